@@ -1,0 +1,60 @@
+"""Bayesian compression of neural networks with Pyro.
+
+>>> import pyro_bc, torch
+>>> _ = torch.manual_seed(0)
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+>>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
+>>> model = pyro_bc.BayesianNetwork(net, prior=pyro_bc.GroupNormalJeffreys(), num_data=64)
+>>> guide = pyro_bc.FactorizedGuide(model)
+>>> result = pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 32), epochs=2, progress=False)
+>>> small = pyro_bc.compress(model, guide)
+"""
+
+from .compressed import CompressedNetwork, Compression, compress, load, read
+from .datasets import Batches, load_dataset
+from .distributions import NormalJeffreys, half_cauchy_factors
+from .elbo import ElboTerms, elbo_terms
+from .errors import PyroBCError
+from .guides import FactorizedGuide
+from .infer import Epoch, FitResult, fit
+from .likelihoods import Bernoulli, Categorical, Likelihood, Normal
+from .local_reparameterization import local_reparameterization
+from .nn import BayesianLinear, BayesianNetwork, bayesianize
+from .posterior import LayerPosterior, summarize
+from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batches",
+    "BayesianLinear",
+    "BayesianNetwork",
+    "Bernoulli",
+    "Categorical",
+    "CompressedNetwork",
+    "Compression",
+    "ElboTerms",
+    "Epoch",
+    "FactorizedGuide",
+    "FitResult",
+    "GroupHorseshoe",
+    "GroupNormalJeffreys",
+    "LayerPosterior",
+    "Likelihood",
+    "LogUniform",
+    "Normal",
+    "NormalJeffreys",
+    "Prior",
+    "PyroBCError",
+    "StandardNormal",
+    "bayesianize",
+    "compress",
+    "elbo_terms",
+    "fit",
+    "half_cauchy_factors",
+    "load",
+    "load_dataset",
+    "local_reparameterization",
+    "read",
+    "summarize",
+]

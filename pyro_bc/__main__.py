@@ -1,0 +1,5 @@
+"""``python -m pyro_bc``."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,148 @@
+"""The command ``pyro-bc``: run, evaluate, inspect."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import compressed
+from .datasets import DATASETS, load_dataset
+from .errors import PyroBCError, UsageError
+from .networks import NETWORKS
+from .precision import RULES
+from .run import PRIORS, Settings, error_percent, report, run
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line on bad arguments, instead of the usage text."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    top = _Parser(prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out.")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    job = commands.add_parser("run", help="train, compress and measure, into a folder")
+    job.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
+    job.add_argument("--prior", required=True, help=f"prior over the weights: {', '.join(PRIORS)}")
+    job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
+    job.add_argument("--epochs", type=int, help="epochs of the Bayesian training (default: the recipe's)")
+    job.add_argument("--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)")
+    job.add_argument("--seed", type=int, default=0)
+    job.add_argument(
+        "--threshold", action="append", default=[], metavar="LAYER=VALUE",
+        help="prune a layer at this value of its statistic instead of looking for one; may be repeated",
+    )  # fmt: skip
+    job.add_argument("--precision", default="posterior", help=f"rule that sets the bits: {', '.join(RULES)}")
+    job.add_argument("--development", action="store_true", help="hold out the end of the training set and measure there")
+    job.add_argument("--resume", action="store_true", help="continue the run in --out")
+    job.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+    check = commands.add_parser("evaluate", help="test error of a .pbc file")
+    check.add_argument("file")
+    check.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    check.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    check.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
+    check.add_argument("--json", action="store_true")
+
+    look = commands.add_parser("inspect", help="what is in a .pbc file")
+    look.add_argument("file")
+    look.add_argument("--json", action="store_true")
+    return top
+
+
+def _run(args: argparse.Namespace) -> None:
+    thresholds: dict[str, float] = {}
+    for item in args.threshold:
+        layer, _, value = item.rpartition("=")
+        try:
+            thresholds[layer] = float(value)
+        except ValueError:
+            raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
+    settings = Settings(
+        args.net, args.prior, args.data, args.epochs, args.pretrain_epochs, args.seed, thresholds or None, args.precision,
+        args.development,
+    )  # fmt: skip
+    metrics = run(
+        settings,
+        args.out,
+        args.data_dir,
+        args.resume,
+        progress=sys.stderr.isatty(),
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(json.dumps(metrics, indent=2) if args.json else report(metrics))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    data_bytes = compressed.read_bytes(args.file)
+    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, data_bytes)
+    data = load_dataset(args.data, args.data_dir)
+    if args.development:
+        data = data.development()
+    if stored.input_shape and stored.input_shape != data.picture_shape:
+        raise UsageError(f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}")
+    error = error_percent(stored.network(), data.test_x, data.test_y)
+    result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"error {error:.2f} % of {len(data.test_x):,} examples, file of {len(data_bytes):,} bytes")
+
+
+def _in_file(path: str, function: Any, data: bytes) -> Any:
+    try:
+        return function(data)
+    except compressed.CompressedFileError as error:
+        raise compressed.CompressedFileError(f"'{path}': {error}") from None
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    data = compressed.read_bytes(args.file)
+    small, sections = _in_file(args.file, compressed.read_sections, data)
+    figures = small.compression(len(data))
+    if args.json:
+        description = {
+            "input_shape": list(small.input_shape),
+            "dense_architecture": [layer.dense_shape[1] for layer in small.layers],
+            "architecture": list(small.architecture),
+            "outputs": small.layers[-1].weight.codes.shape[0],
+            "bits": list(small.bits),
+            "bias_bits": [None if layer.bias is None else layer.bias.bits for layer in small.layers],
+            "file_bytes": len(data),
+            "sections": {name: round(size, 1) for name, size in sections.items()},
+            "dense_parameters": small.dense_parameters,
+            "compression": {name: round(value, 3) for name, value in vars(figures).items()},
+        }
+        print(json.dumps(description))
+        return
+    print(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
+    for number, layer in enumerate(small.layers, 1):
+        out_left, in_left = layer.weight.codes.shape
+        out_dense, in_dense = layer.dense_shape
+        print(
+            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, weights of {layer.weight.bits} bits"
+            + ("" if layer.bias is None else f", biases of {layer.bias.bits}")
+        )
+    for name, size in sections.items():
+        print(f"  {name:<20} {size:10,.1f} bytes")
+    print(
+        f"  pruning {figures.pruning:.1f}, fast prediction {figures.fast_prediction:.1f}, maximum {figures.maximum:.1f}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 after one line on what was wrong."""
+    args = parser().parse_args(argv)
+    try:
+        {"run": _run, "evaluate": _evaluate, "inspect": _inspect}[args.command](args)
+    except PyroBCError as error:
+        print(f"pyro-bc: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,182 @@
+"""The data sets of the analyses and the command, as tensors.
+
+=================  =======================================================  ==========================
+name               source                                                   train, validation, test
+=================  =======================================================  ==========================
+``digits``         scikit-learn, embedded: 8 × 8 pictures of digits         1,437 (180 held out), 360
+``mnist``          the four original files, read from a folder or fetched   60,000 (5,000 held out), 10,000
+``fashion-mnist``  likewise                                                 60,000 (5,000 held out), 10,000
+=================  =======================================================  ==========================
+
+Pictures are floats in [0, 1], ``(N, channels, height, width)``. The held-out part is the end of the training
+set: whatever is chosen by looking (thresholds, epochs) is chosen there.
+"""
+
+import gzip
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures ``(N, C, H, W)`` in [0, 1] and class numbers ``(N,)``, for training and for the final test."""
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+    held_out: int
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)``."""
+        return tuple(self.train_x.shape[1:])
+
+    def development(self) -> "Dataset":
+        """The same set for making choices: the end of the training part takes the test part's place."""
+        n = len(self.train_x) - self.held_out
+        return replace(
+            self, train_x=self.train_x[:n], train_y=self.train_y[:n], test_x=self.train_x[n:], test_y=self.train_y[n:]
+        )
+
+
+class Batches:
+    """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
+
+    :param shuffle: off for evaluation.
+
+    >>> [len(x) for x, y in Batches(torch.zeros(5, 1), torch.zeros(5), batch_size=2)]
+    [2, 2, 1]
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int = 128, shuffle: bool = True):
+        self.x, self.y, self.batch_size, self.shuffle = x, y, batch_size, shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.shuffle:
+            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+            return
+        for index in torch.randperm(len(self.x)).split(self.batch_size):
+            yield self.x[index], self.y[index]
+
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+# Published md5 sums of the compressed files, in the order of _FILES.
+_MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
+     "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+)  # fmt: skip
+_FASHION_MNIST = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
+     "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
+)  # fmt: skip
+
+
+def _digits(folder: str | os.PathLike | None) -> Dataset:
+    from sklearn.datasets import load_digits  # a second to import, and only this set needs it
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    # Neighbours in the file come from one writer: a fixed shuffle, stratified by class, mixes them.
+    split = train_test_split(x, y, test_size=360, stratify=y, random_state=0)
+    train_x, test_x = (torch.tensor(part / 16, dtype=torch.float32).reshape(-1, 1, 8, 8) for part in split[:2])
+    train_y, test_y = (torch.tensor(part, dtype=torch.long) for part in split[2:])
+    return Dataset("digits", train_x, train_y, test_x, test_y, classes=10, held_out=180)
+
+
+def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | os.PathLike | None], Dataset]:
+    def load(folder: str | os.PathLike | None) -> Dataset:
+        url, md5s = source
+        parts = [_read_idx(_find(name, f"{file}.gz", url, md5, folder)) for file, md5 in zip(_FILES, md5s, strict=True)]
+        train_x, test_x = (parts[i].unsqueeze(1).float() / 255 for i in (0, 2))
+        train_y, test_y = (parts[i].long() for i in (1, 3))
+        return Dataset(name, train_x, train_y, test_x, test_y, classes=10, held_out=5000)
+
+    return load
+
+
+def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike | None) -> Path:
+    """The file in the user's folder or cache, its checksum verified; downloaded where it is in neither."""
+    folder = folder or os.environ.get("PYRO_BC_DATA")
+    if folder is not None:
+        base = Path(folder)
+        if not base.is_dir():
+            raise DataError(f"the data folder '{folder}' does not exist; name one that holds {file}, or none to download")
+        for path in (base / file, base / name / file):
+            if path.is_file():
+                actual = hashlib.md5(path.read_bytes()).hexdigest()
+                if actual != md5:
+                    raise DataError(
+                        f"'{path}' has md5 {actual}, not {md5}: it is damaged or not the original {name} file. Replace "
+                        f"it with the original from {url}, or remove it and give no folder to have it downloaded"
+                    )
+                return path
+        raise DataError(
+            f"'{folder}' does not hold {file} (looked in it and in {name}/); put the original file there, or give no "
+            f"folder to have it downloaded"
+        )
+    import pooch  # only a download needs it
+
+    try:
+        return Path(
+            pooch.retrieve(url + file, known_hash=f"md5:{md5}", fname=f"{name}-{file}", path=pooch.os_cache("pyro_bc"))
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120]
+        raise DataError(
+            f"{file} of {name} could not be downloaded ({reason}); check the network, or give the folder that holds the "
+            f"original file with --data-dir or $PYRO_BC_DATA"
+        ) from None
+
+
+def _read_idx(path: Path) -> Tensor:
+    """An IDX file of unsigned bytes: magic number, sizes (big-endian), data."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        dims = data[3]
+        sizes = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
+        return torch.frombuffer(bytearray(data[4 + 4 * dims :]), dtype=torch.uint8).reshape(sizes)
+    except (OSError, EOFError, zlib.error, struct.error, IndexError, RuntimeError) as error:
+        raise DataError(f"'{path}' is not a readable IDX file ({error})") from None
+
+
+_DATASETS: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
+    "digits": _digits,
+    "mnist": _idx_set("mnist", _MNIST),
+    "fashion-mnist": _idx_set("fashion-mnist", _FASHION_MNIST),
+}
+
+#: names that :func:`load_dataset` knows.
+DATASETS = tuple(_DATASETS)
+
+
+def load_dataset(name: str, folder: str | os.PathLike | None = None) -> Dataset:
+    """A data set by name.
+
+    :param folder: where the original files lie, in it or in a folder named after the set; default
+        ``$PYRO_BC_DATA``, or the user's cache after a download with verified checksums.
+    :raises DataError: for an unknown name, a missing folder or file, a wrong checksum, or no network.
+
+    >>> load_dataset("digits").train_x.shape
+    torch.Size([1437, 1, 8, 8])
+    """
+    if name not in _DATASETS:
+        raise DataError(f"unknown data set '{name}'; there are {', '.join(DATASETS)}")
+    return _DATASETS[name](folder)

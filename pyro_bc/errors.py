@@ -1,0 +1,45 @@
+"""What can go wrong, as exceptions that say what to do about it.
+
+Every error that a user can cause derives from :class:`PyroBCError`; the command line turns it into one
+line on standard error and exit code 2.
+"""
+
+
+class PyroBCError(Exception):
+    """Base class of the errors that a user of ``pyro_bc`` can cause and mend."""
+
+
+class ImproperPriorError(PyroBCError, NotImplementedError):
+    """A density without a normaliser was asked for a sample."""
+
+
+class UnsupportedSiteError(PyroBCError, ValueError):
+    """A latent site whose support no factorised family covers."""
+
+
+class UnsupportedNetworkError(PyroBCError, ValueError):
+    """A network that contains a module or an operation that cannot be compressed."""
+
+
+class NonFiniteLossError(PyroBCError, ArithmeticError):
+    """The loss, or what it is made of, became NaN or infinite during training."""
+
+
+class EmptyNetworkError(PyroBCError, ValueError):
+    """Pruning left a layer without a single weight."""
+
+
+class CheckpointError(PyroBCError, ValueError):
+    """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class CompressedFileError(PyroBCError, ValueError):
+    """A file that is not a readable ``.pbc`` file."""
+
+
+class DataError(PyroBCError, ValueError):
+    """A data set that is unknown, missing or damaged."""
+
+
+class UsageError(PyroBCError, ValueError):
+    """An argument outside of what is allowed."""

@@ -1,0 +1,281 @@
+r"""The training loop that a user need not write.
+
+What it adds to ``SVI.step`` under :func:`~pyro_bc.local_reparameterization`: the KL is warmed up linearly, what
+lives on a logarithmic scale (log-variances and the locations of log-normals) has a learning rate of its own,
+standard deviations are capped while the network learns, the learning rate decays linearly at the end, and a
+checkpoint after each epoch continues to the same result as an uninterrupted run.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .elbo import ElboTerms, elbo_terms
+from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .guides import FactorizedGuide
+from .nn import BayesianNetwork
+from .posterior import summarize
+from .thresholds import choose_threshold
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to. ``loss``, ``kl`` and ``negative_log_likelihood`` are in nats per training example.
+
+    :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
+    :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
+    """
+
+    epoch: int
+    loss: float
+    negative_log_likelihood: float
+    kl: float
+    kl_weight: float
+    error: float
+    groups_left: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The course of a fit; the fit itself is in the guide.
+
+    :param history: one :class:`Epoch` after the other, including those before a resume.
+    """
+
+    history: tuple[Epoch, ...]
+
+
+def fit(
+    model: BayesianNetwork,
+    guide: FactorizedGuide,
+    train_loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    epochs: int,
+    learning_rate: float = 1e-3,
+    log_learning_rate: float = 1e-2,
+    kl_warmup_epochs: float | None = None,
+    decay: float = 0.5,
+    max_scale: Mapping[str, float] | None = None,
+    seed: int | None = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    after_epoch: Callable[[Epoch], None] | None = None,
+) -> FitResult:
+    r"""Maximise the ELBO with Adam; the guide holds the result.
+
+    :param model: the network as a Pyro model.
+    :param guide: its guide, set up or not.
+    :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator.
+    :param epochs: passes over the loader.
+    :param learning_rate: Adam's, of the means (and of deterministic parameters of the network).
+    :param log_learning_rate: Adam's, of all that lives on a log scale: log-variances, and the locations of
+        log-normal sites.
+    :param kl_warmup_epochs: over how many epochs the KL's weight rises linearly from 0 to 1 (Louizos et al.
+        2017, section 4; default: a quarter of ``epochs``).
+    :param decay: last part of the training, 0 to 1, in which both learning rates fall linearly to 0.
+    :param max_scale: upper bound of the standard deviation of :math:`\tilde w` for layers by name, e.g.
+        ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
+    :param seed: seed of torch's global generator, None to leave it as it is.
+    :param checkpoint: file to write after each epoch.
+    :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
+    :param progress: whether to show a progress bar.
+    :param after_epoch: called with each new :class:`Epoch`.
+    :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
+    :raises NonFiniteLossError: where the loss is NaN or infinite; names the sites. The checkpoint of the last
+        good epoch stays.
+    :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
+    """
+    steps = _validate(train_loader, epochs, learning_rate, log_learning_rate, decay)
+    warmup = 0.25 * epochs if kl_warmup_epochs is None else kl_warmup_epochs
+    if not warmup >= 0:
+        raise UsageError(f"kl_warmup_epochs must be 0 or more, not {warmup}")
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    x, y = next(iter(train_loader))
+    with torch.no_grad():
+        guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # sets the guide up, before labels are trusted
+        model.likelihood.check(pyro.poutine.replay(model, trace=guide_trace)(x, y), y)
+    bounds = _log_variance_bounds(guide, max_scale or {})
+    optimizer = _optimizer(model, guide, learning_rate, log_learning_rate)
+    settings = {
+        "epochs": epochs,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "log_learning_rate": log_learning_rate,
+        "kl_warmup_epochs": warmup,
+        "decay": decay,
+        "max_scale": dict(max_scale or {}),
+        "seed": seed,
+        "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
+    }
+    history: list[Epoch] = []
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        if resume:
+            history = _restore(checkpoint, model, guide, optimizer, settings)
+        elif checkpoint.exists():
+            raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
+        if seed is not None and not resume:
+            pyro.set_rng_seed(seed)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"), disable=not progress,
+    )  # fmt: skip
+    with bar, pyro.validation_enabled(False):
+        task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
+        for epoch in range(len(history), epochs):
+            start = time.perf_counter()
+            sums = torch.zeros(3)
+            for step, (x, y) in enumerate(train_loader):
+                progress_now = epoch + step / steps
+                kl_weight = min(1.0, progress_now / warmup) if warmup else 1.0
+                _set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
+                optimizer.zero_grad()
+                terms = elbo_terms(model, guide, x, y)
+                loss = terms.loss(kl_weight) / model.num_data
+                if not math.isfinite(loss.item()):
+                    raise NonFiniteLossError(_diagnosis(terms, guide, epoch, step))
+                loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, bound in bounds:
+                        parameter.clamp_(max=bound)
+                    error = model.likelihood.error(terms.outputs, y).mean()
+                sums += torch.stack([terms.log_likelihood.detach(), terms.total_kl().detach(), error]).cpu()
+            log_likelihood, kl, error = (sums / steps).tolist()
+            record = Epoch(
+                epoch=epoch + 1,
+                loss=(kl - log_likelihood) / model.num_data,
+                negative_log_likelihood=-log_likelihood / model.num_data,
+                kl=kl / model.num_data,
+                kl_weight=kl_weight,
+                error=model.likelihood.summary(error),
+                groups_left=groups_left(guide),
+                seconds=time.perf_counter() - start,
+            )
+            history.append(record)
+            if checkpoint is not None:
+                _save(checkpoint, model, guide, optimizer, settings, history)
+            left = "-".join(map(str, record.groups_left.values()))
+            bar.update(
+                task,
+                advance=1,
+                state=f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}",
+            )
+            if after_epoch is not None:
+                after_epoch(record)
+    return FitResult(tuple(history))
+
+
+def groups_left(guide: FactorizedGuide) -> dict[str, int]:
+    """How many groups (weights, for per-weight priors) each layer would keep at its automatic threshold."""
+    left = {}
+    for name, layer in summarize(guide).items():
+        if layer.statistic is not None:
+            left[name] = int((layer.statistic < choose_threshold(layer).value).sum())
+    return left
+
+
+def _validate(loader: Any, epochs: int, learning_rate: float, log_learning_rate: float, decay: float) -> int:
+    if not (isinstance(epochs, int) and epochs > 0):
+        raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    for name, rate in (("learning_rate", learning_rate), ("log_learning_rate", log_learning_rate)):
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"{name} must be positive and finite, not {rate!r}")
+    if not 0 <= decay <= 1:
+        raise UsageError(f"decay is a part of the training between 0 and 1, not {decay!r}")
+    if len(loader) == 0:
+        raise UsageError("the training loader is empty")
+    return len(loader)
+
+
+def _log_variance_bounds(guide: FactorizedGuide, max_scale: Mapping[str, float]) -> list[tuple[Tensor, float]]:
+    """Log-variance parameters to clamp after every step, with their bounds."""
+    bounds = []
+    for layer, scale in max_scale.items():
+        if layer not in guide.layers:
+            raise UsageError(f"max_scale names a layer '{layer}'; the network has {', '.join(guide.layers)}")
+        if not scale > 0:
+            raise UsageError(f"max_scale of layer '{layer}' must be positive, not {scale!r}")
+        bounds.append((attrgetter(f"{layer}.weight")(guide.log_variances), 2 * math.log(scale)))
+    return bounds
+
+
+def _optimizer(model: Any, guide: FactorizedGuide, learning_rate: float, log_learning_rate: float) -> Any:
+    logs, means = list(guide.log_variances.parameters()), list(model.parameters())
+    for name, family in guide.families.items():
+        (logs if family is pyro.distributions.LogNormal else means).append(attrgetter(name)(guide.locs))
+    groups = [{"params": means, "lr": learning_rate}, {"params": logs, "lr": log_learning_rate}]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _set_rates(optimizer: Any, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+
+
+def _diagnosis(terms: ElboTerms, guide: FactorizedGuide, epoch: int, step: int) -> str:
+    sites = [f"KL of site '{name}'" for name, value in terms.kl.items() if not torch.isfinite(value)]
+    if not torch.isfinite(terms.log_likelihood):
+        sites.append("the log-likelihood (check the inputs, and the network's outputs)")
+    parameters = [name for name, value in guide.named_parameters() if not torch.isfinite(value).all()]
+    text = f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {', '.join(sites) or 'their sum'}"
+    if parameters:
+        text += f"; not finite already: {', '.join(parameters)}"
+    return text + ". A smaller learning rate usually helps; the last checkpoint is of the epoch before"
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _save(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping, history: list[Epoch]) -> None:
+    tensors = {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors["rng"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    metadata = {"settings": dict(settings), "history": [asdict(record) for record in history]}
+    save_checkpoint(path, tensors, metadata)
+
+
+def _restore(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping) -> list[Epoch]:
+    tensors, metadata = load_checkpoint(path)
+    saved = metadata.get("settings", {})
+    if _fingerprint(saved) != _fingerprint(settings):
+        differing = [key for key in settings if json.dumps(saved.get(key)) != json.dumps(settings[key])]
+        raise CheckpointError(f"'{path}' was written by a run with other settings: {', '.join(differing)} differ")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    guide.load_state_dict(part("guide."))
+    model.load_state_dict(part("model."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimizer.").items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return [Epoch(**record) for record in metadata["history"]]

@@ -1,0 +1,296 @@
+r"""Local reparameterization as an effect handler: pre-activations are sampled, weights never.
+
+Inside the handler a guide's site is not drawn. Its value becomes a :class:`Deferred` tensor, which knows the
+distribution it would be drawn from, and products of deferred tensors stay deferred. When
+``torch.nn.functional.linear`` meets one as its weight, scales are drawn for every example, and the
+pre-activation from its exact conditional (Kingma, Salimans, Welling 2015; Louizos et al. 2017, section 3.3).
+Before::
+
+    weight = scale * weight_tilde                       # one draw, shared by all examples of the batch
+    y = x @ weight.T + bias
+
+After, with one row of noise for every example::
+
+    y ~ Normal((x * z) @ loc.T + bias_loc, (x * z)² @ variance.T + bias_variance),   z ~ q(z)
+
+The model's code does not change, whether it uses our layers, ``Prior.sample`` or plain ``pyro.sample``
+statements and ``F.linear(x, z * w, b)``. Any other operation on a deferred tensor draws it once and goes on
+with the draw, so that nothing is ever silently replaced by its mean.
+
+Since nothing is drawn, the site's two log-densities are replaced by what their difference is in expectation,
+:math:`-\mathrm{KL}(q\|p)` in the model and 0 in the guide. Both ``TraceMeanField_ELBO`` and ``Trace_ELBO``
+are thus unbiased inside the handler, the latter with the closed-form KL too.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.kl import register_kl
+
+from .priors import ROLES, base_distribution
+
+# Variance below which a pre-activation counts as certain; keeps the gradient of the root finite at zero.
+_TINY = 1e-16
+
+
+class Deferred(torch.Tensor):
+    """A tensor that is drawn from ``distribution`` only where an operation needs its value.
+
+    It has shape, dtype and device, but no storage of its own. ``draw()`` returns the same draw every time.
+    """
+
+    distribution: Any
+    guide_fn: Any  # of a site's value: the guide's density at the site, with its event dimensions
+    _draw: Tensor | None
+
+    @staticmethod
+    def of(distribution: Any) -> "Deferred":
+        """Defer a ``Normal`` or ``LogNormal`` (without ``to_event``)."""
+        loc = distribution.loc
+        value = loc.detach().new_empty(()).expand(loc.shape).as_subclass(Deferred)
+        value.distribution = distribution
+        value._draw = None
+        return value
+
+    def draw(self) -> Tensor:
+        """The value, drawn with a reparameterized gradient on first use; a plain tensor."""
+        if self._draw is None:
+            self._draw = self.distribution.rsample()
+        return self._draw
+
+    def per_example(self, x: Tensor) -> Tensor:
+        """One draw for every example of ``x``, shape ``(len(x), 1, …, *self.shape)``, broadcast to ``x.dim()``."""
+        q = self.distribution
+        loc, scale = q.loc, q.scale
+        batch = [x.shape[0]] if x.dim() > 1 else []
+        ones = [1] * (x.dim() - len(batch) - loc.dim())
+        normal = loc + scale * torch.randn(*batch, *ones, *loc.shape, dtype=loc.dtype, device=loc.device)
+        return normal.exp() if isinstance(q, dist.LogNormal) else normal
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        rule = _RULES.get(func)
+        if rule is not None:
+            result = rule(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        args, kwargs = torch.utils._pytree.tree_map_only(Deferred, lambda t: t.draw(), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+_METADATA = {
+    torch.Tensor.shape.__get__,
+    torch.Tensor.dtype.__get__,
+    torch.Tensor.device.__get__,
+    torch.Tensor.layout.__get__,
+    torch.Tensor.ndim.__get__,
+    torch.Tensor.is_sparse.__get__,
+    torch.Tensor.dim,
+    torch.Tensor.size,
+    torch.Tensor.numel,
+    torch.Tensor.__len__,
+}
+
+
+class DeferredProduct(Deferred):
+    """A product of independent deferred tensors that broadcast against each other, still not drawn.
+
+    Factors: any number of scales, and at most one weight (the normal of two or more dimensions).
+    """
+
+    factors: tuple[Deferred, ...]
+
+    @staticmethod
+    def over(*factors: Deferred) -> "DeferredProduct":
+        shape = torch.broadcast_shapes(*(f.shape for f in factors))
+        value = _plain(factors[0]).new_empty(()).expand(shape).as_subclass(DeferredProduct)
+        value.factors = tuple(factors)
+        value._draw = None
+        return value
+
+    def draw(self) -> Tensor:
+        if self._draw is None:
+            self._draw = reduce(torch.mul, (f.draw() for f in self.factors))
+        return self._draw
+
+    def per_example(self, x: Tensor) -> Tensor:
+        return reduce(torch.mul, (f.per_example(x) for f in self.factors))
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The tensor's own (empty) storage, without the subclass."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(torch.Tensor)
+
+
+def _factors(value: Deferred) -> tuple[Deferred, ...]:
+    return value.factors if isinstance(value, DeferredProduct) else (value,)
+
+
+def _multiply(a: Any, b: Any) -> Any:
+    """A product of deferred tensors; two log-normals of one shape become one."""
+    if not (isinstance(a, Deferred) and isinstance(b, Deferred)):
+        return NotImplemented
+    merged: list[Deferred] = []
+    for factor in (*_factors(a), *_factors(b)):
+        if any(factor is other for other in merged):
+            return NotImplemented  # a square is not a product of independent variables
+        for i, other in enumerate(merged):
+            p, q = other.distribution, factor.distribution
+            if factor.shape == other.shape and isinstance(p, dist.LogNormal) and isinstance(q, dist.LogNormal):
+                scale = (p.scale.square() + q.scale.square()).sqrt()
+                merged[i] = Deferred.of(dist.LogNormal(p.loc + q.loc, scale, validate_args=False))
+                break
+        else:
+            merged.append(factor)
+    return merged[0] if len(merged) == 1 else DeferredProduct.over(*merged)
+
+
+def _square_root(value: Deferred) -> Any:
+    """The root of a product of log-normals is a product of log-normals."""
+    roots = []
+    for factor in _factors(value):
+        q = factor.distribution
+        if not isinstance(q, dist.LogNormal):
+            return NotImplemented
+        roots.append(Deferred.of(dist.LogNormal(0.5 * q.loc, 0.5 * q.scale, validate_args=False)))
+    return roots[0] if len(roots) == 1 else DeferredProduct.over(*roots)
+
+
+def _split(weight: Deferred, weight_dim: int) -> tuple[tuple[Deferred, ...], Any] | None:
+    """Scales and the normal of ``weight_dim`` dimensions among the factors of a weight."""
+    normals = [f for f in _factors(weight) if len(f.shape) == weight_dim]
+    scales = tuple(f for f in _factors(weight) if len(f.shape) < weight_dim)
+    if len(normals) != 1 or isinstance(normals[0].distribution, dist.LogNormal):
+        return None
+    return scales, normals[0].distribution
+
+
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
+    """Sample the output of a linear layer given its input; shapes as ``torch.nn.functional.linear``."""
+    parts = _split(weight, 2) if isinstance(weight, Deferred) else None
+    if isinstance(input, Deferred) or parts is None:
+        return NotImplemented
+    scales, q = parts
+    x = input
+    for scale in scales:
+        x = x * scale.per_example(x)  # (batch, …, in_features)
+    if isinstance(bias, Deferred) and isinstance(bias.distribution, dist.Normal):
+        bias_loc, bias_variance = bias.distribution.loc, bias.distribution.scale.square()
+    else:
+        bias_loc, bias_variance = (bias.draw() if isinstance(bias, Deferred) else bias), None
+    mean = F.linear(x, q.loc, bias_loc)
+    variance = F.linear(x.square(), q.scale.square(), bias_variance)
+    noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+    return torch.addcmul(mean, (variance + _TINY).sqrt(), noise)
+
+
+_RULES: dict[Callable, Callable] = {
+    torch.mul: _multiply,
+    torch.Tensor.mul: _multiply,
+    torch.Tensor.__mul__: _multiply,
+    torch.Tensor.__rmul__: _multiply,
+    torch.sqrt: _square_root,
+    torch.Tensor.sqrt: _square_root,
+    F.linear: _linear,
+}
+
+
+class _Undrawn(TorchDistribution):
+    """A site's density where the value is not drawn: scores any value with a constant per batch entry."""
+
+    arg_constraints: dict = {}
+
+    def __init__(self, fn: Any):
+        self.fn = fn
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self):
+        return self.fn.support
+
+    @property
+    def has_rsample(self):
+        return True
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.fn.expand(batch_shape))
+
+    def rsample(self, sample_shape=torch.Size()):
+        return self.fn.rsample(sample_shape)
+
+
+class _UndrawnGuide(_Undrawn):
+    def log_prob(self, value):
+        return _plain(value).new_zeros(()).expand(self.batch_shape)
+
+
+class _UndrawnModel(_Undrawn):
+    def __init__(self, fn: Any, guide_fn: Any):
+        super().__init__(fn)
+        self.guide_fn = guide_fn
+        self._negative_kl: Tensor | None = None
+
+    def log_prob(self, value):
+        if self._negative_kl is None:
+            self._negative_kl = -kl_divergence(self.guide_fn, self.fn)
+        return self._negative_kl
+
+
+@register_kl(_UndrawnGuide, _UndrawnModel)
+def _kl_undrawn(q, p):
+    return -p.log_prob(None)
+
+
+class LocalReparameterizationMessenger(Messenger):
+    """Defers the sites of layers (named ``<layer>.<role>``, see :mod:`pyro_bc.priors`) inside it.
+
+    Guide and model must both run inside::
+
+        with LocalReparameterizationMessenger():
+            svi.step(x, y)
+
+    Works for guides that put a ``Normal`` or ``LogNormal`` at the site itself, as
+    :class:`~pyro_bc.FactorizedGuide` does; other sites are sampled as ever. A layer that is used twice in one
+    pass gets independent noise each time.
+    """
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["is_observed"]:
+            return
+        if isinstance(msg["value"], Deferred):  # the model, replayed against the guide
+            msg["fn"] = _UndrawnModel(msg["fn"], msg["value"].guide_fn)
+            return
+        layer, _, role = msg["name"].rpartition(".")
+        q = base_distribution(msg["fn"])
+        if msg["value"] is None and layer and role in ROLES and isinstance(q, (dist.Normal, dist.LogNormal)):
+            msg["value"] = Deferred.of(q)
+            msg["value"].guide_fn = msg["fn"]
+            msg["done"] = True
+            msg["fn"] = _UndrawnGuide(msg["fn"])
+
+
+def local_reparameterization() -> LocalReparameterizationMessenger:
+    """Context manager in which layers sample their pre-activations, per example, instead of weights.
+
+    >>> import pyro, pyro_bc, torch
+    >>> from pyro.infer import SVI, TraceMeanField_ELBO
+    >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), num_data=8)
+    >>> guide = pyro_bc.FactorizedGuide(model)
+    >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+    >>> with local_reparameterization():
+    ...     loss = svi.step(torch.ones(8, 4), torch.zeros(8, dtype=torch.long))
+    """
+    return LocalReparameterizationMessenger()

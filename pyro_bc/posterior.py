@@ -1,0 +1,69 @@
+"""What the fit knows about each layer: moments of every weight, and the statistic that prunes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .guides import FactorizedGuide
+from .priors import Prior, base_distribution, group_dim
+
+
+@dataclass(frozen=True)
+class LayerPosterior:
+    """Posterior summary of one layer; all tensors detached and on the CPU.
+
+    :param name: the layer's name in the model (``net.fc1``).
+    :param prior: its prior.
+    :param weight_mean: ``(out, in)`` or ``(out, in, *kernel)``.
+    :param weight_variance: the same shape.
+    :param bias_mean: ``(out,)`` or None.
+    :param bias_variance: ``(out,)`` or None.
+    :param statistic: large where prunable: ``(groups,)``, the weight's shape, or None (nothing is pruned).
+    """
+
+    name: str
+    prior: Prior
+    weight_mean: Tensor
+    weight_variance: Tensor
+    bias_mean: Tensor | None
+    bias_variance: Tensor | None
+    statistic: Tensor | None
+
+    @property
+    def group_dim(self) -> int:
+        """Dimension of the weight that indexes its groups."""
+        return group_dim(self.weight_mean.shape)
+
+    def signal_to_noise(self) -> Tensor:
+        r""":math:`\sum E[w]^2 / \sum V[w]` over each group, ``(groups,)``; of each weight for per-weight priors."""
+        square, variance = self.weight_mean.square(), self.weight_variance
+        if self.statistic is None or self.statistic.shape != square.shape:
+            dims = [d for d in range(square.dim()) if d != self.group_dim]
+            square, variance = square.sum(dims), variance.sum(dims)
+        return square / variance
+
+
+@torch.no_grad()
+def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
+    """Posterior summary of every layer of a fitted guide, in the order of the network.
+
+    :raises RuntimeError: where the guide has not been set up by a first call.
+    """
+    q = guide.posterior()
+    layers = {}
+    for name, (prior, sites) in guide.layers.items():
+        layer_q = {role: q[f"{name}.{role}"] for role in sites}
+        mean, variance = prior.moments(layer_q)
+        bias = base_distribution(layer_q["bias"]) if "bias" in layer_q else None
+        statistic = prior.statistic(layer_q)
+        layers[name] = LayerPosterior(
+            name=name,
+            prior=prior,
+            weight_mean=mean.cpu(),
+            weight_variance=variance.cpu(),
+            bias_mean=None if bias is None else bias.loc.cpu(),
+            bias_variance=None if bias is None else bias.scale.square().cpu(),
+            statistic=None if statistic is None else statistic.cpu(),
+        )
+    return layers

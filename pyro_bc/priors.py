@@ -1,0 +1,311 @@
+r"""Priors over the weights of a layer, and what each says about pruning.
+
+A layer ``fc1`` is a set of Pyro sites named ``fc1.<role>``. A prior fixes the roles, their densities, how
+the values combine to a weight, and the statistic by which groups are pruned:
+
+=============================  ===============================================================  ===================
+prior                          sites of a layer (all non-centred)                               pruned
+=============================  ===============================================================  ===================
+:class:`GroupNormalJeffreys`   ``scale``, ``weight``                                            groups
+:class:`GroupHorseshoe`        ``local_a``, ``local_b``, ``global_a``, ``global_b``, ``weight`` groups
+:class:`LogUniform`            ``weight``                                                       single weights
+:class:`StandardNormal`        ``weight``                                                       nothing
+=============================  ===============================================================  ===================
+
+A group is an input unit of a fully connected layer and an output filter of a convolution. Every layer may
+also have a site ``bias`` with a standard normal prior, which belongs to no group.
+
+A new prior is one subclass of :class:`Prior`; nothing else changes. A Pyro model written by hand uses the
+same names, either through :meth:`Prior.sample` or with its own ``pyro.sample`` statements, and is
+recognised by them (:func:`find_layers`).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .distributions import NormalJeffreys, half_cauchy_factors, log_dropout_rate
+from .errors import UsageError
+
+
+def group_dim(weight_shape: torch.Size | tuple[int, ...]) -> int:
+    """Dimension of a weight that indexes its groups: inputs of a linear layer, filters of a convolution."""
+    return 1 if len(weight_shape) == 2 else 0
+
+
+def over_groups(value: Tensor, weight_dim: int) -> Tensor:
+    """Shape a tensor of one entry per group, ``(groups,)``, for broadcasting against its weight."""
+    return value if weight_dim == 2 else value.reshape(-1, *[1] * (weight_dim - 1))
+
+
+def base_distribution(fn: Any) -> Any:
+    """The density itself, without ``to_event`` and masks around it."""
+    while hasattr(fn, "base_dist") and isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+class Prior(ABC):
+    """One prior over a layer's weights: its sites, its statistic and its moments.
+
+    ``q`` in the methods below is the guide of one layer: a mapping from role to the site's variational
+    distribution, a ``Normal`` or ``LogNormal`` of the site's shape.
+    """
+
+    #: roles of the layer's sites in the order in which they are sampled; ``weight`` comes last.
+    roles: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def sites(self, weight_shape: torch.Size | tuple[int, ...]) -> dict[str, Any]:
+        """Prior density of every role for a weight of shape ``(out, in)`` or ``(out, in, *kernel)``."""
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, sites: Mapping[str, Any]) -> "Prior | None":
+        """The prior behind a layer's sites (role to density), or None where it is another one's."""
+
+    @abstractmethod
+    def weight(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The layer's weight from a value of every role."""
+
+    @abstractmethod
+    def group_scale(self, q: Mapping[str, Any]) -> Any | None:
+        """Marginal posterior of the scale :math:`z_i`, shape ``(groups,)``; None without groups."""
+
+    @abstractmethod
+    def statistic(self, q: Mapping[str, Any]) -> Tensor | None:
+        """What is thresholded: large means prunable. ``(groups,)``, the weight's shape, or None."""
+
+    def initial_values(self, sites: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Values at which a guide starts, so that the expected scale is about 1."""
+        shape = sites["weight"].event_shape or sites["weight"].batch_shape
+        bound = 1 / math.sqrt(math.prod(shape[1:]))  # as torch.nn.Linear and torch.nn.Conv do
+        return {"weight": torch.empty(shape).uniform_(-bound, bound)}
+
+    def moments(self, q: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        r"""Posterior mean and variance of every weight (Louizos et al. 2017, eq. 11 and appendix).
+
+        :math:`E[w_{ij}] = E[z_i]\,\mu_{ij}` and
+        :math:`V[w_{ij}] = V[z_i](\sigma_{ij}^2 + \mu_{ij}^2) + \sigma_{ij}^2 E[z_i]^2`, which holds for any
+        scale that is independent of :math:`\tilde w`.
+
+        :returns: pair of tensors of the weight's shape.
+        """
+        weight = base_distribution(q["weight"])
+        mean, variance = weight.loc, weight.scale.square()
+        scale = self.group_scale(q)
+        if scale is None:
+            return mean, variance
+        z_mean = over_groups(scale.mean, mean.dim())
+        z_variance = over_groups(scale.variance, mean.dim())
+        return z_mean * mean, z_variance * (variance + mean.square()) + variance * z_mean.square()
+
+    def sample(self, name: str, weight_shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Sample a layer's weight in a Pyro model: one ``pyro.sample`` statement per role.
+
+        :param name: the layer's name; the sites are called ``<name>.<role>``.
+        :param weight_shape: ``(out, in)`` or ``(out, in, *kernel)``.
+        :returns: the weight, to be used in ``torch.nn.functional.linear`` or ``conv*d``.
+
+        >>> weight = GroupHorseshoe().sample("fc1", (3, 2))
+        >>> weight.shape
+        torch.Size([3, 2])
+        """
+        values = {role: pyro.sample(f"{name}.{role}", fn) for role, fn in self.sites(weight_shape).items()}
+        return self.weight(values)
+
+
+def _standard_normal(shape):
+    return dist.Normal(torch.zeros(shape), torch.ones(shape), validate_args=False).to_event(len(shape))
+
+
+@dataclass(frozen=True)
+class GroupNormalJeffreys(Prior):
+    r"""BC-GNJ: :math:`p(z_i) \propto 1/|z_i|`, :math:`w_{ij} = z_i \tilde w_{ij}`,
+    :math:`\tilde w_{ij} \sim N(0, 1)` (Louizos et al. 2017, section 3.1).
+
+    Guide: normals for ``scale`` and ``weight``. Statistic: the log dropout rate
+    :math:`\log\alpha_i = \log\sigma_{z_i}^2 - \log\mu_{z_i}^2`, below which a group is kept.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("scale", "weight")
+
+    def sites(self, weight_shape):
+        groups = weight_shape[group_dim(weight_shape)]
+        return {
+            "scale": NormalJeffreys(torch.Size([groups]), validate_args=False).to_event(1),
+            "weight": _standard_normal(weight_shape),
+        }
+
+    @classmethod
+    def recognise(cls, sites):
+        scale = base_distribution(sites.get("scale"))
+        return cls() if isinstance(scale, NormalJeffreys) else None
+
+    def weight(self, values):
+        weight = values["weight"]
+        return over_groups(values["scale"], weight.dim()) * weight
+
+    def initial_values(self, sites):
+        groups = sites["scale"].shape()
+        return super().initial_values(sites) | {"scale": 1 + 0.01 * torch.randn(groups)}
+
+    def group_scale(self, q):
+        return base_distribution(q["scale"])
+
+    def statistic(self, q):
+        scale = self.group_scale(q)
+        return log_dropout_rate(scale.loc, 2 * scale.scale.log())
+
+
+@dataclass(frozen=True)
+class GroupHorseshoe(Prior):
+    r"""BC-GHS: :math:`s \sim C^+(0, \tau_0)`, :math:`\tilde z_i \sim C^+(0, 1)`,
+    :math:`w_{ij} = \tilde w_{ij} \tilde z_i s` (Louizos et al. 2017, section 3.2).
+
+    Every half-Cauchy is the root of a Gamma times an inverse-Gamma variable
+    (:func:`~pyro_bc.distributions.half_cauchy_factors`): ``global_a`` and ``global_b`` (one each per layer),
+    ``local_a`` and ``local_b`` (one each per group), with log-normal guides. Statistic: the negative log-mode
+    :math:`\sigma_{z_i}^2 - \mu_{z_i}` of :math:`z_i = \tilde z_i s`, below which a group is kept.
+
+    :param global_scale: :math:`\tau_0`, the scale (median) of :math:`s` itself; see
+        :func:`~pyro_bc.distributions.half_cauchy_factors` for how public code differs.
+    """
+
+    global_scale: float = 1e-5
+    roles: ClassVar[tuple[str, ...]] = ("local_a", "local_b", "global_a", "global_b", "weight")
+
+    def __post_init__(self):
+        if not (math.isfinite(self.global_scale) and self.global_scale > 0):
+            raise UsageError(f"GroupHorseshoe needs a positive, finite global_scale, not {self.global_scale!r}")
+
+    def sites(self, weight_shape):
+        groups = weight_shape[group_dim(weight_shape)]
+        local_a, local_b = half_cauchy_factors(1.0, (groups,))
+        global_a, global_b = half_cauchy_factors(self.global_scale)
+        values = (local_a, local_b, global_a, global_b, _standard_normal(weight_shape))
+        return dict(zip(self.roles, values, strict=True))
+
+    @classmethod
+    def recognise(cls, sites):
+        if not {"local_a", "local_b", "global_a", "global_b"} <= sites.keys():
+            return None
+        return cls(float(base_distribution(sites["global_a"]).rate) ** -0.5)
+
+    def weight(self, values):
+        weight = values["weight"]
+        # The global factors are about 1e-10 and 1e10: multiplied with each other first, they stay in range.
+        squared = (values["global_a"] * values["global_b"]) * (values["local_a"] * values["local_b"])
+        return over_groups(squared.sqrt(), weight.dim()) * weight
+
+    def initial_values(self, sites):
+        groups = sites["local_a"].shape()
+        squared = torch.tensor(self.global_scale**2)
+        return super().initial_values(sites) | {
+            "local_a": torch.exp(0.01 * torch.randn(groups)),
+            "local_b": torch.exp(0.01 * torch.randn(groups)),
+            "global_a": squared,
+            "global_b": 1 / squared,
+        }
+
+    def group_scale(self, q):
+        factors = [base_distribution(q[role]) for role in self.roles[:-1]]
+        loc = 0.5 * sum(f.loc for f in factors)
+        variance = 0.25 * sum(f.scale.square() for f in factors)
+        return dist.LogNormal(loc, variance.sqrt(), validate_args=False)
+
+    def statistic(self, q):
+        scale = self.group_scale(q)
+        return scale.scale.square() - scale.loc
+
+
+@dataclass(frozen=True)
+class LogUniform(Prior):
+    r"""Sparse VD: :math:`p(w_{ij}) \propto 1/|w_{ij}|` for every weight alone (Molchanov et al. 2017), the
+    paper's baseline.
+
+    Guide: a normal for ``weight``. Statistic: :math:`\log\alpha_{ij} = \log\sigma_{ij}^2 - \log\mu_{ij}^2`,
+    below which a weight is kept.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def sites(self, weight_shape):
+        return {"weight": NormalJeffreys(torch.Size(weight_shape), validate_args=False).to_event(len(weight_shape))}
+
+    @classmethod
+    def recognise(cls, sites):
+        return cls() if isinstance(base_distribution(sites["weight"]), NormalJeffreys) else None
+
+    def weight(self, values):
+        return values["weight"]
+
+    def group_scale(self, q):
+        return None
+
+    def statistic(self, q):
+        weight = base_distribution(q["weight"])
+        return log_dropout_rate(weight.loc, 2 * weight.scale.log())
+
+
+@dataclass(frozen=True)
+class StandardNormal(Prior):
+    r""":math:`w_{ij} \sim N(0, 1)`: no sparsity, the plain Bayesian network to compare with. Prunes nothing."""
+
+    roles: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def sites(self, weight_shape):
+        return {"weight": _standard_normal(weight_shape)}
+
+    @classmethod
+    def recognise(cls, sites):
+        return cls() if set(sites) <= {"weight", "bias"} else None
+
+    def weight(self, values):
+        return values["weight"]
+
+    def group_scale(self, q):
+        return None
+
+    def statistic(self, q):
+        return None
+
+
+#: what a site's last name part may be for the site to belong to a layer.
+ROLES = frozenset({"bias"}.union(*(p.roles for p in (GroupNormalJeffreys, GroupHorseshoe, LogUniform))))
+
+
+def bias_prior(features: int):
+    """Standard normal over a layer's bias, event shape ``(features,)``."""
+    return _standard_normal((features,))
+
+
+def find_layers(densities: Mapping[str, Any]) -> dict[str, tuple[Prior, dict[str, Any]]]:
+    """Group a model's latent sites into layers by their names, and tell each layer's prior.
+
+    :param densities: site name to prior density, in the order of the trace.
+    :returns: layer name to its prior and its ``{role: density}``, in the order of first use. Sites that
+        belong to no layer (a noise scale, say) are left out.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, fn in densities.items():
+        layer, _, role = name.rpartition(".")
+        if layer and role in ROLES:
+            grouped.setdefault(layer, {})[role] = fn
+    layers = {}
+    for layer, sites in grouped.items():
+        if "weight" not in sites:
+            continue
+        for prior_class in Prior.__subclasses__():
+            prior = prior_class.recognise(sites)
+            if prior is not None:
+                layers[layer] = (prior, sites)
+                break
+    return layers

@@ -1,0 +1,280 @@
+"""The main job: train dense, fit the posterior, compress, measure what was really stored.
+
+Everything goes into one folder, from which an interrupted run continues:
+
+===================  ===========================================================================
+``run.json``         the settings, written first
+``dense.safetensors``  the dense network trained in this run
+``checkpoint``       guide, optimiser and random state after the last whole epoch
+``network.pbc``      the compressed network
+``metrics.json``     the figures, written last
+``report.md``        the same figures as a table
+===================  ===========================================================================
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from . import compressed
+from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .datasets import Batches, Dataset, load_dataset
+from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .guides import FactorizedGuide
+from .infer import Epoch, fit
+from .networks import network
+from .nn import BayesianNetwork
+from .precision import RULES
+from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
+
+#: priors by the command's names.
+PRIORS: dict[str, type[Prior]] = {
+    "gnj": GroupNormalJeffreys,
+    "ghs": GroupHorseshoe,
+    "svd": LogUniform,
+    "normal": StandardNormal,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is; two runs with equal settings give equal files on the same machine and threads.
+
+    :param epochs: of the Bayesian training; None for the recipe's.
+    :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's.
+    :param thresholds: explicit pruning thresholds by layer.
+    :param precision: rule that sets the bits.
+    :param development: hold out the end of the training set and report on it, instead of the test set.
+    """
+
+    net: str
+    prior: str
+    data: str
+    epochs: int | None = None
+    pretrain_epochs: int | None = None
+    seed: int = 0
+    thresholds: Mapping[str, float] | None = None
+    precision: str = "posterior"
+    development: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training settings that were chosen on held-out data (``Settings.development``), by data set and prior."""
+
+    epochs: int
+    pretrain_epochs: int
+    max_scale: Mapping[str, float]
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    log_learning_rate: float = 2e-2
+
+
+def recipe(settings: Settings) -> Recipe:
+    """The recipe of a run."""
+    if settings.data == "digits":
+        return Recipe(epochs=200, pretrain_epochs=40, max_scale={"fc1": 0.2})
+    return Recipe(epochs=60, pretrain_epochs=10, max_scale={"fc1": 0.2})
+
+
+@torch.no_grad()
+def error_percent(net: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
+    """Classification error in percent, from the count of wrong answers."""
+    net.eval()
+    wrong = sum(
+        int((net(part).argmax(1) != target).sum())
+        for part, target in zip(x.split(batch_size), y.split(batch_size), strict=True)
+    )
+    return 100 * wrong / len(x)
+
+
+def run(
+    settings: Settings,
+    out: str | Path,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run the whole job into a folder and return its metrics.
+
+    :raises PyroBCError: on anything a user can mend; nothing half-written is left.
+    """
+    architecture = network(settings.net)
+    if settings.prior not in PRIORS:
+        raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
+    if settings.precision not in RULES:
+        raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
+    for name in ("epochs", "pretrain_epochs"):
+        value = getattr(settings, name)
+        if value is not None and value < (name == "epochs"):
+            raise UsageError(f"--{name.replace('_', '-')} must be positive, not {value}")
+    data = load_dataset(settings.data, data_dir)
+    if settings.development:
+        data = data.development()
+    plan = recipe(settings)
+    epochs = plan.epochs if settings.epochs is None else settings.epochs
+    out = _open_folder(Path(out), settings, resume)
+    if (out / "metrics.json").exists():
+        say(f"{out} is complete; nothing to resume")
+        return json.loads((out / "metrics.json").read_text())
+    started = time.perf_counter()
+
+    dense = _dense_network(architecture.build, data, plan, settings, out / "dense.safetensors")
+    dense_error = error_percent(dense, data.test_x, data.test_y)
+    say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
+
+    pyro.clear_param_store()
+    model = BayesianNetwork(dense, PRIORS[settings.prior](), num_data=len(data.train_x))
+    guide = FactorizedGuide(model)
+    checkpoint = out / "checkpoint"
+    result = fit(
+        model,
+        guide,
+        Batches(data.train_x, data.train_y, plan.batch_size),
+        epochs=epochs,
+        learning_rate=plan.learning_rate,
+        log_learning_rate=plan.log_learning_rate,
+        max_scale={f"net.{layer}": scale for layer, scale in plan.max_scale.items()},
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        resume=resume and checkpoint.exists(),
+        progress=progress,
+    )
+    small = compressed.compress(model, guide, thresholds=settings.thresholds, precision=settings.precision)
+    file_bytes = small.save(out / "network.pbc")
+    decoded = compressed.load(out / "network.pbc")
+    metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, result.history)
+    metrics["other_precision"] = _other_precision(model, guide, settings, data)
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    metrics["file_bytes"] = (out / "network.pbc").stat().st_size
+    write_atomically(out / "report.md", report(metrics).encode())
+    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    return metrics
+
+
+def _open_folder(out: Path, settings: Settings, resume: bool) -> Path:
+    written = json.dumps(asdict(settings), indent=2) + "\n"
+    file = out / "run.json"
+    if resume:
+        if not file.is_file():
+            raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")
+        saved = json.loads(file.read_text())
+        differing = [key for key, value in json.loads(written).items() if saved.get(key) != value]
+        if differing:
+            given = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)
+            raise CheckpointError(f"the run in '{out}' has other settings: {given}. Resume it with those, or use a new folder")
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, written.encode())
+    except OSError as error:
+        raise UsageError(f"'{out}' cannot be written: {error.strerror}") from None
+    return out
+
+
+def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Settings, file: Path) -> nn.Module:
+    """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
+    pyro.set_rng_seed(settings.seed)
+    net = build(data.picture_shape, data.classes)
+    if file.exists():
+        net.load_state_dict(load_checkpoint(file)[0])
+        return net.eval()
+    epochs = plan.pretrain_epochs if settings.pretrain_epochs is None else settings.pretrain_epochs
+    optimizer = torch.optim.Adam(net.parameters(), plan.learning_rate, fused=True)
+    batches = Batches(data.train_x, data.train_y, plan.batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
+    net.train()
+    for epoch in range(epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
+    save_checkpoint(file, net.state_dict(), {"epochs": epochs})
+    return net.eval()
+
+
+def _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]) -> dict[str, Any]:
+    figures = small.compression(file_bytes)
+    last = history[-1]
+    return {
+        "net": settings.net,
+        "prior": settings.prior,
+        "data": settings.data,
+        "measured_on": "held-out training data" if settings.development else "test set",
+        "n": len(data.test_x),
+        "seed": settings.seed,
+        "epochs": len(history),
+        "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
+        "compressed": {"error_percent": error_percent(decoded, data.test_x, data.test_y)},
+        "architecture": list(small.architecture),
+        "bits": list(small.bits),
+        "thresholds": {name: asdict(threshold) for name, threshold in small.thresholds.items()},
+        "precision": settings.precision,
+        "compression": {name: round(value, 3) for name, value in asdict(figures).items()},
+        "file_bytes": file_bytes,
+        "loss_nats": {
+            "negative_elbo_per_example": last.loss,
+            "negative_log_likelihood_per_example": last.negative_log_likelihood,
+            "kl_per_example": last.kl,
+        },
+        "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
+    }
+
+
+def _other_precision(model: Any, guide: Any, settings: Settings, data: Dataset) -> dict[str, Any]:
+    """The figures under the rules that were not chosen, for comparison; nothing is written."""
+    others = {}
+    for rule in RULES:
+        if rule == settings.precision:
+            continue
+        small = compressed.compress(model, guide, thresholds=settings.thresholds, precision=rule)
+        others[rule] = {
+            "error_percent": error_percent(small.network(), data.test_x, data.test_y),
+            "bits": list(small.bits),
+            "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
+        }
+    return others
+
+
+def report(metrics: Mapping[str, Any]) -> str:
+    """The metrics as a Markdown page."""
+    rows = [(metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])]
+    rows += [(r, o["error_percent"], o["bits"], o["compression"]) for r, o in metrics["other_precision"].items()]
+    dense = metrics["dense"]
+    lines = [
+        f"# {metrics['net']} on {metrics['data']}, prior {metrics['prior']}, seed {metrics['seed']}",
+        "",
+        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. Dense "
+        f"network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
+        "",
+        "| bits by rule | error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    shape = "-".join(map(str, metrics["architecture"]))
+    for rule, error, bits, c in rows:
+        lines.append(
+            f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
+            f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
+        )
+    cuts = ", ".join(f"{name} {t['value']:.2f} ({t['method']})" for name, t in metrics["thresholds"].items())
+    lines += [
+        "",
+        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
+        f"{metrics['epochs']} epochs, {metrics['seconds']:.0f} s in all.",
+        "",
+    ]
+    return "\n".join(lines)
