@@ -24,6 +24,9 @@ class Normalize(nn.Module):
     Input and output ``(batch, channels, *)``.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
@@ -36,6 +39,8 @@ class Normalize(nn.Module):
 
 class Select(nn.Module):
     """The inputs that a pruned network still reads: ``x[:, indices]``."""
+
+    indices: Tensor
 
     def __init__(self, indices: Tensor):
         super().__init__()
@@ -127,8 +132,8 @@ def read_chain(net: nn.Module) -> tuple[Step, ...]:
         inputs = node.all_input_nodes
         if inputs != [previous] or (previous is not None and len(previous.users) > 1):
             raise UnsupportedNetworkError(
-                f"'{node.name}' takes its input from {[n.name for n in inputs]}: only chains, in which every step feeds "
-                f"the next one alone, can be compressed"
+                f"'{node.name}' takes its input from {[n.name for n in inputs]}: only chains, in which every step "
+                f"feeds the next one alone, can be compressed"
             )
         previous = node
         if node.op == "output":
@@ -139,7 +144,9 @@ def read_chain(net: nn.Module) -> tuple[Step, ...]:
     names = [step.name for step in steps if isinstance(step, LinearStep)]
     shared = {name for name in names if names.count(name) > 1}
     if shared:
-        raise UnsupportedNetworkError(f"layer '{shared.pop()}' is used twice; shared layers cannot be pruned in a chain")
+        raise UnsupportedNetworkError(
+            f"layer '{shared.pop()}' is used twice; shared layers cannot be pruned in a chain"
+        )
     return tuple(steps)
 
 

@@ -49,4 +49,6 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[st
             metadata = json.loads((file.metadata() or {})["pyro_bc"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"'{path}' is not a readable pyro_bc checkpoint ({error}); delete it to start over") from None
+        raise CheckpointError(
+            f"'{path}' is not a readable pyro_bc checkpoint ({error}); delete it to start over"
+        ) from None

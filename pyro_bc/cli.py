@@ -23,7 +23,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    top = _Parser(prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out.")
+    top = _Parser(
+        prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out."
+    )
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
 
     job = commands.add_parser("run", help="train, compress and measure, into a folder")
@@ -33,14 +35,18 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
     job.add_argument("--epochs", type=int, help="epochs of the Bayesian training (default: the recipe's)")
-    job.add_argument("--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)")
+    job.add_argument(
+        "--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)"
+    )
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
         "--threshold", action="append", default=[], metavar="LAYER=VALUE",
         help="prune a layer at this value of its statistic instead of looking for one; may be repeated",
     )  # fmt: skip
     job.add_argument("--precision", default="posterior", help=f"rule that sets the bits: {', '.join(RULES)}")
-    job.add_argument("--development", action="store_true", help="hold out the end of the training set and measure there")
+    job.add_argument(
+        "--development", action="store_true", help="hold out the end of the training set and measure there"
+    )
     job.add_argument("--resume", action="store_true", help="continue the run in --out")
     job.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
@@ -66,9 +72,16 @@ def _run(args: argparse.Namespace) -> None:
         except ValueError:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
     settings = Settings(
-        args.net, args.prior, args.data, args.epochs, args.pretrain_epochs, args.seed, thresholds or None, args.precision,
-        args.development,
-    )  # fmt: skip
+        net=args.net,
+        prior=args.prior,
+        data=args.data,
+        epochs=args.epochs,
+        pretrain_epochs=args.pretrain_epochs,
+        seed=args.seed,
+        thresholds=thresholds or None,
+        precision=args.precision,
+        development=args.development,
+    )
     metrics = run(
         settings,
         args.out,
@@ -87,7 +100,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.development:
         data = data.development()
     if stored.input_shape and stored.input_shape != data.picture_shape:
-        raise UsageError(f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}")
+        raise UsageError(
+            f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}"
+        )
     error = error_percent(stored.network(), data.test_x, data.test_y)
     result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
     if args.json:
@@ -126,9 +141,10 @@ def _inspect(args: argparse.Namespace) -> None:
     for number, layer in enumerate(small.layers, 1):
         out_left, in_left = layer.weight.codes.shape
         out_dense, in_dense = layer.dense_shape
+        biases = "" if layer.bias is None else f", biases of {layer.bias.bits}"
         print(
-            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, weights of {layer.weight.bits} bits"
-            + ("" if layer.bias is None else f", biases of {layer.bias.bits}")
+            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, "
+            f"weights of {layer.weight.bits} bits{biases}"
         )
     for name, size in sections.items():
         print(f"  {name:<20} {size:10,.1f} bytes")

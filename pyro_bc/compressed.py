@@ -33,6 +33,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,9 @@ def read_sections(data: bytes) -> tuple[CompressedNetwork, dict[str, float]]:
     if data[:3] != _MAGIC or len(data) < 8:
         raise CompressedFileError("this is not a .pbc file")
     if data[3] != _VERSION:
-        raise CompressedFileError(f"the file has format version {data[3]}; this pyro_bc reads version {_VERSION}: update it")
+        raise CompressedFileError(
+            f"the file has format version {data[3]}; this pyro_bc reads version {_VERSION}: update it"
+        )
     body = data[8:]
     if zlib.crc32(body) != struct.unpack("<I", data[4:8])[0]:
         raise CompressedFileError("the file is damaged: its checksum does not fit its content")
@@ -218,7 +221,7 @@ def read_sections(data: bytes) -> tuple[CompressedNetwork, dict[str, float]]:
         chain.append(_read_step(reader, plans))
     if not plans or sum(plan.inputs_left * plan.outputs_left for plan in plans) > _MOST_PARAMETERS:
         raise CompressedFileError("the file claims no layer, or more parameters than this format allows")
-    if dense_parameters < 1 or any(a.outputs_left != b.inputs_left for a, b in zip(plans, plans[1:], strict=False)):
+    if dense_parameters < 1 or any(a.outputs_left != b.inputs_left for a, b in pairwise(plans)):
         raise CompressedFileError("the file's layers do not fit together")
     sections = {"header": 8.0 + reader.position}
     coder = Decoder(body[reader.position :])
@@ -241,7 +244,9 @@ def read_sections(data: bytes) -> tuple[CompressedNetwork, dict[str, float]]:
         symbols = coder.table(count, size) if size <= _TABLE_SYMBOLS else coder.uniform(count, _uniform_bits(size))
         codes = (symbols + plan.weight.lowest).reshape(plan.outputs_left, plan.inputs_left)
         sections[f"layer {number} weights"] = coder.take_bits() / 8
-        layers.append(StoredLayer(plan.dense_shape, FixedPoint(torch.from_numpy(codes), plan.weight.fraction_bits), bias))
+        layers.append(
+            StoredLayer(plan.dense_shape, FixedPoint(torch.from_numpy(codes), plan.weight.fraction_bits), bias)
+        )
     return CompressedNetwork(tuple(chain), tuple(layers), inputs, dense_parameters, input_shape, {}), sections
 
 
@@ -313,12 +318,13 @@ def _store(layer: PrunedLayer, net: nn.Module, precision: str, noise_ratio: floa
         assert layer.bias_variance is not None
         bias = to_fixed_point(layer.bias, layer.bias_variance, None, precision, noise_ratio)
     weight = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
-    linear = net.get_submodule(layer.name)
+    linear: Any = net.get_submodule(layer.name)
     return StoredLayer((linear.out_features, linear.in_features), weight, bias)
 
 
 def _input_shape(guide: FactorizedGuide) -> tuple[int, ...]:
-    arguments = guide.prototype_trace.nodes["_INPUT"]["args"]
+    assert guide.prototype_trace is not None
+    arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
     return tuple(arguments[0].shape[1:]) if arguments and isinstance(arguments[0], Tensor) else ()
 
 

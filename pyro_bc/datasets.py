@@ -118,7 +118,9 @@ def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike | 
     if folder is not None:
         base = Path(folder)
         if not base.is_dir():
-            raise DataError(f"the data folder '{folder}' does not exist; name one that holds {file}, or none to download")
+            raise DataError(
+                f"the data folder '{folder}' does not exist; name one that holds {file}, or none to download"
+            )
         for path in (base / file, base / name / file):
             if path.is_file():
                 actual = hashlib.md5(path.read_bytes()).hexdigest()
@@ -141,8 +143,8 @@ def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike | 
     except Exception as error:
         reason = str(error).splitlines()[0][:120]
         raise DataError(
-            f"{file} of {name} could not be downloaded ({reason}); check the network, or give the folder that holds the "
-            f"original file with --data-dir or $PYRO_BC_DATA"
+            f"{file} of {name} could not be downloaded ({reason}); check the network, or give the folder that holds "
+            f"the original file with --data-dir or $PYRO_BC_DATA"
         ) from None
 
 

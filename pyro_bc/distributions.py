@@ -13,6 +13,7 @@ All three are registered with :func:`torch.distributions.kl.register_kl`, so tha
 """
 
 import math
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -41,7 +42,7 @@ class NormalJeffreys(TorchDistribution):
     tensor(-0.)
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real
     has_rsample = False
 
@@ -61,7 +62,7 @@ class NormalJeffreys(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         return -value.abs().log().expand(shape)
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=()):
         """:raises ImproperPriorError: always; the density is improper."""
         raise ImproperPriorError(
             "the normal-Jeffreys prior p(z) ∝ 1/|z| is improper and cannot be sampled; run the model "
@@ -102,11 +103,7 @@ def log_dropout_rate(loc: torch.Tensor, log_variance: torch.Tensor) -> torch.Ten
 def _kl_normal_normal_jeffreys(q, p):
     r"""Molchanov et al. 2017, eq. 14; Louizos et al. 2017, eq. 10. Tends to 0 as :math:`\alpha\to\infty`."""
     log_alpha = log_dropout_rate(q.loc, 2 * q.scale.log())
-    return (
-        _K1
-        - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha)
-        + 0.5 * torch.nn.functional.softplus(-log_alpha)
-    )
+    return _K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * torch.nn.functional.softplus(-log_alpha)
 
 
 def _log_normal_entropy(q):

@@ -47,13 +47,15 @@ def elbo_terms(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> E
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     log_likelihood: Any = 0.0
     kl = {}
-    for name, site in model_trace.nodes.items():
+    nodes: Any = model_trace.nodes
+    for name, site in nodes.items():
         if site["type"] != "sample":
             continue
         if site["is_observed"]:
             log_prob = site["fn"].log_prob(site["value"])
             log_likelihood = log_likelihood + (site["scale"] * log_prob).sum()
         elif name in guide_trace:
-            divergence = kl_divergence(guide_trace.nodes[name]["fn"], site["fn"])
+            q: Any = guide_trace.nodes[name]["fn"]
+            divergence = kl_divergence(q, site["fn"])
             kl[name] = (site["scale"] * divergence).sum()
-    return ElboTerms(log_likelihood, kl, model_trace.nodes["_RETURN"]["value"])
+    return ElboTerms(log_likelihood, kl, nodes["_RETURN"]["value"])

@@ -91,6 +91,7 @@ class FactorizedGuide(AutoGuide):
 
     def _setup_prototype(self, *args, **kwargs):
         super()._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.families = {name: _family(name, site["fn"]) for name, site in sites.items()}
         self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
@@ -134,6 +135,7 @@ class FactorizedGuide(AutoGuide):
         """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None
         plates = self._create_plates(*args, **kwargs)
         result = {}
         for name, site in self.prototype_trace.iter_stochastic_nodes():

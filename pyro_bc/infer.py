@@ -67,6 +67,7 @@ def fit(
     learning_rate: float = 1e-3,
     log_learning_rate: float = 1e-2,
     kl_warmup_epochs: float | None = None,
+    kl_weight: float = 1.0,
     decay: float = 0.5,
     max_scale: Mapping[str, float] | None = None,
     seed: int | None = 0,
@@ -86,6 +87,8 @@ def fit(
         log-normal sites.
     :param kl_warmup_epochs: over how many epochs the KL's weight rises linearly from 0 to 1 (Louizos et al.
         2017, section 4; default: a quarter of ``epochs``).
+    :param kl_weight: the KL's weight after that. 1 is the ELBO; less trades compression for a better fit, as
+        if every training example had been seen ``1 / kl_weight`` times.
     :param decay: last part of the training, 0 to 1, in which both learning rates fall linearly to 0.
     :param max_scale: upper bound of the standard deviation of :math:`\tilde w` for layers by name, e.g.
         ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
@@ -101,8 +104,8 @@ def fit(
     """
     steps = _validate(train_loader, epochs, learning_rate, log_learning_rate, decay)
     warmup = 0.25 * epochs if kl_warmup_epochs is None else kl_warmup_epochs
-    if not warmup >= 0:
-        raise UsageError(f"kl_warmup_epochs must be 0 or more, not {warmup}")
+    if not (warmup >= 0 and 0 <= kl_weight < math.inf):
+        raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {kl_weight}")
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = next(iter(train_loader))
@@ -117,6 +120,7 @@ def fit(
         "learning_rate": learning_rate,
         "log_learning_rate": log_learning_rate,
         "kl_warmup_epochs": warmup,
+        "kl_weight": kl_weight,
         "decay": decay,
         "max_scale": dict(max_scale or {}),
         "seed": seed,
@@ -142,11 +146,11 @@ def fit(
             sums = torch.zeros(3)
             for step, (x, y) in enumerate(train_loader):
                 progress_now = epoch + step / steps
-                kl_weight = min(1.0, progress_now / warmup) if warmup else 1.0
+                weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                 _set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
                 optimizer.zero_grad()
                 terms = elbo_terms(model, guide, x, y)
-                loss = terms.loss(kl_weight) / model.num_data
+                loss = terms.loss(weight) / model.num_data
                 if not math.isfinite(loss.item()):
                     raise NonFiniteLossError(_diagnosis(terms, guide, epoch, step))
                 loss.backward()
@@ -162,7 +166,7 @@ def fit(
                 loss=(kl - log_likelihood) / model.num_data,
                 negative_log_likelihood=-log_likelihood / model.num_data,
                 kl=kl / model.num_data,
-                kl_weight=kl_weight,
+                kl_weight=weight,
                 error=model.likelihood.summary(error),
                 groups_left=groups_left(guide),
                 seconds=time.perf_counter() - start,
@@ -171,11 +175,8 @@ def fit(
             if checkpoint is not None:
                 _save(checkpoint, model, guide, optimizer, settings, history)
             left = "-".join(map(str, record.groups_left.values()))
-            bar.update(
-                task,
-                advance=1,
-                state=f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}",
-            )
+            state = f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}"
+            bar.update(task, advance=1, state=state)
             if after_epoch is not None:
                 after_epoch(record)
     return FitResult(tuple(history))
@@ -186,7 +187,7 @@ def groups_left(guide: FactorizedGuide) -> dict[str, int]:
     left = {}
     for name, layer in summarize(guide).items():
         if layer.statistic is not None:
-            left[name] = int((layer.statistic < choose_threshold(layer).value).sum())
+            left[name] = int(choose_threshold(layer).keeps(layer).sum())
     return left
 
 

@@ -54,7 +54,7 @@ class Categorical(Likelihood):
                 f"Categorical targets are class numbers of shape {tuple(outputs.shape[:-1])}, "
                 f"not {targets.dtype} of shape {tuple(targets.shape)}"
             )
-        if targets.numel() and not (0 <= int(targets.min()) and int(targets.max()) < classes):
+        if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
             raise UsageError(
                 f"labels lie in [{int(targets.min())}, {int(targets.max())}], but the network has {classes} outputs"
             )

@@ -24,7 +24,7 @@ are thus unbiased inside the handler, the latter with the closed-form KL too.
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -90,17 +90,10 @@ class Deferred(torch.Tensor):
         return func(*args, **kwargs)
 
 
+# What can be answered without a draw.
 _METADATA = {
-    torch.Tensor.shape.__get__,
-    torch.Tensor.dtype.__get__,
-    torch.Tensor.device.__get__,
-    torch.Tensor.layout.__get__,
-    torch.Tensor.ndim.__get__,
-    torch.Tensor.is_sparse.__get__,
-    torch.Tensor.dim,
-    torch.Tensor.size,
-    torch.Tensor.numel,
-    torch.Tensor.__len__,
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "is_sparse")),
+    *(getattr(torch.Tensor, name) for name in ("dim", "size", "numel", "__len__")),
 }
 
 
@@ -211,7 +204,7 @@ _RULES: dict[Callable, Callable] = {
 class _Undrawn(TorchDistribution):
     """A site's density where the value is not drawn: scores any value with a constant per batch entry."""
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, fn: Any):
         self.fn = fn
@@ -221,15 +214,13 @@ class _Undrawn(TorchDistribution):
     def support(self):
         return self.fn.support
 
-    @property
-    def has_rsample(self):
-        return True
+    has_rsample = True
 
     def expand(self, batch_shape, _instance=None):
         return type(self)(self.fn.expand(batch_shape))
 
-    def rsample(self, sample_shape=torch.Size()):
-        return self.fn.rsample(sample_shape)
+    def rsample(self, sample_shape=()):
+        return self.fn.rsample(torch.Size(sample_shape))
 
 
 class _UndrawnGuide(_Undrawn):
@@ -267,7 +258,7 @@ class LocalReparameterizationMessenger(Messenger):
     pass gets independent noise each time.
     """
 
-    def _pyro_sample(self, msg: dict) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"]:
             return
         if isinstance(msg["value"], Deferred):  # the model, replayed against the guide
@@ -276,8 +267,9 @@ class LocalReparameterizationMessenger(Messenger):
         layer, _, role = msg["name"].rpartition(".")
         q = base_distribution(msg["fn"])
         if msg["value"] is None and layer and role in ROLES and isinstance(q, (dist.Normal, dist.LogNormal)):
-            msg["value"] = Deferred.of(q)
-            msg["value"].guide_fn = msg["fn"]
+            value = Deferred.of(q)
+            value.guide_fn = msg["fn"]
+            msg["value"] = value
             msg["done"] = True
             msg["fn"] = _UndrawnGuide(msg["fn"])
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
@@ -55,7 +54,8 @@ class BayesianLinear(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.prior.weight({role: getattr(self, role) for role in self.prior.roles})
-        return F.linear(x, weight, self.bias)
+        bias: Any = self.bias  # a tensor: reading the attribute samples the site
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, prior={self.prior}"
@@ -64,8 +64,8 @@ class BayesianLinear(PyroModule):
 _BAYESIAN: dict[type[nn.Module], Any] = {nn.Linear: BayesianLinear}
 
 
-def bayesianize(module: nn.Module, prior: PriorRule) -> PyroModule:
-    """A Bayesian copy of a network: each ``nn.Linear`` becomes a :class:`BayesianLinear`.
+def bayesianize(module: nn.Module, prior: PriorRule) -> nn.Module:
+    """A Bayesian copy of a network, a ``PyroModule``: each ``nn.Linear`` becomes a :class:`BayesianLinear`.
 
     Sites are named after the modules (``fc1.weight``). The guide starts from the network's present weights,
     whether they were pretrained or freshly initialised. Everything else, deterministic parameters included,
@@ -88,8 +88,8 @@ def bayesianize(module: nn.Module, prior: PriorRule) -> PyroModule:
     def convert(name: str, layer: nn.Module) -> nn.Module:
         nonlocal converted
         bayesian = _BAYESIAN.get(type(layer))
-        layer_prior = rule(name, layer) if bayesian else None
-        if layer_prior is None:
+        layer_prior = None if bayesian is None else rule(name, layer)
+        if bayesian is None or layer_prior is None:
             for child_name, child in layer.named_children():
                 new = convert(f"{name}.{child_name}" if name else child_name, child)
                 if new is not child:

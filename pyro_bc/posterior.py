@@ -36,12 +36,14 @@ class LayerPosterior:
         return group_dim(self.weight_mean.shape)
 
     def signal_to_noise(self) -> Tensor:
-        r""":math:`\sum E[w]^2 / \sum V[w]` over each group, ``(groups,)``; of each weight for per-weight priors."""
-        square, variance = self.weight_mean.square(), self.weight_variance
-        if self.statistic is None or self.statistic.shape != square.shape:
-            dims = [d for d in range(square.dim()) if d != self.group_dim]
-            square, variance = square.sum(dims), variance.sum(dims)
-        return square / variance
+        r"""The largest :math:`E[w]^2 / V[w]` in each group, ``(groups,)``; that of each weight for per-weight priors.
+
+        At most 1 means that no weight of the group is told from zero by more than its own noise.
+        """
+        ratio = self.weight_mean.square() / self.weight_variance
+        if self.statistic is None or self.statistic.shape != ratio.shape:
+            ratio = ratio.movedim(self.group_dim, 0).flatten(1).amax(1)
+        return ratio
 
 
 @torch.no_grad()

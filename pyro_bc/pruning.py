@@ -47,9 +47,7 @@ class PrunedLayer:
 def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     """Which weights survive a threshold, boolean, of the weight's shape."""
     shape = layer.weight_mean.shape
-    if layer.statistic is None:
-        return torch.ones(shape, dtype=torch.bool)
-    keep = layer.statistic < threshold.value
+    keep = threshold.keeps(layer)
     if keep.shape == shape:
         return keep
     index = [1] * len(shape)

@@ -71,17 +71,17 @@ class Recipe:
 
     epochs: int
     pretrain_epochs: int
-    max_scale: Mapping[str, float]
-    batch_size: int = 128
+    kl_weight: float
+    log_learning_rate: float
     learning_rate: float = 1e-3
-    log_learning_rate: float = 2e-2
+    batch_size: int = 128
 
 
 def recipe(settings: Settings) -> Recipe:
     """The recipe of a run."""
     if settings.data == "digits":
-        return Recipe(epochs=200, pretrain_epochs=40, max_scale={"fc1": 0.2})
-    return Recipe(epochs=60, pretrain_epochs=10, max_scale={"fc1": 0.2})
+        return Recipe(epochs=200, pretrain_epochs=40, kl_weight=0.2, log_learning_rate=2e-2)
+    return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=2e-2)
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def run(
         epochs=epochs,
         learning_rate=plan.learning_rate,
         log_learning_rate=plan.log_learning_rate,
-        max_scale={f"net.{layer}": scale for layer, scale in plan.max_scale.items()},
+        kl_weight=plan.kl_weight,
         seed=settings.seed,
         checkpoint=checkpoint,
         resume=resume and checkpoint.exists(),
@@ -170,10 +170,14 @@ def _open_folder(out: Path, settings: Settings, resume: bool) -> Path:
         differing = [key for key, value in json.loads(written).items() if saved.get(key) != value]
         if differing:
             given = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)
-            raise CheckpointError(f"the run in '{out}' has other settings: {given}. Resume it with those, or use a new folder")
+            raise CheckpointError(
+                f"the run in '{out}' has other settings: {given}. Resume it with those, or use a new folder"
+            )
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume")
+        raise UsageError(
+            f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, written.encode())
@@ -207,7 +211,9 @@ def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Setti
     return net.eval()
 
 
-def _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]) -> dict[str, Any]:
+def _metrics(
+    settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]
+) -> dict[str, Any]:
     figures = small.compression(file_bytes)
     last = history[-1]
     return {
@@ -258,8 +264,8 @@ def report(metrics: Mapping[str, Any]) -> str:
     lines = [
         f"# {metrics['net']} on {metrics['data']}, prior {metrics['prior']}, seed {metrics['seed']}",
         "",
-        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. Dense "
-        f"network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
+        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
+        f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
         "",
         "| bits by rule | error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,9 +1,12 @@
 r"""Where to cut: a threshold on a layer's statistic, found without looking at it.
 
 A fitted layer's statistics form two clusters, groups that the data use and groups that fell back to the
-prior. The threshold is where two normals, fitted to the statistics as a mixture, are equally likely; where
-the mixture does not separate, groups whose signal-to-noise ratio is above 1 are kept. Louizos et al. 2017
-chose thresholds by eye.
+prior. The threshold is where two normals, fitted to the statistics as a mixture, are equally likely. Where the
+mixture does not separate, it is the cut that agrees best with keeping groups in which some weight has more
+signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 chose thresholds by eye.
+
+A scale can be well determined in a group whose weights are not: the likelihood pins it through their sum. So an
+automatic cut also prunes, on either side of the threshold, groups in which no weight has more signal than noise.
 """
 
 import math
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .errors import UsageError
 from .posterior import LayerPosterior
@@ -26,6 +30,14 @@ class Threshold:
 
     value: float
     method: str
+
+    def keeps(self, layer: LayerPosterior) -> Tensor:
+        """Which of a layer's groups (weights, for per-weight priors) are kept, boolean, shape of the statistic."""
+        if layer.statistic is None:
+            return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool)
+        keep = layer.statistic < self.value
+        return keep if self.method == "explicit" else keep & (layer.signal_to_noise() > 1)
+
 
 # A cluster is at least this wide, as a part of the statistic's standard deviation: a handful of nearly equal
 # values is no cluster of its own.

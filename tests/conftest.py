@@ -1,0 +1,29 @@
+"""Shared fixtures: a clean param store, a fixed seed that is printed, and where the real data lie."""
+
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SEED = 20171108
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate():
+    print(f"seed {SEED}")
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    pyro.set_rng_seed(SEED)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def mnist_folder() -> Path:
+    folder = SHARED_DATA / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"MNIST is not at {folder}")
+    return folder
