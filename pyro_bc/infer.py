@@ -133,8 +133,6 @@ def fit(
             history = _restore(checkpoint, model, guide, optimizer, settings)
         elif checkpoint.exists():
             raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
-        if seed is not None and not resume:
-            pyro.set_rng_seed(seed)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress,

@@ -41,9 +41,21 @@ class LayerPosterior:
         At most 1 means that no weight of the group is told from zero by more than its own noise.
         """
         ratio = self.weight_mean.square() / self.weight_variance
-        if self.statistic is None or self.statistic.shape != ratio.shape:
-            ratio = ratio.movedim(self.group_dim, 0).flatten(1).amax(1)
-        return ratio
+        return ratio if self.per_weight else ratio.movedim(self.group_dim, 0).flatten(1).amax(1)
+
+    def information(self) -> Tensor:
+        r"""What the posterior knows of each group, in nats: :math:`\tfrac12 \sum \log(1 + E[w]^2/V[w])`.
+
+        It is the rate at which a Gaussian channel of that signal and noise carries the weights. ``(groups,)``; of
+        each weight for per-weight priors.
+        """
+        nats = 0.5 * torch.log1p(self.weight_mean.square() / self.weight_variance)
+        return nats if self.per_weight else nats.movedim(self.group_dim, 0).flatten(1).sum(1)
+
+    @property
+    def per_weight(self) -> bool:
+        """Whether single weights are pruned instead of groups."""
+        return self.statistic is not None and self.statistic.shape == self.weight_mean.shape
 
 
 @torch.no_grad()

@@ -80,8 +80,10 @@ class Recipe:
 def recipe(settings: Settings) -> Recipe:
     """The recipe of a run."""
     if settings.data == "digits":
-        return Recipe(epochs=200, pretrain_epochs=40, kl_weight=0.2, log_learning_rate=2e-2)
-    return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=2e-2)
+        return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
+    return Recipe(
+        epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2 if settings.prior == "gnj" else 2e-2
+    )
 
 
 @torch.no_grad()

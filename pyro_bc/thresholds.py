@@ -2,11 +2,14 @@ r"""Where to cut: a threshold on a layer's statistic, found without looking at i
 
 A fitted layer's statistics form two clusters, groups that the data use and groups that fell back to the
 prior. The threshold is where two normals, fitted to the statistics as a mixture, are equally likely. Where the
-mixture does not separate, it is the cut that agrees best with keeping groups in which some weight has more
-signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 chose thresholds by eye.
+mixture does not separate, or would throw away more than 5 % of what the layer knows
+(:meth:`~pyro_bc.LayerPosterior.information`), it is the cut that agrees best with keeping groups in which some
+weight has more signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 chose thresholds by eye.
 
 A scale can be well determined in a group whose weights are not: the likelihood pins it through their sum. So an
 automatic cut also prunes, on either side of the threshold, groups in which no weight has more signal than noise.
+For priors over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov et al. 2017): many weak
+weights add up to a signal.
 """
 
 import math
@@ -36,7 +39,7 @@ class Threshold:
         if layer.statistic is None:
             return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool)
         keep = layer.statistic < self.value
-        return keep if self.method == "explicit" else keep & (layer.signal_to_noise() > 1)
+        return keep if self.method == "explicit" else keep & _has_signal(layer)
 
 
 # A cluster is at least this wide, as a part of the statistic's standard deviation: a handful of nearly equal
@@ -44,6 +47,8 @@ class Threshold:
 _NARROWEST = 0.1
 # Ashman's D: two normals of a mixture are distinct where their means are this many deviations apart.
 _DISTINCT = 2.0
+# A mixture's cut may prune groups that hold this part of the layer's information, and no more.
+_DISPENSABLE = 0.05
 
 
 def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Threshold:
@@ -61,10 +66,16 @@ def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Th
             raise UsageError(f"the threshold of layer '{layer.name}' is not a number")
         return Threshold(float(explicit), "explicit")
     values = layer.statistic.flatten().double().numpy()
-    value = minimum_error_threshold(values)
+    value = minimum_error_threshold(values[np.isfinite(values)])
     if value is not None:
-        return Threshold(value, "mixture")
+        information = layer.information()
+        if information[layer.statistic >= value].sum() <= _DISPENSABLE * information.sum():
+            return Threshold(value, "mixture")
     return _by_signal_to_noise(layer)
+
+
+def _has_signal(layer: LayerPosterior) -> Tensor:
+    return layer.signal_to_noise() > (math.exp(-3) if layer.per_weight else 1)
 
 
 def minimum_error_threshold(values: np.ndarray) -> float | None:
@@ -99,7 +110,7 @@ def _by_signal_to_noise(layer: LayerPosterior) -> Threshold:
     assert layer.statistic is not None
     order = torch.argsort(layer.statistic.flatten())
     statistic = layer.statistic.flatten()[order].double()
-    keep = (layer.signal_to_noise().flatten()[order] > 1).double()
+    keep = _has_signal(layer).flatten()[order].double()
     # Disagreements of each cut: weak ones kept below it, strong ones pruned above it.
     kept_weak = torch.cat([torch.zeros(1), torch.cumsum(1 - keep, 0)])
     pruned_strong = keep.sum() - torch.cat([torch.zeros(1), torch.cumsum(keep, 0)])
