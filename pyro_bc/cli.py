@@ -38,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument(
         "--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)"
     )
+    job.add_argument(
+        "--learning-rate", type=float, help="of the means, and of the dense network (default: the recipe's)"
+    )
+    job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
         "--threshold", action="append", default=[], metavar="LAYER=VALUE",
@@ -77,6 +81,8 @@ def _run(args: argparse.Namespace) -> None:
         data=args.data,
         epochs=args.epochs,
         pretrain_epochs=args.pretrain_epochs,
+        learning_rate=args.learning_rate,
+        kl_weight=args.kl_weight,
         seed=args.seed,
         thresholds=thresholds or None,
         precision=args.precision,
@@ -154,11 +160,15 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 after one line on what was wrong."""
+    """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     try:
         {"run": _run, "evaluate": _evaluate, "inspect": _inspect}[args.command](args)
     except PyroBCError as error:
         print(f"pyro-bc: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        hint = f"; continue with --resume --out {args.out}" if args.command == "run" else ""
+        print(f"pyro-bc: interrupted{hint}", file=sys.stderr)
+        return 130
     return 0

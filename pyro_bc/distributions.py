@@ -6,9 +6,10 @@ guide                     prior                          source
 ``Normal``                :class:`NormalJeffreys`        Molchanov et al. 2017 (1701.05369), eq. 14
 ``LogNormal``             ``Gamma``                      Louizos et al. 2017 (1705.08665), appendix
 ``LogNormal``             ``InverseGamma``               Louizos et al. 2017 (1705.08665), appendix
+:class:`MeanFieldNormal`  ``Normal``                     the textbook's, from the log-variance
 ========================  =============================  ==========================================
 
-All three are registered with :func:`torch.distributions.kl.register_kl`, so that
+All are registered with :func:`torch.distributions.kl.register_kl`, so that
 :func:`torch.distributions.kl_divergence` and :class:`pyro.infer.TraceMeanField_ELBO` find them.
 """
 
@@ -20,6 +21,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
+from torch.distributions.utils import lazy_property
 
 from .errors import ImproperPriorError, UsageError
 
@@ -37,9 +39,8 @@ class NormalJeffreys(TorchDistribution):
 
     :param batch_shape: shape of independent copies.
 
-    >>> import torch
-    >>> NormalJeffreys().expand([3]).to_event(1).log_prob(torch.ones(3))
-    tensor(-0.)
+    >>> NormalJeffreys().expand([3]).to_event(1).log_prob(torch.tensor([1.0, 2.0, 0.5]))
+    tensor(0.)
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -69,6 +70,33 @@ class NormalJeffreys(TorchDistribution):
             "under a guide, e.g. Predictive(model, guide=guide, num_samples=…), or use GroupHorseshoe, "
             "which is proper"
         )
+
+
+class MeanFieldNormal(dist.Normal):
+    r"""A diagonal normal that is parameterised by its log-variance, as the guide keeps it.
+
+    A training step needs :math:`\sigma^2` and :math:`\log\sigma^2` of every weight, but no :math:`\sigma`: what is
+    not asked for is not computed, and what is, once.
+
+    :param loc: mean, any shape.
+    :param log_variance: :math:`\log\sigma^2`, same shape.
+    """
+
+    def __init__(self, loc: torch.Tensor, log_variance: torch.Tensor):
+        self.loc = loc
+        self.log_variance = log_variance
+        TorchDistribution.__init__(self, loc.shape, torch.Size(), validate_args=False)
+
+    @lazy_property
+    def scale(self):
+        return (0.5 * self.log_variance).exp()
+
+    @lazy_property
+    def variance(self):
+        return self.log_variance.exp()
+
+    def expand(self, batch_shape, _instance=None):
+        return MeanFieldNormal(self.loc.expand(batch_shape), self.log_variance.expand(batch_shape))
 
 
 def half_cauchy_factors(scale: float, shape: torch.Size | tuple[int, ...] = ()) -> tuple:
@@ -102,8 +130,23 @@ def log_dropout_rate(loc: torch.Tensor, log_variance: torch.Tensor) -> torch.Ten
 @register_kl(dist.Normal, NormalJeffreys)
 def _kl_normal_normal_jeffreys(q, p):
     r"""Molchanov et al. 2017, eq. 14; Louizos et al. 2017, eq. 10. Tends to 0 as :math:`\alpha\to\infty`."""
-    log_alpha = log_dropout_rate(q.loc, 2 * q.scale.log())
+    log_variance = q.log_variance if isinstance(q, MeanFieldNormal) else 2 * q.scale.log()
+    log_alpha = log_dropout_rate(q.loc, log_variance)
     return _K1 - _K1 * torch.sigmoid(_K2 + _K3 * log_alpha) + 0.5 * torch.nn.functional.softplus(-log_alpha)
+
+
+@register_kl(MeanFieldNormal, dist.Normal)
+def _kl_mean_field_normal(q, p):
+    r""":math:`\tfrac12\,[(\sigma^2 + (\mu - m)^2)/s^2 - 1 - \log(\sigma^2/s^2)]` for a prior :math:`N(m, s^2)`."""
+    loc, scale = _shared(p.loc), _shared(p.scale)
+    difference = q.loc - loc
+    second_moment = torch.addcmul(q.variance, difference, difference)
+    return torch.sub(second_moment * (0.5 / scale.square()), q.log_variance, alpha=0.5) + (scale.log() - 0.5)
+
+
+def _shared(value: torch.Tensor) -> torch.Tensor:
+    """One number where a tensor is one number repeated by ``expand``; spares passes over large layers."""
+    return value[(0,) * value.dim()] if value.numel() and not any(value.stride()) else value
 
 
 def _log_normal_entropy(q):

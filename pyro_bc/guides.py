@@ -28,16 +28,16 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .distributions import NormalJeffreys
+from .distributions import MeanFieldNormal, NormalJeffreys
 from .errors import UnsupportedSiteError
 from .priors import Prior, base_distribution, find_layers
 
 
 def _family(name: str, fn: Any) -> Any:
-    """``Normal`` or ``LogNormal``, by the support of the density ``fn`` at site ``name``."""
+    """``MeanFieldNormal`` or ``LogNormal``, by the support of the density ``fn`` at site ``name``."""
     support = base_distribution(fn).support
     if support is constraints.real:
-        return dist.Normal
+        return MeanFieldNormal
     half_lines = (constraints.greater_than, constraints.greater_than_eq)
     if isinstance(support, half_lines) and bool(torch.as_tensor(support.lower_bound == 0).all()):
         return dist.LogNormal
@@ -64,7 +64,7 @@ class FactorizedGuide(AutoGuide):
     :raises UnsupportedSiteError: on the first call, where a site is neither real nor positive.
 
     >>> import pyro_bc, torch
-    >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=GroupNormalJeffreys(), num_data=8)
+    >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=pyro_bc.GroupNormalJeffreys(), num_data=8)
     >>> guide = FactorizedGuide(model)
     >>> sorted(guide(torch.ones(2, 4), torch.tensor([0, 1])))
     ['net.bias', 'net.scale', 'net.weight']
@@ -127,9 +127,12 @@ class FactorizedGuide(AutoGuide):
 
     def distribution(self, name: str) -> Any:
         """The variational distribution of one site: a ``Normal`` or ``LogNormal`` of the site's shape."""
-        loc = attrgetter(name)(self.locs)
-        scale = (0.5 * attrgetter(name)(self.log_variances)).exp()
-        return self.families[name](loc, scale, validate_args=False)
+        return self._build(name, attrgetter(name)(self.locs), attrgetter(name)(self.log_variances))
+
+    def _build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
+        if self.families[name] is MeanFieldNormal:
+            return MeanFieldNormal(loc, log_variance)
+        return dist.LogNormal(loc, (0.5 * log_variance).exp(), validate_args=False)
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""
@@ -147,15 +150,13 @@ class FactorizedGuide(AutoGuide):
                 result[name] = pyro.sample(name, q.to_event(site["fn"].event_dim))
         return result
 
-    @torch.no_grad()
     def posterior(self) -> dict[str, Any]:
         """Variational distribution of every site, detached: ``{site: Normal | LogNormal}``."""
         self._require_setup()
-        detached = {}
-        for name in self.families:
-            q = self.distribution(name)
-            detached[name] = type(q)(q.loc.detach(), q.scale.detach(), validate_args=False)
-        return detached
+        return {
+            name: self._build(name, attrgetter(name)(self.locs).detach(), attrgetter(name)(self.log_variances).detach())
+            for name in self.families
+        }
 
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
         """Posterior median of every site, ``{site: tensor}``, as in Pyro's autoguides."""

@@ -181,11 +181,11 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     for scale in scales:
         x = x * scale.per_example(x)  # (batch, …, in_features)
     if isinstance(bias, Deferred) and isinstance(bias.distribution, dist.Normal):
-        bias_loc, bias_variance = bias.distribution.loc, bias.distribution.scale.square()
+        bias_loc, bias_variance = bias.distribution.loc, bias.distribution.variance
     else:
         bias_loc, bias_variance = (bias.draw() if isinstance(bias, Deferred) else bias), None
     mean = F.linear(x, q.loc, bias_loc)
-    variance = F.linear(x.square(), q.scale.square(), bias_variance)
+    variance = F.linear(x.square(), q.variance, bias_variance)
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
     return torch.addcmul(mean, (variance + _TINY).sqrt(), noise)
 

@@ -3,7 +3,6 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -30,23 +29,12 @@ def lenet_300_100(picture_shape: tuple[int, ...] = (1, 28, 28), classes: int = 1
     )
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A network that the command can build.
-
-    :param build: ``(picture_shape, classes) -> nn.Module``.
-    :param max_scale: caps on the standard deviations of weights by layer (see :func:`pyro_bc.fit`).
-    """
-
-    build: Callable[[tuple[int, ...], int], nn.Module]
-    max_scale: dict[str, float] = field(default_factory=dict)
+#: what the command can build: name to ``(picture_shape, classes) -> nn.Module``.
+NETWORKS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {"lenet-300-100": lenet_300_100}
 
 
-NETWORKS: dict[str, Architecture] = {"lenet-300-100": Architecture(lenet_300_100)}
-
-
-def network(name: str) -> Architecture:
-    """:raises UsageError: for an unknown name."""
+def network(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+    """The function that builds a network; :raises UsageError: for an unknown name."""
     if name not in NETWORKS:
         raise UsageError(f"unknown network '{name}'; there are {', '.join(NETWORKS)}")
     return NETWORKS[name]

@@ -99,7 +99,7 @@ class Prior(ABC):
         :returns: pair of tensors of the weight's shape.
         """
         weight = base_distribution(q["weight"])
-        mean, variance = weight.loc, weight.scale.square()
+        mean, variance = weight.loc, weight.variance
         scale = self.group_scale(q)
         if scale is None:
             return mean, variance
@@ -123,7 +123,8 @@ class Prior(ABC):
 
 
 def _standard_normal(shape):
-    return dist.Normal(torch.zeros(shape), torch.ones(shape), validate_args=False).to_event(len(shape))
+    one_number = dist.Normal(torch.zeros(()), torch.ones(()), validate_args=False)
+    return one_number.expand(torch.Size(shape)).to_event(len(shape))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ Everything goes into one folder, from which an interrupted run continues:
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compressed
+from .chain import linear_names, read_chain
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .datasets import Batches, Dataset, load_dataset
 from .errors import CheckpointError, NonFiniteLossError, UsageError
@@ -49,6 +51,8 @@ class Settings:
 
     :param epochs: of the Bayesian training; None for the recipe's.
     :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's.
+    :param learning_rate: Adam's, of both trainings, None for the recipe's.
+    :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
     :param thresholds: explicit pruning thresholds by layer.
     :param precision: rule that sets the bits.
     :param development: hold out the end of the training set and report on it, instead of the test set.
@@ -59,6 +63,8 @@ class Settings:
     data: str
     epochs: int | None = None
     pretrain_epochs: int | None = None
+    learning_rate: float | None = None
+    kl_weight: float | None = None
     seed: int = 0
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
@@ -78,7 +84,13 @@ class Recipe:
 
 
 def recipe(settings: Settings) -> Recipe:
-    """The recipe of a run."""
+    """The recipe of a run, with what its settings override."""
+    names = ("epochs", "pretrain_epochs", "learning_rate", "kl_weight")
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    return replace(_recipe(settings), **given)
+
+
+def _recipe(settings: Settings) -> Recipe:
     if settings.data == "digits":
         return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
     return Recipe(
@@ -109,27 +121,30 @@ def run(
 
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
-    architecture = network(settings.net)
+    build = network(settings.net)
     if settings.prior not in PRIORS:
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     if settings.precision not in RULES:
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
-    for name in ("epochs", "pretrain_epochs"):
-        value = getattr(settings, name)
-        if value is not None and value < (name == "epochs"):
-            raise UsageError(f"--{name.replace('_', '-')} must be positive, not {value}")
     data = load_dataset(settings.data, data_dir)
     if settings.development:
         data = data.development()
     plan = recipe(settings)
-    epochs = plan.epochs if settings.epochs is None else settings.epochs
+    if plan.epochs < 1 or plan.pretrain_epochs < 0:
+        raise UsageError("epochs must be at least 1, and pretrain_epochs at least 0")
+    if not (0 < plan.learning_rate < math.inf and 0 <= plan.kl_weight < math.inf):
+        raise UsageError("learning_rate must be positive and kl_weight not negative, both finite")
+    layers = linear_names(read_chain(build(data.picture_shape, data.classes)))
+    for layer in settings.thresholds or {}:
+        if layer not in layers:
+            raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
     out = _open_folder(Path(out), settings, resume)
     if (out / "metrics.json").exists():
         say(f"{out} is complete; nothing to resume")
         return json.loads((out / "metrics.json").read_text())
     started = time.perf_counter()
 
-    dense = _dense_network(architecture.build, data, plan, settings, out / "dense.safetensors")
+    dense = _dense_network(build, data, plan, settings, out / "dense.safetensors")
     dense_error = error_percent(dense, data.test_x, data.test_y)
     say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
 
@@ -141,7 +156,7 @@ def run(
         model,
         guide,
         Batches(data.train_x, data.train_y, plan.batch_size),
-        epochs=epochs,
+        epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         log_learning_rate=plan.log_learning_rate,
         kl_weight=plan.kl_weight,
@@ -195,12 +210,13 @@ def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Setti
     if file.exists():
         net.load_state_dict(load_checkpoint(file)[0])
         return net.eval()
-    epochs = plan.pretrain_epochs if settings.pretrain_epochs is None else settings.pretrain_epochs
     optimizer = torch.optim.Adam(net.parameters(), plan.learning_rate, fused=True)
     batches = Batches(data.train_x, data.train_y, plan.batch_size)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, 0.05, total_iters=max(1, plan.pretrain_epochs * len(batches))
+    )
     net.train()
-    for epoch in range(epochs):
+    for epoch in range(plan.pretrain_epochs):
         for x, y in batches:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
@@ -209,7 +225,7 @@ def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Setti
             schedule.step()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
-    save_checkpoint(file, net.state_dict(), {"epochs": epochs})
+    save_checkpoint(file, net.state_dict(), {"epochs": plan.pretrain_epochs})
     return net.eval()
 
 
@@ -225,7 +241,7 @@ def _metrics(
         "measured_on": "held-out training data" if settings.development else "test set",
         "n": len(data.test_x),
         "seed": settings.seed,
-        "epochs": len(history),
+        "recipe": asdict(recipe(settings)),
         "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
         "compressed": {"error_percent": error_percent(decoded, data.test_x, data.test_y)},
         "architecture": list(small.architecture),
@@ -282,7 +298,8 @@ def report(metrics: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
-        f"{metrics['epochs']} epochs, {metrics['seconds']:.0f} s in all.",
+        f"{metrics['recipe']['epochs']} epochs, KL weight {metrics['recipe']['kl_weight']:g}, "
+        f"{metrics['seconds']:.0f} s in all.",
         "",
     ]
     return "\n".join(lines)

@@ -1,0 +1,162 @@
+"""The command as a user runs it, in processes of its own: digits to a file, the file evaluated, every refusal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SHORT = ("--net", "lenet-300-100", "--data", "digits", "--pretrain-epochs", "30", "--epochs", "25")
+
+
+def command(*args: str | Path, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pyro_bc", *map(str, args)], capture_output=True, text=True, timeout=600, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "gnj"
+    done = command("run", *SHORT, "--prior", "gnj", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_run_writes_what_it_promises_and_evaluate_agrees_exactly(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert sorted(p.name for p in finished.iterdir()) == [
+        "checkpoint",
+        "dense.safetensors",
+        "metrics.json",
+        "network.pbc",
+        "report.md",
+        "run.json",
+    ]
+    assert metrics["dense"]["parameters"] == 64 * 300 + 300 * 100 + 100 * 10 + 410
+    assert metrics["file_bytes"] == (finished / "network.pbc").stat().st_size
+    assert metrics["compression"]["maximum"] == pytest.approx(4 * 50_610 / metrics["file_bytes"], abs=1e-3)
+    assert metrics["compressed"]["error_percent"] < metrics["dense"]["error_percent"] + 5
+    done = command("evaluate", finished / "network.pbc", "--data", "digits", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "error_percent": metrics["compressed"]["error_percent"],
+        "n": 360,
+        "file_bytes": metrics["file_bytes"],
+    }
+
+
+def test_inspect_accounts_for_every_byte(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    done = command("inspect", finished / "network.pbc", "--json")
+    description = json.loads(done.stdout)
+    assert description["architecture"] == metrics["architecture"] and description["bits"] == metrics["bits"]
+    assert description["input_shape"] == [1, 8, 8] and description["outputs"] == 10
+    # The coder ends on a word of four bytes; its sections are information contents.
+    assert sum(description["sections"].values()) == pytest.approx(metrics["file_bytes"], abs=12)
+    plain = command("inspect", finished / "network.pbc").stdout
+    assert "layer 3" in plain and f"{metrics['file_bytes']:,} bytes" in plain
+
+
+def test_a_finished_run_is_not_run_again_nor_overwritten(finished):
+    before = {p.name: p.read_bytes() for p in finished.iterdir()}
+    refused = command("run", *SHORT, "--prior", "gnj", "--out", finished)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    other = command("run", *SHORT, "--prior", "ghs", "--out", finished, "--resume")
+    assert other.returncode == 2 and "prior 'gnj'" in other.stderr
+    again = command("run", *SHORT, "--prior", "gnj", "--out", finished, "--resume", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout) == json.loads(before["metrics.json"])
+    assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
+
+
+def test_a_killed_run_resumes_to_the_same_file(finished, tmp_path):
+    out = tmp_path / "killed"
+    arguments = ["run", *SHORT, "--prior", "gnj", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "pyro_bc", *arguments], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (out / "checkpoint").exists() and not (out / "metrics.json").exists()
+    done = command(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (out / "network.pbc").read_bytes() == (finished / "network.pbc").read_bytes()
+
+
+GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
+
+
+@pytest.mark.parametrize(
+    "changed,message",
+    [
+        ({"--net": "lenet-9000"}, "unknown network 'lenet-9000'; there are lenet-300-100"),
+        ({"--prior": "spike"}, "unknown prior 'spike'; there are gnj, ghs, svd, normal"),
+        ({"--data": "imagenet"}, "unknown data set 'imagenet'; there are digits, mnist, fashion-mnist"),
+        ({"--data": "mnist", "--data-dir": "/nowhere"}, "data folder '/nowhere' does not exist"),
+        ({"--precision": "float"}, "unknown precision rule 'float'; there are posterior, paper"),
+        ({"--epochs": "0"}, "epochs must be at least 1"),
+        ({"--epochs": "many"}, "invalid int value: 'many'"),
+        ({"--learning-rate": "nan"}, "learning_rate must be positive"),
+        ({"--threshold": "fc9=1"}, "a threshold is given for 'fc9', but the layers are fc1, fc2, fc3"),
+        ({"--threshold": "fc1=high"}, "--threshold takes LAYER=VALUE"),
+        ({"--resume": None}, "holds no run to resume"),
+    ],
+)
+def test_bad_arguments_are_one_line_exit_2_and_no_folder(tmp_path, changed, message):
+    out = tmp_path / "out"
+    arguments = [part for pair in (GOOD | changed).items() for part in pair if part is not None]
+    done = command("run", *arguments, "--out", out)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert not out.exists()
+
+
+def test_a_wrong_checksum_names_the_file_and_both_ways_out(tmp_path):
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{name}-ubyte.gz").write_bytes(b"not mnist")
+    out = tmp_path / "out"
+    done = command("run", *GOOD_MNIST, "--data-dir", tmp_path, "--out", out)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "md5" in done.stderr and "train-images-idx3-ubyte.gz" in done.stderr and "downloaded" in done.stderr
+    assert not out.exists()
+
+
+GOOD_MNIST = ("--net", "lenet-300-100", "--prior", "gnj", "--data", "mnist")
+
+
+def test_a_network_that_died_writes_no_file(tmp_path):
+    out = tmp_path / "out"
+    brief = ("--epochs", "1", "--pretrain-epochs", "1", "--threshold", "fc2=-1e9")
+    done = command("run", "--net", "lenet-300-100", "--prior", "gnj", "--data", "digits", *brief, "--out", out)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("pyro-bc: nothing is left of layer 'fc2'")
+    assert not (out / "network.pbc").exists() and not (out / "metrics.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    out = tmp_path / "out"
+    wild = ("--epochs", "2", "--pretrain-epochs", "0", "--learning-rate", "1e30")
+    done = command("run", "--net", "lenet-300-100", "--prior", "gnj", "--data", "digits", *wild, "--out", out)
+    assert done.returncode == 2 and "not finite" in done.stderr.splitlines()[-1]
+    assert not (out / "network.pbc").exists()
+
+
+@pytest.mark.parametrize("subcommand", [("evaluate", "--data", "digits"), ("inspect",)])
+@pytest.mark.parametrize("content,message", [(b"PK\x03\x04 something", "not a .pbc file"), (None, "cannot be read")])
+def test_files_that_are_none_are_named(tmp_path, subcommand, content, message):
+    path = tmp_path / "network.pbc"
+    if content is not None:
+        path.write_bytes(content)
+    name, *rest = subcommand
+    done = command(name, path, *rest)
+    assert done.returncode == 2 and message in done.stderr and str(path) in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_a_file_is_not_evaluated_on_pictures_of_another_size(finished, mnist_folder):
+    done = command("evaluate", finished / "network.pbc", "--data", "mnist", "--data-dir", mnist_folder)
+    assert done.returncode == 2 and "(1, 8, 8)" in done.stderr and done.stderr.count("\n") == 1
