@@ -1,5 +1,6 @@
 """KLs against quadrature and Monte Carlo; the half-Cauchy split against its closed-form distribution."""
 
+import itertools
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ def kl_normal_jeffreys_by_quadrature(loc: float, scale: float) -> float:
     edges = np.unique([loc - 12 * scale, loc, loc + 12 * scale, 0.0])
     mean_log = sum(
         integrate.quad(lambda z: normal.pdf(z) * np.log(abs(z)), a, b, limit=400)[0]
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     )
     at_infinity = -0.5 * math.log(2 * math.pi * math.e) + 0.5 * (-np.euler_gamma - math.log(2))  # E log|N(0,1)|
     return -normal.entropy() + mean_log - at_infinity
