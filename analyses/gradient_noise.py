@@ -72,7 +72,7 @@ def main() -> None:
         "# Gradient noise: weight sampling over local reparameterization",
         "",
         f"`python analyses/gradient_noise.py`: digits, LeNet-300-100, one batch of 128, {REPEATS} draws, seed 0, "
-        "posterior after 60 epochs. Ratio of summed variances of the gradients of the weights' means; 10 means that one "
+        "posterior after 60 epochs. Ratio of summed variances of gradients of the weights' means; 10 means that one "
         "local draw is worth ten draws of weights.",
         "",
         "| prior | fc1 | fc2 | fc3 | all |",

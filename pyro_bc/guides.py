@@ -127,9 +127,17 @@ class FactorizedGuide(AutoGuide):
 
     def distribution(self, name: str) -> Any:
         """The variational distribution of one site: a ``Normal`` or ``LogNormal`` of the site's shape."""
-        return self._build(name, attrgetter(name)(self.locs), attrgetter(name)(self.log_variances))
+        return self.build(name, attrgetter(name)(self.locs), attrgetter(name)(self.log_variances))
 
-    def _build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
+    def parameters_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Location and log-variance of one site, read without ``pyro.param`` statements."""
+        path, _, leaf = name.rpartition(".")
+        loc, log_variance = (tree.get_submodule(path)._parameters[leaf] for tree in (self.locs, self.log_variances))
+        assert loc is not None and log_variance is not None
+        return loc, log_variance
+
+    def build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
+        """The variational distribution of one site with these parameters."""
         if self.families[name] is MeanFieldNormal:
             return MeanFieldNormal(loc, log_variance)
         return dist.LogNormal(loc, (0.5 * log_variance).exp(), validate_args=False)
@@ -154,7 +162,7 @@ class FactorizedGuide(AutoGuide):
         """Variational distribution of every site, detached: ``{site: Normal | LogNormal}``."""
         self._require_setup()
         return {
-            name: self._build(name, attrgetter(name)(self.locs).detach(), attrgetter(name)(self.log_variances).detach())
+            name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
             for name in self.families
         }
 

@@ -122,6 +122,12 @@ class DeferredProduct(Deferred):
         return reduce(torch.mul, (f.per_example(x) for f in self.factors))
 
 
+def is_deferrable(name: str, q: Any) -> bool:
+    """Whether a site belongs to a layer, and has a distribution that can be deferred."""
+    layer, _, role = name.rpartition(".")
+    return bool(layer) and role in ROLES and isinstance(q, dist.Normal | dist.LogNormal)
+
+
 def _plain(value: Tensor) -> Tensor:
     """The tensor's own (empty) storage, without the subclass."""
     with torch._C.DisableTorchFunctionSubclass():
@@ -264,9 +270,8 @@ class LocalReparameterizationMessenger(Messenger):
         if isinstance(msg["value"], Deferred):  # the model, replayed against the guide
             msg["fn"] = _UndrawnModel(msg["fn"], msg["value"].guide_fn)
             return
-        layer, _, role = msg["name"].rpartition(".")
         q = base_distribution(msg["fn"])
-        if msg["value"] is None and layer and role in ROLES and isinstance(q, (dist.Normal, dist.LogNormal)):
+        if msg["value"] is None and is_deferrable(msg["name"], q):
             value = Deferred.of(q)
             value.guide_fn = msg["fn"]
             msg["value"] = value
