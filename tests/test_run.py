@@ -1,0 +1,57 @@
+"""The job's parts: error counted exactly, recipes overridden by settings, the report's figures those of the metrics."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bc.errors import CheckpointError, UsageError
+from pyro_bc.run import PRIORS, Settings, error_percent, recipe, report, run
+
+
+def test_error_percent_counts_every_wrong_answer_once():
+    x = torch.eye(4).repeat(30, 1)
+    y = torch.arange(4).repeat(30)
+    y[:7] = (y[:7] + 1) % 4
+    for batch_size in (7, 60, 1000):
+        assert error_percent(nn.Identity(), x, y, batch_size) == 100 * 7 / 120
+
+
+def test_settings_override_the_recipe_and_nothing_else():
+    plain = recipe(Settings("lenet-300-100", "gnj", "digits"))
+    changed = recipe(Settings("lenet-300-100", "gnj", "digits", epochs=3, kl_weight=1.0))
+    assert (changed.epochs, changed.kl_weight) == (3, 1.0)
+    assert (changed.learning_rate, changed.pretrain_epochs) == (plain.learning_rate, plain.pretrain_epochs)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
+    settings = Settings("lenet-300-100", prior, "digits", epochs=4, pretrain_epochs=20, development=True)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["measured_on"] == "held-out training data" and metrics["n"] == 180
+    assert metrics["compressed"]["error_percent"] < 25  # chance is 90
+    text = report(metrics)
+    assert text == (tmp_path / "out" / "report.md").read_text()
+    assert f"{metrics['file_bytes']:,} bytes" in text and f"| {metrics['compressed']['error_percent']:.2f} |" in text
+    assert set(metrics["other_precision"]) == {"paper"}
+
+
+def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
+    def file(seed, name):
+        settings = Settings("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
+        run(settings, tmp_path / name, progress=False)
+        return (tmp_path / name / "network.pbc").read_bytes()
+
+    assert file(1, "a") == file(1, "b") != file(2, "c")
+
+
+def test_folders_in_use_are_left_alone(tmp_path):
+    settings = Settings("lenet-300-100", "gnj", "digits")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run(settings, tmp_path)
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        run(settings, tmp_path, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError):
+        run(settings, tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
