@@ -2,8 +2,8 @@ r"""Integers to bytes: one range-coded stream, with models that are integers the
 
 Everything that a file holds beyond its header goes through one coder (constriction's range coder), so that no
 section is padded. A symbol's probability comes from a table of small integers which the file carries, quantised
-to half-octaves: :math:`f \in \{0\} \cup \{\lfloor 2^{c/2} \rfloor\}`, five bits an entry. Against the exact
-frequencies this costs less than 0.01 bits a symbol. Probabilities are ratios of integers below 2^53, which every
+to half-octaves: :math:`f \in \{0\} \cup \{\lfloor 2^{4 + c/2} \rfloor : c = 0 \dots 30\}`, five bits an entry. Against
+the exact frequencies this costs about 0.01 bits a symbol. Probabilities are ratios of integers below 2^53, which every
 machine with IEEE arithmetic computes alike.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from .errors import CompressedFileError
 
 # Entry c of a table stands for this frequency; entry 0 for a symbol that does not occur.
-_FREQUENCIES = np.array([0, *(math.isqrt(2**c) for c in range(31))], dtype=np.int64)
+_FREQUENCIES = np.array([0, *(math.isqrt(2 ** (8 + c)) for c in range(31))], dtype=np.int64)
 # Symbols of one table: codes are at most 24 bits wide, but a table of 2^16 is already longer than any layer needs.
 _MOST_SYMBOLS = 1 << 16
 _UNIFORM_BITS = 12
@@ -101,8 +101,7 @@ def _entries(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """The nearest table entry of every count, scaled so that the largest fits; 0 only where the count is 0."""
     counts = np.asarray(counts, dtype=np.int64)
     largest = max(int(counts.max()), 1)
-    scale = min(1.0, int(_FREQUENCIES[-1]) / largest)
-    # floor(2^(c/2)) repeats 1 for c = 0 and 1; the nearest entry in the logarithm is found on the doubled scale.
+    scale = min(1.0, 2**15 / largest)
     entries = np.rint(2 * np.log2(np.maximum(counts * scale, 1))).astype(np.int64) + 1
     return np.where(counts > 0, np.clip(entries, 1, len(_FREQUENCIES) - 1), 0)
 
