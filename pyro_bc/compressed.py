@@ -283,6 +283,11 @@ def compress(
         net = model.skeleton
     chain = read_chain(net)
     names = [step.name for step in chain if isinstance(step, LinearStep)]
+    prefix = _prefix(model)
+    for site in guide.families:
+        layer = site.removeprefix(prefix).removesuffix(".weight")
+        if site.endswith(".weight") and layer in names and layer not in posterior:
+            raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
     for name in posterior:
         if name not in names:
             raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
@@ -303,9 +308,14 @@ def compress(
     )
 
 
+def _prefix(model: Any) -> str:
+    """What stands before a layer's name in the network in the names of its sites."""
+    return "net." if isinstance(model, BayesianNetwork) else ""
+
+
 def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPosterior]:
     """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``)."""
-    prefix = "net." if isinstance(model, BayesianNetwork) else ""
+    prefix = _prefix(model)
     posterior = {name.removeprefix(prefix): layer for name, layer in summarize(guide).items()}
     if not posterior:
         raise UsageError("the model has no layers: name the sites of each weight '<layer>.<role>' (see pyro_bc.priors)")

@@ -19,6 +19,8 @@ from typing import ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import lazy_property
@@ -64,7 +66,14 @@ class NormalJeffreys(TorchDistribution):
         return -value.abs().log().expand(shape)
 
     def sample(self, sample_shape=()):
-        """:raises ImproperPriorError: always; the density is improper."""
+        """Not a draw, which there is none of, but ones where Pyro only looks for the shapes of sites.
+
+        Autoguides and ``Predictive`` run the model under ``InitMessenger`` first, to see what is in it.
+
+        :raises ImproperPriorError: anywhere else; the density is improper.
+        """
+        if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
+            return torch.ones(torch.Size(sample_shape) + self.batch_shape)
         raise ImproperPriorError(
             "the normal-Jeffreys prior p(z) ∝ 1/|z| is improper and cannot be sampled; run the model "
             "under a guide, e.g. Predictive(model, guide=guide, num_samples=…), or use GroupHorseshoe, "

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .errors import UsageError
 from .guides import FactorizedGuide
 from .local_reparameterization import Deferred, is_deferrable
-from .priors import base_distribution
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ class _ElboMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.q:
-            divergence = kl_divergence(self.q[name], base_distribution(msg["fn"]))
-            self.kl[name] = (msg["scale"] * divergence).sum()
+            fn = msg["fn"]
+            while isinstance(fn, dist.Independent):
+                fn = fn.base_dist
+            self.kl[name] = scale_and_mask(kl_divergence(self.q[name], fn), msg["scale"], msg["mask"]).sum()
         elif msg["is_observed"]:
             log_prob = msg["fn"].log_prob(msg["value"])
-            self.log_likelihood = self.log_likelihood + (msg["scale"] * log_prob).sum()
+            self.log_likelihood = self.log_likelihood + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
 
 
 def elbo_terms(model: Callable, guide: FactorizedGuide, *args: Any, **kwargs: Any) -> ElboTerms:
@@ -74,9 +78,16 @@ def elbo_terms(model: Callable, guide: FactorizedGuide, *args: Any, **kwargs: An
 
     :param guide: set up by a first call, if it is not yet, with these arguments.
     :raises NotImplementedError: where a site has no closed-form KL.
+    :raises UsageError: where the guide is no :class:`~pyro_bc.FactorizedGuide`, or has sites in a plate.
     """
+    if not isinstance(guide, FactorizedGuide):
+        raise UsageError(f"elbo_terms takes a FactorizedGuide, not {type(guide).__name__}; use TraceMeanField_ELBO")
     if guide.prototype_trace is None:
         guide(*args, **kwargs)
+    assert guide.prototype_trace is not None
+    plated = [name for name, site in guide.prototype_trace.iter_stochastic_nodes() if site["cond_indep_stack"]]
+    if plated:
+        raise UsageError(f"site '{plated[0]}' is in a plate, which elbo_terms does not cover; use TraceMeanField_ELBO")
     with _ElboMessenger(guide) as terms:
         outputs = model(*args, **kwargs)
     return ElboTerms(terms.log_likelihood, terms.kl, outputs)

@@ -15,7 +15,7 @@ learning rate of its own (:func:`pyro_bc.fit`).
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -23,12 +23,12 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import deep_setattr
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .distributions import MeanFieldNormal, NormalJeffreys
+from .distributions import MeanFieldNormal
 from .errors import UnsupportedSiteError
 from .priors import Prior, base_distribution, find_layers
 
@@ -78,13 +78,7 @@ class FactorizedGuide(AutoGuide):
         init_loc_fn: Callable = init_to_feasible,
         create_plates: Callable | None = None,
     ):
-
-        def initial(site):
-            if isinstance(base_distribution(site["fn"]), NormalJeffreys):  # Pyro's rules would sample it
-                return torch.ones(site["fn"].shape())
-            return init_loc_fn(site)
-
-        super().__init__(InitMessenger(initial)(model), create_plates=create_plates)
+        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
         self.layers: dict[str, tuple[Prior, dict[str, Any]]] = {}
@@ -105,8 +99,12 @@ class FactorizedGuide(AutoGuide):
                 if full_size != frame.size:  # a site inside a subsampled plate has one entry per datum
                     value = periodic_repeat(value, full_size, frame.dim - site["fn"].event_dim).contiguous()
             loc = value.log() if self.families[name] is dist.LogNormal else value
-            deep_setattr(self.locs, name, nn.Parameter(loc))
-            deep_setattr(self.log_variances, name, nn.Parameter(torch.full_like(loc, self.init_log_variance)))
+            log_variance = torch.full_like(loc, self.init_log_variance)
+            event_dim = site["fn"].event_dim
+            for tree, parameter in ((self.locs, loc), (self.log_variances, log_variance)):
+                # In a plate, Pyro cuts a parameter with an event dimension down to the mini-batch.
+                local = PyroParam(parameter, constraints.real, event_dim) if site["cond_indep_stack"] else None
+                deep_setattr(tree, name, local or nn.Parameter(parameter))
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -132,9 +130,9 @@ class FactorizedGuide(AutoGuide):
     def parameters_of(self, name: str) -> tuple[Tensor, Tensor]:
         """Location and log-variance of one site, read without ``pyro.param`` statements."""
         path, _, leaf = name.rpartition(".")
-        loc, log_variance = (tree.get_submodule(path)._parameters[leaf] for tree in (self.locs, self.log_variances))
-        assert loc is not None and log_variance is not None
-        return loc, log_variance
+        loc, log_variance = (tree.get_submodule(path)._parameters for tree in (self.locs, self.log_variances))
+        key = leaf if leaf in loc else f"{leaf}_unconstrained"  # of a site in a plate; real all the same
+        return cast(Tensor, loc[key]), cast(Tensor, log_variance[key])
 
     def build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
         """The variational distribution of one site with these parameters."""

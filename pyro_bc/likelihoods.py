@@ -74,6 +74,8 @@ class Bernoulli(Likelihood):
 
     def check(self, outputs, targets):
         _check_one_output(outputs, targets)
+        if not targets.is_floating_point():
+            raise UsageError(f"Bernoulli targets are floating-point numbers 0 or 1, not {targets.dtype}")
         if not bool(((targets == 0) | (targets == 1)).all()):
             raise UsageError("Bernoulli targets are 0 or 1")
 
@@ -112,7 +114,7 @@ def _flat(outputs: Tensor) -> Tensor:
 
 
 def _check_one_output(outputs: Tensor, targets: Tensor) -> None:
-    if _flat(outputs).shape != targets.shape:
+    if _flat(outputs).dim() != 1 or _flat(outputs).shape != targets.shape:
         raise UsageError(
             f"a network with outputs of shape {tuple(outputs.shape)} does not fit targets of shape "
             f"{tuple(targets.shape)}; one output per example is needed"

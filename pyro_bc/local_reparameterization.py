@@ -17,6 +17,9 @@ The model's code does not change, whether it uses our layers, ``Prior.sample`` o
 statements and ``F.linear(x, z * w, b)``. Any other operation on a deferred tensor draws it once and goes on
 with the draw, so that nothing is ever silently replaced by its mean.
 
+Where a layer is applied at several positions of one example (an input of more than two dimensions), scales are
+shared by the positions and the pre-activations' noise is not, as Kingma et al. do for convolutions.
+
 Since nothing is drawn, the site's two log-densities are replaced by what their difference is in expectation,
 :math:`-\mathrm{KL}(q\|p)` in the model and 0 in the guide. Both ``TraceMeanField_ELBO`` and ``Trace_ELBO``
 are thus unbiased inside the handler, the latter with the closed-form KL too.
@@ -24,7 +27,7 @@ are thus unbiased inside the handler, the latter with the closed-form KL too.
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -37,6 +40,8 @@ from torch.distributions.kl import register_kl
 
 from .priors import ROLES, base_distribution
 
+_D = TypeVar("_D", bound="Deferred")
+
 # Variance below which a pre-activation counts as certain; keeps the gradient of the root finite at zero.
 _TINY = 1e-16
 
@@ -44,26 +49,28 @@ _TINY = 1e-16
 class Deferred(torch.Tensor):
     """A tensor that is drawn from ``distribution`` only where an operation needs its value.
 
-    It has shape, dtype and device, but no storage of its own. ``draw()`` returns the same draw every time.
+    It has shape, dtype and device, but no storage of its own. ``draw()`` returns the same draw every time, and
+    that of a product or root is computed from the draws of its ``sources``, the sites that it is made of.
     """
 
     distribution: Any
     guide_fn: Any  # of a site's value: the guide's density at the site, with its event dimensions
+    sources: tuple["Deferred", ...]
+    _rule: Callable[[], Tensor]
     _draw: Tensor | None
 
     @staticmethod
     def of(distribution: Any) -> "Deferred":
-        """Defer a ``Normal`` or ``LogNormal`` (without ``to_event``)."""
-        loc = distribution.loc
-        value = loc.detach().new_empty(()).expand(loc.shape).as_subclass(Deferred)
+        """Defer a site's ``Normal`` or ``LogNormal`` (without ``to_event``)."""
+        value = _empty(Deferred, distribution.loc, distribution.loc.shape, distribution.rsample)
         value.distribution = distribution
-        value._draw = None
+        value.sources = (value,)
         return value
 
     def draw(self) -> Tensor:
         """The value, drawn with a reparameterized gradient on first use; a plain tensor."""
         if self._draw is None:
-            self._draw = self.distribution.rsample()
+            self._draw = self._rule()
         return self._draw
 
     def per_example(self, x: Tensor) -> Tensor:
@@ -105,21 +112,30 @@ class DeferredProduct(Deferred):
 
     factors: tuple[Deferred, ...]
 
-    @staticmethod
-    def over(*factors: Deferred) -> "DeferredProduct":
-        shape = torch.broadcast_shapes(*(f.shape for f in factors))
-        value = _plain(factors[0]).new_empty(()).expand(shape).as_subclass(DeferredProduct)
-        value.factors = tuple(factors)
-        value._draw = None
-        return value
-
-    def draw(self) -> Tensor:
-        if self._draw is None:
-            self._draw = reduce(torch.mul, (f.draw() for f in self.factors))
-        return self._draw
-
     def per_example(self, x: Tensor) -> Tensor:
         return reduce(torch.mul, (f.per_example(x) for f in self.factors))
+
+
+def _empty(kind: type[_D], like: Tensor, shape: torch.Size, rule: Callable[[], Tensor]) -> _D:
+    value = like.detach().new_empty(()).expand(shape).as_subclass(kind)
+    value._rule, value._draw = rule, None
+    return value
+
+
+def _derived(factors: list[tuple[Any, tuple[Deferred, ...]]], like: Tensor, rule: Callable[[], Tensor]) -> Deferred:
+    """A deferred tensor from the distributions of its independent factors and the sites behind each."""
+    parts = []
+    for q, sources in factors:
+        part = _empty(Deferred, like, q.loc.shape, rule)
+        part.distribution, part.sources = q, sources
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    shape = torch.broadcast_shapes(*(part.shape for part in parts))
+    product = _empty(DeferredProduct, like, shape, rule)
+    product.factors = tuple(parts)
+    product.sources = tuple(source for part in parts for source in part.sources)
+    return product
 
 
 def is_deferrable(name: str, q: Any) -> bool:
@@ -139,22 +155,23 @@ def _factors(value: Deferred) -> tuple[Deferred, ...]:
 
 
 def _multiply(a: Any, b: Any) -> Any:
-    """A product of deferred tensors; two log-normals of one shape become one."""
+    """A product of independent deferred tensors; log-normals of one shape become one."""
     if not (isinstance(a, Deferred) and isinstance(b, Deferred)):
         return NotImplemented
-    merged: list[Deferred] = []
+    if any(source is other for source in a.sources for other in b.sources):
+        return NotImplemented  # a square is not a product of independent variables
+    merged: list[tuple[Any, tuple[Deferred, ...]]] = []
     for factor in (*_factors(a), *_factors(b)):
-        if any(factor is other for other in merged):
-            return NotImplemented  # a square is not a product of independent variables
-        for i, other in enumerate(merged):
-            p, q = other.distribution, factor.distribution
-            if factor.shape == other.shape and isinstance(p, dist.LogNormal) and isinstance(q, dist.LogNormal):
+        q = factor.distribution
+        for i, (p, sources) in enumerate(merged):
+            if p.loc.shape == q.loc.shape and isinstance(p, dist.LogNormal) and isinstance(q, dist.LogNormal):
                 scale = (p.scale.square() + q.scale.square()).sqrt()
-                merged[i] = Deferred.of(dist.LogNormal(p.loc + q.loc, scale, validate_args=False))
+                both = dist.LogNormal(p.loc + q.loc, scale, validate_args=False)
+                merged[i] = (both, (*sources, *factor.sources))
                 break
         else:
-            merged.append(factor)
-    return merged[0] if len(merged) == 1 else DeferredProduct.over(*merged)
+            merged.append((q, factor.sources))
+    return _derived(merged, _plain(a), lambda: a.draw() * b.draw())
 
 
 def _square_root(value: Deferred) -> Any:
@@ -164,8 +181,8 @@ def _square_root(value: Deferred) -> Any:
         q = factor.distribution
         if not isinstance(q, dist.LogNormal):
             return NotImplemented
-        roots.append(Deferred.of(dist.LogNormal(0.5 * q.loc, 0.5 * q.scale, validate_args=False)))
-    return roots[0] if len(roots) == 1 else DeferredProduct.over(*roots)
+        roots.append((dist.LogNormal(0.5 * q.loc, 0.5 * q.scale, validate_args=False), factor.sources))
+    return _derived(roots, _plain(value), lambda: value.draw().sqrt())
 
 
 def _split(weight: Deferred, weight_dim: int) -> tuple[tuple[Deferred, ...], Any] | None:
@@ -186,7 +203,8 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     x = input
     for scale in scales:
         x = x * scale.per_example(x)  # (batch, …, in_features)
-    if isinstance(bias, Deferred) and isinstance(bias.distribution, dist.Normal):
+    is_site = isinstance(bias, Deferred) and not isinstance(bias, DeferredProduct)
+    if is_site and isinstance(bias.distribution, dist.Normal):
         bias_loc, bias_variance = bias.distribution.loc, bias.distribution.variance
     else:
         bias_loc, bias_variance = (bias.draw() if isinstance(bias, Deferred) else bias), None

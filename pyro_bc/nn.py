@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
@@ -48,6 +49,11 @@ class BayesianLinear(PyroModule):
     @classmethod
     def from_module(cls, module: nn.Linear, prior: Prior) -> "BayesianLinear":
         """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
+        if module.weight.dtype != torch.get_default_dtype():
+            raise UsageError(
+                f"a layer has weights of {module.weight.dtype}, but priors are {torch.get_default_dtype()}: convert "
+                f"the network, or call torch.set_default_dtype first"
+            )
         layer = cls(module.in_features, module.out_features, module.bias is not None, prior=prior)
         layer.pretrained = {name: value.detach().clone() for name, value in module.named_parameters()}
         return layer
@@ -74,7 +80,8 @@ def bayesianize(module: nn.Module, prior: PriorRule) -> nn.Module:
     :param module: the network; it is not changed.
     :param prior: one prior for all layers, or a rule ``(name, module) -> Prior | None``, where None leaves a
         layer deterministic.
-    :raises UnsupportedNetworkError: where no layer becomes Bayesian.
+    :raises UnsupportedNetworkError: where no layer becomes Bayesian, or one is used under two names.
+    :raises UsageError: where a layer's weights are not of torch's default dtype.
 
     >>> import pyro_bc, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -98,6 +105,12 @@ def bayesianize(module: nn.Module, prior: PriorRule) -> nn.Module:
         converted += 1
         return bayesian.from_module(layer, layer_prior)
 
+    seen: dict[int, str] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if type(layer) in _BAYESIAN and seen.setdefault(id(layer), name) != name:
+            raise UnsupportedNetworkError(
+                f"layers '{seen[id(layer)]}' and '{name}' are one and the same; shared layers cannot be made Bayesian"
+            )
     result = convert("", copy.deepcopy(module))
     if not converted:
         kinds = ", ".join(kind.__name__ for kind in _BAYESIAN)
@@ -134,7 +147,7 @@ class BayesianNetwork(PyroModule):
         likelihood: Likelihood | None = None,
     ):
         super().__init__()
-        if not (isinstance(num_data, int) and num_data > 0):
+        if isinstance(num_data, bool) or not (isinstance(num_data, int) and num_data > 0):
             raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
         self.net = bayesianize(net, GroupHorseshoe() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood
@@ -144,7 +157,8 @@ class BayesianNetwork(PyroModule):
 
     @property
     def skeleton(self) -> nn.Module:
-        """The deterministic network that this model was made from."""
+        """The deterministic network that this model was made from, its deterministic parameters as trained."""
+        self._skeleton[0].load_state_dict(self.net.state_dict(), strict=False)
         return self._skeleton[0]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:

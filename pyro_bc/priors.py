@@ -52,6 +52,11 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
+#: what a site's last name part may be for the site to belong to a layer; priors add theirs.
+ROLES: set[str] = {"bias"}
+_KNOWN: list[type["Prior"]] = []
+
+
 class Prior(ABC):
     """One prior over a layer's weights: its sites, its statistic and its moments.
 
@@ -61,6 +66,12 @@ class Prior(ABC):
 
     #: roles of the layer's sites in the order in which they are sampled; ``weight`` comes last.
     roles: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "roles" in cls.__dict__:
+            _KNOWN.append(cls)
+            ROLES.update(cls.roles)
 
     @abstractmethod
     def sites(self, weight_shape: torch.Size | tuple[int, ...]) -> dict[str, Any]:
@@ -198,7 +209,8 @@ class GroupHorseshoe(Prior):
     def recognise(cls, sites):
         if not {"local_a", "local_b", "global_a", "global_b"} <= sites.keys():
             return None
-        return cls(float(base_distribution(sites["global_a"]).rate) ** -0.5)
+        global_a = base_distribution(sites["global_a"])
+        return cls(float(global_a.rate) ** -0.5) if isinstance(global_a, dist.Gamma) else None
 
     def weight(self, values):
         weight = values["weight"]
@@ -267,7 +279,11 @@ class StandardNormal(Prior):
 
     @classmethod
     def recognise(cls, sites):
-        return cls() if set(sites) <= {"weight", "bias"} else None
+        return (
+            cls()
+            if set(sites) <= {"weight", "bias"} and isinstance(base_distribution(sites["weight"]), dist.Normal)
+            else None
+        )
 
     def weight(self, values):
         return values["weight"]
@@ -277,10 +293,6 @@ class StandardNormal(Prior):
 
     def statistic(self, q):
         return None
-
-
-#: what a site's last name part may be for the site to belong to a layer.
-ROLES = frozenset({"bias"}.union(*(p.roles for p in (GroupNormalJeffreys, GroupHorseshoe, LogUniform))))
 
 
 def bias_prior(features: int):
@@ -304,7 +316,7 @@ def find_layers(densities: Mapping[str, Any]) -> dict[str, tuple[Prior, dict[str
     for layer, sites in grouped.items():
         if "weight" not in sites:
             continue
-        for prior_class in Prior.__subclasses__():
+        for prior_class in _KNOWN:
             prior = prior_class.recognise(sites)
             if prior is not None:
                 layers[layer] = (prior, sites)

@@ -26,6 +26,7 @@ from pyro_bc import (
     elbo_terms,
     local_reparameterization,
 )
+from pyro_bc.errors import UsageError
 from pyro_bc.priors import bias_prior
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]
@@ -181,3 +182,34 @@ def test_a_site_without_a_closed_form_is_not_passed_over():
     guide(torch.ones(3))
     with pytest.raises(NotImplementedError, match="StudentT"):
         elbo_terms(model, guide, torch.ones(3))
+
+
+def test_masked_data_count_for_nothing():
+    net = BayesianNetwork(nn.Linear(3, 2), StandardNormal(), num_data=4)
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+
+    def model(x, y):
+        logits = net.net(x)
+        with pyro.plate("data", 4), poutine.mask(mask=torch.tensor([True, False, False, False])):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    guide = FactorizedGuide(model)
+    guide(x, y)
+    pyro.set_rng_seed(0)
+    ours = elbo_terms(model, guide, x, y).loss().item()
+    pyro.set_rng_seed(0)
+    with local_reparameterization():
+        assert ours == pytest.approx(TraceMeanField_ELBO().loss(model, guide, x, y), rel=1e-5)
+
+
+def test_other_guides_and_plated_sites_are_refused_with_a_way_out():
+    model, guide, x, y = setup(StandardNormal())
+    with pytest.raises(UsageError, match="TraceMeanField_ELBO"):
+        elbo_terms(model, poutine.scale(guide, scale=0.5), x, y)
+
+    def plated():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(UsageError, match="'z' is in a plate"):
+        elbo_terms(plated, FactorizedGuide(plated))

@@ -271,3 +271,24 @@ def test_predictive_of_a_network_is_the_pushforward_of_the_posterior(prior):
     assert draws.shape == (n, 2, 1)
     for example in range(2):
         assert stats.ks_2samp(draws[:, example, 0].numpy(), reference[:, example]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("prior", [GroupNormalJeffreys(), LogUniform()])
+def test_predictive_with_a_guide_runs_under_an_improper_prior(prior):
+    model = BayesianNetwork(nn.Linear(4, 3), prior, num_data=10)
+    guide = FactorizedGuide(model)
+    x = torch.randn(2, 4)
+    guide(x, torch.tensor([0, 1]))
+    assert Predictive(model, guide=guide, num_samples=5)(x)["y"].shape == (5, 2)
+
+
+def test_a_latent_site_in_a_subsampled_plate_has_an_entry_per_datum():
+    data = torch.randn(20)
+
+    def model():
+        with pyro.plate("data", 20, subsample_size=5) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[index])
+
+    guide = FactorizedGuide(model)
+    assert guide()["z"].shape == (5,) and guide.posterior()["z"].loc.shape == (20,)

@@ -118,3 +118,10 @@ def test_learned_noise_is_that_of_a_linear_regression(sigma):
     learned = guide.median()["precision"].item()
     assert learned == pytest.approx(exact, rel=0.06)
     assert learned**-0.5 == pytest.approx(sigma, rel=0.15)
+
+
+def test_several_outputs_and_other_dtypes_are_refused():
+    with pytest.raises(UsageError, match="one output"):
+        Normal().check(torch.zeros(4, 3), torch.zeros(4, 3))
+    with pytest.raises(UsageError, match="floating-point"):
+        Bernoulli().check(torch.zeros(4), torch.ones(4, dtype=torch.long))

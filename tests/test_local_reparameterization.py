@@ -391,3 +391,28 @@ def test_nothing_is_deferred_after_the_context():
     assert all(type(trace.nodes[name]["value"]) is torch.Tensor for name in guide.families)
     rows = poutine.replay(poutine.uncondition(model), trace=trace)(x[:1].expand(4, -1))
     assert torch.allclose(rows, rows[:1].expand_as(rows))
+
+
+def log_normals(n: int):
+    return (Deferred.of(dist.LogNormal(torch.zeros(4), torch.ones(4))) for _ in range(n))
+
+
+def test_a_site_times_itself_is_no_product_of_independent_variables():
+    a, b = log_normals(2)
+    for product, expected in ((a.sqrt() * a, lambda: a.draw() ** 1.5), ((a * b) * a, lambda: a.draw() ** 2 * b.draw())):
+        assert type(product) is torch.Tensor  # drawn
+        assert torch.allclose(product, expected())
+
+
+def test_products_and_roots_draw_what_their_parts_draw():
+    a, b = log_normals(2)
+    root = (a * b).sqrt()
+    assert torch.allclose(root.draw(), (a.draw() * b.draw()).sqrt())
+    weight = Deferred.of(dist.Normal(torch.zeros(3, 4), torch.ones(3, 4)))
+    assert torch.allclose((root * weight).draw(), root.draw() * weight.draw())
+
+
+def test_a_bias_that_is_a_product_is_drawn():
+    weight = Deferred.of(dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)))
+    z, b = (Deferred.of(dist.Normal(torch.full((3,), 5.0), torch.full((3,), 1e-3))) for _ in range(2))
+    assert torch.allclose(F.linear(torch.zeros(2, 2), weight, z * b), torch.full((2, 3), 25.0), atol=0.1)

@@ -215,3 +215,23 @@ def test_the_prior_predictive_of_a_proper_prior_has_its_closed_form_variance():
     gram = x.double().numpy() @ x.double().numpy().T + 1
     error = np.sqrt((np.outer(np.diag(gram), np.diag(gram)) + gram**2) / n)
     assert np.all(np.abs(np.cov(draws.T) - gram) < 5 * error)
+
+
+def test_a_layer_under_two_names_is_refused():
+    shared = nn.Linear(3, 3)
+    with pytest.raises(UnsupportedNetworkError, match="'0' and '2' are one and the same"):
+        bayesianize(nn.Sequential(shared, nn.ReLU(), shared), StandardNormal())
+
+
+def test_weights_of_another_dtype_are_refused_with_a_way_out():
+    with pytest.raises(UsageError, match="float64"):
+        bayesianize(nn.Linear(3, 3).double(), StandardNormal())
+
+
+def test_the_skeleton_follows_deterministic_layers_as_they_are_trained():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    rule = lambda name, module: None if name == "2" else StandardNormal()  # noqa: E731
+    model = BayesianNetwork(net, rule, num_data=5)
+    with torch.no_grad():
+        dict(model.named_parameters())["net.2.weight"].fill_(7.0)
+    assert (model.skeleton[2].weight == 7).all() and torch.equal(model.skeleton[0].weight, net[0].weight)

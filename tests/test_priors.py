@@ -211,3 +211,37 @@ def test_base_distribution_strips_events_and_masks_only():
 def test_a_horseshoe_without_a_scale_is_refused(global_scale):
     with pytest.raises(UsageError, match="global_scale"):
         GroupHorseshoe(global_scale)
+
+
+def test_a_prior_of_the_users_own_is_found_with_its_roles():
+    class Laplace(Prior):
+        roles = ("laplace_scale", "weight")
+
+        def sites(self, weight_shape):
+            return {
+                "laplace_scale": dist.Gamma(1.0, 1.0),
+                "weight": dist.Laplace(0.0, 1.0).expand(weight_shape).to_event(2),
+            }
+
+        @classmethod
+        def recognise(cls, sites):
+            return cls() if "laplace_scale" in sites else None
+
+        def weight(self, values):
+            return values["weight"]
+
+        def group_scale(self, q):
+            return None
+
+        def statistic(self, q):
+            return None
+
+    assert "laplace_scale" in ROLES
+    found = find_layers({f"fc.{role}": fn for role, fn in Laplace().sites((2, 3)).items()})
+    assert isinstance(found["fc"][0], Laplace)
+
+
+def test_sites_that_only_look_like_a_prior_are_no_layer():
+    not_gamma = {role: dist.LogNormal(0.0, 1.0) for role in FACTORS} | {"weight": dist.Normal(torch.zeros(2, 3), 1.0)}
+    assert find_layers({f"fc.{role}": fn for role, fn in not_gamma.items()}) == {}
+    assert find_layers({"fc.weight": dist.HalfNormal(torch.ones(2, 3))}) == {}
