@@ -4,6 +4,7 @@ The chain is what can be made smaller and written to a file without the user's c
 :data:`Step` values, applied one after the other.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +169,7 @@ def _step(net: nn.Module, node: torch.fx.Node) -> Step | None:
     else:
         description = f"operation '{node.name}' ({node.target})"
         arguments = [a for a in node.args if not isinstance(a, torch.fx.Node)]
-        options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        options = {k: v for k, v in node.kwargs.items() if k != "inplace" and v != _default(node.target, k)}
         if node.target in (torch.flatten, "flatten") and [*arguments, *options.values()] in ([1], [1, -1]):
             return FlattenStep()
         if node.target is nn.functional.dropout:
@@ -181,6 +182,14 @@ def _step(net: nn.Module, node: torch.fx.Node) -> Step | None:
         f"{description} cannot be compressed; chains hold Linear, Flatten(1), Normalize, Dropout, Identity and the "
         f"activations {', '.join(ACTIVATIONS)} with default settings"
     )
+
+
+def _default(function: Any, name: str) -> Any:
+    """Default of a Python function's argument; None for functions of C++, which torch.fx records as called."""
+    try:
+        return inspect.signature(function).parameters[name].default
+    except (TypeError, ValueError, KeyError):
+        return None
 
 
 def _same_settings(module: nn.Module, default: nn.Module) -> bool:
