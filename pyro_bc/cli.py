@@ -8,7 +8,7 @@ from typing import Any
 
 from . import compressed
 from .datasets import DATASETS, load_dataset
-from .errors import PyroBCError, UsageError
+from .errors import CompressedFileError, PyroBCError, UsageError
 from .networks import NETWORKS
 from .precision import RULES
 from .run import PRIORS, Settings, error_percent, report, run
@@ -120,8 +120,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _in_file(path: str, function: Any, data: bytes) -> Any:
     try:
         return function(data)
-    except compressed.CompressedFileError as error:
-        raise compressed.CompressedFileError(f"'{path}': {error}") from None
+    except CompressedFileError as error:
+        raise CompressedFileError(f"'{path}': {error}") from None
 
 
 def _inspect(args: argparse.Namespace) -> None:
