@@ -93,9 +93,9 @@ def recipe(settings: Settings) -> Recipe:
 def _recipe(settings: Settings) -> Recipe:
     if settings.data == "digits":
         return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
-    return Recipe(
-        epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2 if settings.prior == "gnj" else 2e-2
-    )
+    if settings.prior == "gnj":
+        return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
+    return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
 
 
 @torch.no_grad()
