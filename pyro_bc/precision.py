@@ -25,7 +25,7 @@ from .errors import UsageError
 #: rules by name.
 RULES = ("posterior", "paper")
 #: r of the posterior rule: rounding adds this part of the posterior's variance.
-NOISE_RATIO = 0.1
+NOISE_RATIO = 0.05
 # A grid never gets finer than float32 itself, 24 bits over the layer's largest value.
 _MOST_BITS = 24
 

@@ -143,6 +143,7 @@ def run(
         say(f"{out} is complete; nothing to resume")
         return json.loads((out / "metrics.json").read_text())
     started = time.perf_counter()
+    epochs_here: list[Epoch] = []
 
     dense = _dense_network(build, data, plan, settings, out / "dense.safetensors")
     dense_error = error_percent(dense, data.test_x, data.test_y)
@@ -164,13 +165,15 @@ def run(
         checkpoint=checkpoint,
         resume=resume and checkpoint.exists(),
         progress=progress,
+        after_epoch=epochs_here.append,
     )
     small = compressed.compress(model, guide, thresholds=settings.thresholds, precision=settings.precision)
     file_bytes = small.save(out / "network.pbc")
     decoded = compressed.load(out / "network.pbc")
     metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, result.history)
     metrics["other_precision"] = _other_precision(model, guide, settings, data)
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    before_resume = sum(epoch.seconds for epoch in result.history[: -len(epochs_here) or None])
+    metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
     metrics["file_bytes"] = (out / "network.pbc").stat().st_size
     write_atomically(out / "report.md", report(metrics).encode())
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
