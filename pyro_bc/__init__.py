@@ -19,7 +19,7 @@ from .guides import FactorizedGuide
 from .infer import Epoch, FitResult, fit
 from .likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from .local_reparameterization import local_reparameterization
-from .nn import BayesianLinear, BayesianNetwork, bayesianize
+from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
 from .posterior import LayerPosterior, summarize
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
 
@@ -27,6 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batches",
+    "BayesianConv1d",
+    "BayesianConv2d",
     "BayesianLinear",
     "BayesianNetwork",
     "Bernoulli",

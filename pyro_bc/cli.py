@@ -131,7 +131,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.json:
         description = {
             "input_shape": list(small.input_shape),
-            "dense_architecture": [layer.dense_shape[1] for layer in small.layers],
+            "dense_architecture": [layer.dense_groups for layer in small.layers],
             "architecture": list(small.architecture),
             "outputs": small.layers[-1].weight.codes.shape[0],
             "bits": list(small.bits),
@@ -145,7 +145,7 @@ def _inspect(args: argparse.Namespace) -> None:
         return
     print(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
     for number, layer in enumerate(small.layers, 1):
-        out_left, in_left = layer.weight.codes.shape
+        out_left, in_left, *_ = layer.weight.codes.shape
         out_dense, in_dense = layer.dense_shape
         biases = "" if layer.bias is None else f", biases of {layer.bias.bits}"
         print(

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .chain import LinearStep, build, read_chain
 from .checkpoint import write_atomically
-from .errors import CompressedFileError, UsageError
-from .fileformat import Contents, StoredLayer, decode, encode
+from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
+from .fileformat import Contents, Integers, Selection, Stored, decode, encode, values
+from .graph import Graph, GraphNetwork, Named, read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import LayerPosterior, summarize
-from .precision import NOISE_RATIO, to_fixed_point
-from .pruning import PrunedLayer, shrink
+from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
+from .pruning import PrunedNetwork, layer_name, shrink
 from .thresholds import Threshold, choose_threshold
+from .units import is_layer
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class CompressedNetwork(Contents):
 
     @property
     def architecture(self) -> tuple[int, ...]:
-        """Inputs that each layer has left: ``(278, 98, 13)`` for a LeNet-300-100, as the paper counts them."""
-        return tuple(layer.weight.codes.shape[1] for layer in self.layers)
+        """Inputs that each fully connected layer and filters that each convolution has left, as the paper counts."""
+        return tuple(layer.groups_left for layer in self.layers)
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -56,30 +58,23 @@ class CompressedNetwork(Contents):
         return tuple(layer.weight.bits for layer in self.layers)
 
     def compression(self, file_bytes: int | None = None) -> Compression:
-        """The compression figures.
+        """The compression figures; everything that is stored as a number counts, biases and buffers too.
 
         :param file_bytes: size of the file; None to encode and count.
         """
         size = len(self.to_bytes()) if file_bytes is None else file_bytes
-        nonzero = 0
-        for layer in self.layers:
-            nonzero += int(layer.weight.codes.count_nonzero())
-            nonzero += 0 if layer.bias is None else int(layer.bias.codes.count_nonzero())
+        numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, FixedPoint)]
+        nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
         return Compression(
-            pruning=self.dense_parameters / sum(layer.parameters for layer in self.layers),
-            fast_prediction=32 * self.dense_parameters / sum(layer.total_bits for layer in self.layers),
+            pruning=self.dense_parameters / sum(tensor.codes.numel() for tensor in numbers),
+            fast_prediction=32 * self.dense_parameters / sum(t.codes.numel() * t.bits for t in numbers),
             maximum=4 * self.dense_parameters / size,
             nonzero_percent=100 * nonzero / self.dense_parameters,
         )
 
-    def network(self) -> nn.Module:
+    def network(self) -> GraphNetwork:
         """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights."""
-        names = [step.name for step in self.chain if isinstance(step, LinearStep)]
-        linears = {
-            name: (layer.weight.values(), None if layer.bias is None else layer.bias.values())
-            for name, layer in zip(names, self.layers, strict=True)
-        }
-        return build(self.chain, linears, self.inputs)
+        return GraphNetwork(self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()})
 
     def to_bytes(self) -> bytes:
         """The file's content; the same network always gives the same bytes."""
@@ -123,13 +118,13 @@ def compress(
     :param model: the model that was fitted: a :class:`~pyro_bc.BayesianNetwork`, or any Pyro model whose sites
         are named ``<layer>.<role>``.
     :param guide: its fitted guide.
-    :param net: the deterministic network that the model computes, with a ``nn.Linear`` for each layer of the same
-        name; needed for models written by hand, since a Python function cannot be stored in a file.
+    :param net: the deterministic network that the model computes, with a layer of the same name for each of its
+        own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
     :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.precision`).
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
     :raises EmptyNetworkError: where a layer is left without any weight.
-    :raises UnsupportedNetworkError: where the network is not a chain of known steps.
+    :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
     posterior = layer_posteriors(model, guide)
@@ -140,8 +135,9 @@ def compress(
                 f"({', '.join(posterior)})"
             )
         net = model.skeleton
-    chain = read_chain(net)
-    names = [step.name for step in chain if isinstance(step, LinearStep)]
+    graph = read_graph(net, _example(guide, net))
+    names = [layer_name(node) for node in graph.nodes if is_layer(node)]
+    posterior = _by_graph_name(posterior, names, net)
     prefix = _prefix(model)
     for site in guide.families:
         layer = site.removeprefix(prefix).removesuffix(".weight")
@@ -154,17 +150,25 @@ def compress(
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
-    pruned = shrink(net, chain, posterior, chosen)
-    first = pruned[0]
-    all_inputs = net.get_submodule(first.name).in_features
+    pruned = shrink(graph, posterior, chosen)
     return CompressedNetwork(
-        chain=chain,
-        layers=tuple(_store(layer, net, precision, noise_ratio) for layer in pruned),
-        inputs=None if len(first.inputs) == all_inputs else first.inputs,
+        nodes=pruned.graph.nodes,
+        tensors=_store(pruned, precision, noise_ratio),
+        dense_shapes={
+            f"{name}.weight": (graph.tensors[f"{name}.weight"].shape[0], graph.tensors[f"{name}.weight"].shape[1])
+            for name in pruned.layers
+        },
         dense_parameters=sum(p.numel() for p in net.parameters()),
-        input_shape=_input_shape(guide),
+        input_shape=tuple(_example(guide, net).shape[1:]),
         thresholds=chosen,
     )
+
+
+def _by_graph_name(posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module) -> dict:
+    """The summaries under the names that the graph has for layers; a shared module has several."""
+    modules = dict(net.named_modules(remove_duplicate=False))
+    by_module = {id(modules[name]): name for name in names if name in modules}
+    return {by_module.get(id(modules.get(name)), name): layer for name, layer in posterior.items()}
 
 
 def _prefix(model: Any) -> str:
@@ -181,20 +185,41 @@ def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPoste
     return posterior
 
 
-def _store(layer: PrunedLayer, net: nn.Module, precision: str, noise_ratio: float) -> StoredLayer:
-    bias = None
-    if layer.bias is not None:
-        assert layer.bias_variance is not None
-        bias = to_fixed_point(layer.bias, layer.bias_variance, None, precision, noise_ratio)
-    weight = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
-    linear: Any = net.get_submodule(layer.name)
-    return StoredLayer((linear.out_features, linear.in_features), weight, bias)
+def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[str, Stored]:
+    """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
+    tensors: dict[str, Stored] = {}
+    for name, tensor in pruned.graph.tensors.items():
+        layer_of, _, role = name.rpartition(".")
+        layer = pruned.layers.get(layer_of)
+        if role == "inputs" and layer is not None:
+            tensors[name] = Selection(tensor, _selected_from(pruned.graph, name))
+        elif tensor.dtype == torch.int64:
+            tensors[name] = Integers(tensor)
+        elif not tensor.is_floating_point():
+            raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+        elif layer is not None and role == "weight":
+            tensors[name] = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
+        elif layer is not None and role == "bias" and layer.bias is not None and layer.bias_variance is not None:
+            tensors[name] = to_fixed_point(layer.bias, layer.bias_variance, None, precision, noise_ratio)
+        else:
+            tensors[name] = to_fixed_point(tensor, torch.zeros_like(tensor))
+    return tensors
 
 
-def _input_shape(guide: FactorizedGuide) -> tuple[int, ...]:
+def _selected_from(graph: Graph, name: str) -> int:
+    """Size of the dimension that a layer's inputs are selected from."""
+    node = next(node for node in graph.nodes if node.op == "index_select" and node.args[2] == Named(name))
+    return int((graph.shape(node.args[0].index) or ())[-1])
+
+
+def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
+    """One batch of what the model was called with, on the network's device."""
     assert guide.prototype_trace is not None
     arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
-    return tuple(arguments[0].shape[1:]) if arguments and isinstance(arguments[0], Tensor) else ()
+    if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
+        raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
+    device = next((p.device for p in net.parameters()), arguments[0].device)
+    return arguments[0].detach().to(device)
 
 
 def read(path: str | os.PathLike) -> CompressedNetwork:

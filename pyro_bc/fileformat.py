@@ -1,123 +1,167 @@
 r"""The file format ``.pbc``: a compressed network to bytes and back.
 
-Byte layout, version 1; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
+Byte layout, version 2; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
 
 ==============  ====================================================================================
 bytes           content
 ==============  ====================================================================================
 3               ``PBC``
-1               version, 1
+1               version, 2
 4               CRC-32 (little-endian) of everything after it
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
-varint          number of steps, then each step: one tag byte and its fields
-
-                * 0 normalize: varint n, n float32 means, n float32 standard deviations
-                * 1 flatten
-                * 2 activation: varint, index into :data:`pyro_bc.chain.ACTIVATIONS`
-                * 3 linear: varints inputs and outputs of the dense layer, inputs and outputs left; then
-                  fixed-point fields of the weights, a byte 1 or 0 for a bias, those of the bias if 1.
-                  Fixed-point fields: zigzag fraction bits, zigzag lowest code, varint number of codes
-rest            one range-coded stream (:mod:`pyro_bc.codec`): which inputs of the first layer are read
-                (a table of two symbols, where any is pruned); then of each layer the bias codes, uniform,
-                and the weight codes, row by row: with a table where there are at most 4,096 different
-                codes, uniform otherwise
+varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph`): a varint, index into
+                :data:`~pyro_bc.graph.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
+                there are keyword arguments; the arguments; where there are any, the number of keyword
+                arguments and for each its name, as an argument, and its value
+rest            one range-coded stream (:mod:`pyro_bc.codec`) with the tensors' codes, in their order
 ==============  ====================================================================================
 
-A weight is ``(lowest + symbol) · 2^-fraction_bits``. Nothing in the file is executed or unpickled.
+An argument is a byte ``16 · kind + payload``, where a payload of 15 means that a varint follows that takes its place:
+
+* 0 a constant: payload 0 None, 1 False, 2 True;
+* 1 an integer, zigzag;
+* 2 a float64: 8 bytes follow;
+* 3 text: that many bytes of UTF-8 follow;
+* 4 a tuple of that many arguments;
+* 5 the result of the node that many nodes before this one, where the input precedes the first;
+* 6 a tensor, counted from the first; one that has not occurred before is described here (payload = number of tensors
+  so far): a byte ``16 · kind + dimensions``, each of them, and
+
+  - kind 0, numbers: zigzag fraction bits, zigzag lowest code, varint number of codes. The stream holds the codes, row
+    by row: where there are at most 4,096 different codes, one bit whether a table is used, else uniform;
+  - kind 1, the same, but the numbers are integers;
+  - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
+    for each number below it whether it is among them, with a table of two symbols.
+
+  The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
+
+A number is ``(lowest + symbol) · 2^-fraction_bits``. Nothing in the file is executed or unpickled: operations are those
+of a fixed list, applied to tensors of the file and to the input.
 """
 
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import ACTIVATIONS, ActivationStep, FlattenStep, LinearStep, NormalizeStep, Step
 from .codec import Decoder, Encoder
 from .errors import CompressedFileError
+from .graph import OPERATIONS, GraphNetwork, Named, Node, Value
 from .precision import FixedPoint
+from .units import is_layer
 
-_MAGIC, _VERSION = b"PBC", 1
+_MAGIC, _VERSION = b"PBC", 2
 _TABLE_SYMBOLS = 4096
 # What a file may claim: more is refused before anything is allocated.
-_MOST_PARAMETERS, _MOST_STEPS = 1 << 28, 1 << 12
+_MOST_PARAMETERS, _MOST_NODES, _MOST_TENSORS = 1 << 28, 1 << 16, 1 << 16
+_NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
+_CONSTANTS = (None, False, True)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Ascending indices, which inputs a layer still reads.
+
+    :param indices: ``(n,)``, int64.
+    :param size: of the dimension that they select from.
+    """
+
+    indices: Tensor
+    size: int
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A tensor of integers, stored as it is.
+
+    :param codes: int64, any shape.
+    """
+
+    codes: Tensor
+
+
+#: a tensor of the file.
+Stored = FixedPoint | Selection | Integers
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A fully connected layer as it is stored.
+    """A fully connected layer or convolution as it is stored.
 
-    :param dense_shape: ``(out, in)`` before pruning.
-    :param weight: codes of shape ``(out_left, in_left)``.
+    :param name: the layer's name; ``layer1``, ``layer2``, … in a network read from a file.
+    :param dense_shape: outputs and inputs (filters and channels) before pruning.
+    :param weight: codes of shape ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
     :param bias: codes of shape ``(out_left,)``, or None.
     """
 
+    name: str
     dense_shape: tuple[int, int]
     weight: FixedPoint
     bias: FixedPoint | None
 
     @property
-    def parameters(self) -> int:
-        """Weights and biases that are left."""
-        return self.weight.codes.numel() + (0 if self.bias is None else self.bias.codes.numel())
+    def dense_groups(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, before pruning."""
+        return self.dense_shape[1 if self.weight.codes.dim() == 2 else 0]
 
     @property
-    def total_bits(self) -> int:
-        """Bits of all fixed-point numbers of the layer, before entropy coding."""
-        bias = 0 if self.bias is None else self.bias.codes.numel() * self.bias.bits
-        return self.weight.codes.numel() * self.weight.bits + bias
+    def groups_left(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, that are left."""
+        return self.weight.codes.shape[1 if self.weight.codes.dim() == 2 else 0]
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a file holds.
 
-    :param chain: the network's steps; linear steps are in the order of ``layers``.
-    :param layers: its fully connected layers.
-    :param inputs: indices of the first layer's inputs that are read; None for all of them.
+    :param nodes: the network's graph.
+    :param tensors: by name, those that the nodes use, in the order of their first use.
+    :param dense_shapes: outputs and inputs of every layer before pruning, by the name of its weight.
     :param dense_parameters: parameters of the network before compression, biases included.
     :param input_shape: shape of one input, or empty where unknown.
     """
 
-    chain: tuple[Step, ...]
-    layers: tuple[StoredLayer, ...]
-    inputs: Tensor | None
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Stored]
+    dense_shapes: Mapping[str, tuple[int, int]]
     dense_parameters: int
     input_shape: tuple[int, ...]
+
+    @property
+    def layers(self) -> tuple[StoredLayer, ...]:
+        """Fully connected layers and convolutions, in the order of the graph."""
+        layers = {}
+        for node in self.nodes:
+            if is_layer(node):
+                weight, bias = self.tensors[node.args[1].name], None
+                if len(node.args) > 2 and node.args[2] is not None:
+                    bias = self.tensors[node.args[2].name]
+                name = node.args[1].name
+                assert isinstance(weight, FixedPoint) and (bias is None or isinstance(bias, FixedPoint))
+                layers[name] = StoredLayer(name.removesuffix(".weight"), self.dense_shapes[name], weight, bias)
+        return tuple(layers.values())
 
 
 def encode(contents: Contents) -> bytes:
     """The file's bytes; the same contents always give the same bytes."""
-    header = _Writer()
+    header = _Writer(contents)
     header.varint(contents.dense_parameters)
     header.varint(len(contents.input_shape))
     for size in contents.input_shape:
         header.varint(size)
-    header.varint(len(contents.chain))
-    layers = iter(contents.layers)
-    for step in contents.chain:
-        _write_step(header, step, layers)
+    header.varint(len(contents.nodes))
+    for index, node in enumerate(contents.nodes):
+        header.node(index, node)
     coder = Encoder()
-    if contents.inputs is not None:
-        read = np.zeros(contents.layers[0].dense_shape[1], dtype=np.int64)
-        read[contents.inputs.numpy()] = 1
-        coder.table(read, 2)
-    for layer in contents.layers:
-        if layer.bias is not None:
-            lowest, size = _range(layer.bias)
-            coder.uniform(layer.bias.codes.numpy() - lowest, _uniform_bits(size))
-        lowest, size = _range(layer.weight)
-        symbols = layer.weight.codes.flatten().numpy() - lowest
-        if size <= _TABLE_SYMBOLS:
-            coder.table(symbols, size)
-        else:
-            coder.uniform(symbols, _uniform_bits(size))
+    for tensor in contents.tensors.values():
+        _encode_tensor(coder, tensor)
     body = bytes(header.data) + coder.data()
     return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
@@ -130,81 +174,125 @@ def decode(data: bytes) -> tuple[Contents, dict[str, float]]:
     if data[:3] != _MAGIC or len(data) < 8:
         raise CompressedFileError("this is not a .pbc file")
     if data[3] != _VERSION:
+        advice = "update it" if data[3] > _VERSION else "it was written by a version before the first release"
         raise CompressedFileError(
-            f"the file has format version {data[3]}; this pyro_bc reads version {_VERSION}: update it"
+            f"the file has format version {data[3]}; this pyro_bc reads version {_VERSION}: {advice}"
         )
     body = data[8:]
     if zlib.crc32(body) != struct.unpack("<I", data[4:8])[0]:
         raise CompressedFileError("the file is damaged: its checksum does not fit its content")
     reader = _Reader(body)
     dense_parameters = reader.varint()
-    input_shape = tuple(reader.varint() for _ in range(reader.at_most(8)))
-    chain: list[Step] = []
-    plans: list[_LayerPlan] = []
-    for _ in range(reader.at_most(_MOST_STEPS)):
-        chain.append(_read_step(reader, plans))
-    if not plans or sum(plan.inputs_left * plan.outputs_left for plan in plans) > _MOST_PARAMETERS:
-        raise CompressedFileError("the file claims no layer, or more parameters than this format allows")
-    if dense_parameters < 1 or any(a.outputs_left != b.inputs_left for a, b in pairwise(plans)):
-        raise CompressedFileError("the file's layers do not fit together")
+    input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
+    nodes = tuple(reader.node(index) for index in range(reader.at_most(_MOST_NODES)))
+    if not nodes or dense_parameters < 1:
+        raise CompressedFileError("the file claims an empty network")
     sections = {"header": 8.0 + reader.position}
     coder = Decoder(body[reader.position :])
-    inputs = None
-    first = plans[0]
-    if first.inputs_left < first.dense_shape[1]:
-        inputs = torch.from_numpy(np.flatnonzero(coder.table(first.dense_shape[1], 2)))
-        if len(inputs) != first.inputs_left:
-            raise CompressedFileError("the file's inputs do not fit its first layer")
-    sections["inputs"] = coder.take_bits() / 8
-    layers = []
-    for number, plan in enumerate(plans, 1):
-        bias = None
-        if plan.bias is not None:
-            codes = coder.uniform(plan.outputs_left, _uniform_bits(plan.bias.size)) + plan.bias.lowest
-            bias = FixedPoint(torch.from_numpy(codes), plan.bias.fraction_bits)
-        sections[f"layer {number} biases"] = coder.take_bits() / 8
-        count = plan.inputs_left * plan.outputs_left
-        size = plan.weight.size
-        symbols = coder.table(count, size) if size <= _TABLE_SYMBOLS else coder.uniform(count, _uniform_bits(size))
-        codes = (symbols + plan.weight.lowest).reshape(plan.outputs_left, plan.inputs_left)
-        sections[f"layer {number} weights"] = coder.take_bits() / 8
-        layers.append(
-            StoredLayer(plan.dense_shape, FixedPoint(torch.from_numpy(codes), plan.weight.fraction_bits), bias)
-        )
-    return Contents(tuple(chain), tuple(layers), inputs, dense_parameters, input_shape), sections
+    tensors: dict[str, Stored] = {}
+    for name, plan in reader.plans.items():
+        tensors[name] = _decode_tensor(coder, plan)
+        sections[name] = coder.take_bits() / 8
+    contents = Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape)
+    _check(contents)
+    return contents, sections
+
+
+def _check(contents: Contents) -> None:
+    """Run the network without storage, where the shape of its input is known: everything must fit together."""
+    if not contents.input_shape:
+        return
+    try:
+        shapes = {name: values(stored).to("meta") for name, stored in contents.tensors.items()}
+        network = GraphNetwork(contents.nodes, shapes)
+        network(torch.empty(2, *contents.input_shape, device="meta"))
+    except Exception as error:  # whatever torch raises on what a damaged file asks for
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
+
+
+def values(stored: Stored) -> Tensor:
+    """The tensor itself: float32 numbers, or indices or integers (int64)."""
+    if isinstance(stored, Selection):
+        return stored.indices
+    return stored.codes if isinstance(stored, Integers) else stored.values()
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """Fixed-point fields of a header: step, and the range of the codes."""
+class _Plan:
+    """A tensor's description in the header. ``limit`` is that of a selection's indices."""
 
-    fraction_bits: int
-    lowest: int
-    size: int
-
-
-@dataclass(frozen=True)
-class _LayerPlan:
-    dense_shape: tuple[int, int]
-    inputs_left: int
-    outputs_left: int
-    weight: _Numbers
-    bias: _Numbers | None
+    kind: int
+    shape: tuple[int, ...]
+    fraction_bits: int = 0
+    lowest: int = 0
+    size: int = 0
+    limit: int = 0
 
 
-def _range(numbers: FixedPoint) -> tuple[int, int]:
+def _plan(tensor: Stored) -> _Plan:
+    if isinstance(tensor, Selection):
+        return _Plan(2, (len(tensor.indices),), limit=tensor.size)
+    lowest, size = _range(tensor.codes)
+    if isinstance(tensor, Integers):
+        return _Plan(1, tuple(tensor.codes.shape), 0, lowest, size)
+    return _Plan(0, tuple(tensor.codes.shape), tensor.fraction_bits, lowest, size)
+
+
+def _range(codes: Tensor) -> tuple[int, int]:
     """Lowest code, and how many codes there are up to the highest."""
-    lowest = int(numbers.codes.min())
-    return lowest, int(numbers.codes.max()) - lowest + 1
+    lowest = int(codes.min())
+    return lowest, int(codes.max()) - lowest + 1
 
 
 def _uniform_bits(size: int) -> int:
     return (size - 1).bit_length()
 
 
+def _table_is_shorter(symbols: np.ndarray, size: int) -> bool:
+    counts = np.bincount(symbols, minlength=size)
+    present = counts[counts > 0]
+    bits = 5 * size - float((present * np.log2(present / len(symbols))).sum())
+    return bits < len(symbols) * _uniform_bits(size)
+
+
+def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
+    if isinstance(tensor, Selection):
+        read = np.zeros(tensor.size, dtype=np.int64)
+        read[tensor.indices.numpy()] = 1
+        coder.table(read, 2)
+        return
+    lowest, size = _range(tensor.codes)
+    symbols = tensor.codes.flatten().numpy() - lowest
+    with_table = False
+    if 1 < size <= _TABLE_SYMBOLS:
+        with_table = _table_is_shorter(symbols, size)
+        coder.uniform(np.array([with_table]), 1)
+    if with_table:
+        coder.table(symbols, size)
+    else:
+        coder.uniform(symbols, _uniform_bits(size))
+
+
+def _decode_tensor(coder: Decoder, plan: _Plan) -> Stored:
+    if plan.kind == 2:
+        indices = np.flatnonzero(coder.table(plan.limit, 2))
+        if len(indices) != plan.shape[0]:
+            raise CompressedFileError("the file's indices are not as many as it says")
+        return Selection(torch.from_numpy(indices), plan.limit)
+    count = math.prod(plan.shape)
+    with_table = 1 < plan.size <= _TABLE_SYMBOLS and bool(coder.uniform(1, 1)[0])
+    symbols = coder.table(count, plan.size) if with_table else coder.uniform(count, _uniform_bits(plan.size))
+    codes = torch.from_numpy((symbols + plan.lowest).reshape(plan.shape))
+    return Integers(codes) if plan.kind == 1 else FixedPoint(codes, plan.fraction_bits)
+
+
 class _Writer:
-    def __init__(self) -> None:
+    def __init__(self, contents: Contents) -> None:
         self.data = bytearray()
+        self.contents = contents
+        self.numbers = {name: number for number, name in enumerate(contents.tensors)}
+        self.described: set[str] = set()
 
     def varint(self, value: int) -> None:
         while value >= 0x80:
@@ -215,16 +303,70 @@ class _Writer:
     def signed(self, value: int) -> None:
         self.varint(2 * value if value >= 0 else -2 * value - 1)
 
-    def numbers(self, numbers: FixedPoint) -> None:
-        lowest, size = _range(numbers)
-        self.signed(numbers.fraction_bits)
-        self.signed(lowest)
-        self.varint(size)
+    def tagged(self, kind: int, payload: int) -> None:
+        self.data.append(16 * kind + min(payload, 15))
+        if payload >= 15:
+            self.varint(payload)
+
+    def node(self, index: int, node: Node) -> None:
+        self.varint(OPERATIONS.index(node.op))
+        self.varint(2 * len(node.args) + bool(node.kwargs))
+        for position, argument in enumerate(node.args):
+            self.argument(index, argument)
+            if position == 1 and is_layer(node):
+                self.dense_shape(argument.name)
+        if node.kwargs:
+            self.varint(len(node.kwargs))
+            for key, argument in node.kwargs:
+                self.argument(index, key)
+                self.argument(index, argument)
+
+    def dense_shape(self, name: str) -> None:
+        for size in self.contents.dense_shapes[name]:
+            self.varint(size)
+
+    def argument(self, index: int, argument: Any) -> None:
+        if argument is None or isinstance(argument, bool):
+            self.tagged(0, _CONSTANTS.index(argument))
+        elif isinstance(argument, int):
+            self.tagged(_INTEGER, 2 * argument if argument >= 0 else -2 * argument - 1)
+        elif isinstance(argument, float):
+            self.tagged(_FLOAT, 0)
+            self.data += struct.pack("<d", argument)
+        elif isinstance(argument, str):
+            text = argument.encode()
+            self.tagged(_TEXT, len(text))
+            self.data += text
+        elif isinstance(argument, tuple):
+            self.tagged(_TUPLE, len(argument))
+            for part in argument:
+                self.argument(index, part)
+        elif isinstance(argument, Value):
+            self.tagged(_RESULT, index - argument.index)
+        else:
+            self.tagged(_TENSOR, self.numbers[argument.name])
+            if argument.name not in self.described:
+                self.described.add(argument.name)
+                self.tensor(_plan(self.contents.tensors[argument.name]))
+
+    def tensor(self, plan: _Plan) -> None:
+        self.data.append(16 * plan.kind + len(plan.shape))
+        for size in plan.shape:
+            self.varint(size)
+        if plan.kind == 2:
+            self.varint(plan.limit)
+            return
+        self.signed(plan.fraction_bits)
+        self.signed(plan.lowest)
+        self.varint(plan.size)
 
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
+        self.plans: dict[str, _Plan] = {}
+        self.dense_shapes: dict[str, tuple[int, int]] = {}
+        self.parameters = 0
 
     def take(self, count: int) -> bytes:
         if self.position + count > len(self.data):
@@ -234,7 +376,7 @@ class _Reader:
 
     def varint(self) -> int:
         value = 0
-        for shift in range(0, 42, 7):
+        for shift in range(0, 63, 7):
             byte = self.take(1)[0]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
@@ -244,61 +386,69 @@ class _Reader:
     def at_most(self, limit: int) -> int:
         value = self.varint()
         if value > limit:
-            raise CompressedFileError(f"the file's header claims {value} entries where {limit} are allowed")
+            raise CompressedFileError(f"the file's header claims {value} where at most {limit} is allowed")
         return value
 
     def signed(self) -> int:
         value = self.varint()
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
-    def numbers(self) -> _Numbers:
-        numbers = _Numbers(self.signed(), self.signed(), self.varint())
-        if not (abs(numbers.fraction_bits) <= 160 and abs(numbers.lowest) < 1 << 24 and 0 < numbers.size <= 1 << 25):
+    def node(self, index: int) -> Node:
+        op = OPERATIONS[self.at_most(len(OPERATIONS) - 1)]
+        count = self.at_most(127)
+        args: list[Any] = []
+        for position in range(count // 2):
+            args.append(self.argument(index, 0))
+            if position == 1 and op in ("linear", "conv1d", "conv2d") and isinstance(args[1], Named):
+                self.layer(args[1])
+        kwargs = []
+        for _ in range(self.at_most(15) if count % 2 else 0):
+            key, argument = self.argument(index, 0), self.argument(index, 0)
+            if not isinstance(key, str):
+                raise CompressedFileError("the file's header holds a keyword that is no text")
+            kwargs.append((key, argument))
+        return Node(op, tuple(args), tuple(kwargs))
+
+    def layer(self, weight: Named) -> None:
+        self.dense_shapes[weight.name] = (self.at_most(1 << 24), self.at_most(1 << 24))
+
+    def argument(self, index: int, depth: int) -> Any:
+        byte = self.take(1)[0]
+        kind, payload = byte >> 4, byte & 15
+        if payload == 15:
+            payload = self.varint()
+        if kind == 0 and payload < len(_CONSTANTS):
+            return _CONSTANTS[payload]
+        if kind == _INTEGER:
+            return payload // 2 if payload % 2 == 0 else -(payload + 1) // 2
+        if kind == _FLOAT:
+            return struct.unpack("<d", self.take(8))[0]
+        if kind == _TEXT and payload <= 64:
+            return self.take(payload).decode("utf-8", "replace")
+        if kind == _TUPLE and payload <= 4096 and depth < 4:
+            return tuple(self.argument(index, depth + 1) for _ in range(payload))
+        if kind == _RESULT and 0 < payload <= index + 1:
+            return Value(index - payload)
+        if kind == _TENSOR and payload <= min(len(self.plans), _MOST_TENSORS):
+            name = f"tensor{payload}"
+            if payload == len(self.plans):
+                self.plans[name] = self.tensor()
+            return Named(name)
+        raise CompressedFileError(f"the file's header holds an argument of kind {kind} that is not allowed there")
+
+    def tensor(self) -> _Plan:
+        byte = self.take(1)[0]
+        kind, dims = byte >> 4, byte & 15
+        shape = tuple(self.at_most(1 << 24) for _ in range(dims))
+        self.parameters += math.prod(shape)
+        if kind > 2 or not all(shape) or self.parameters > _MOST_PARAMETERS:
+            raise CompressedFileError("the file claims a tensor of impossible size")
+        if kind == 2:
+            limit = self.at_most(_MOST_PARAMETERS)
+            if dims != 1 or shape[0] > limit:
+                raise CompressedFileError("the file claims more indices than there are")
+            return _Plan(kind, shape, limit=limit)
+        plan = _Plan(kind, shape, self.signed(), self.signed(), self.varint())
+        if not (abs(plan.fraction_bits) <= 160 and abs(plan.lowest) < 1 << 25 and 0 < plan.size <= 1 << 25):
             raise CompressedFileError("the file's header holds fixed-point numbers out of range")
-        return numbers
-
-
-def _write_step(header: _Writer, step: Step, layers: Any) -> None:
-    if isinstance(step, NormalizeStep):
-        header.data.append(0)
-        header.varint(len(step.mean))
-        std = step.std * (len(step.mean) if len(step.std) == 1 else 1)
-        header.data += struct.pack(f"<{2 * len(step.mean)}f", *step.mean, *std)
-    elif isinstance(step, FlattenStep):
-        header.data.append(1)
-    elif isinstance(step, ActivationStep):
-        header.data.append(2)
-        header.varint(list(ACTIVATIONS).index(step.kind))
-    else:
-        layer = next(layers)
-        outputs_left, inputs_left = layer.weight.codes.shape
-        header.data.append(3)
-        for value in (layer.dense_shape[1], layer.dense_shape[0], inputs_left, outputs_left):
-            header.varint(value)
-        header.numbers(layer.weight)
-        header.data.append(layer.bias is not None)
-        if layer.bias is not None:
-            header.numbers(layer.bias)
-
-
-def _read_step(reader: _Reader, plans: list[_LayerPlan]) -> Step:
-    tag = reader.take(1)[0]
-    if tag == 0:
-        n = reader.at_most(1 << 12)
-        values = struct.unpack(f"<{2 * n}f", reader.take(8 * n))
-        if n == 0 or not all(map(math.isfinite, values)) or not all(values[n:]):
-            raise CompressedFileError("the file's input normalisation is not finite")
-        return NormalizeStep(values[:n], values[n:])
-    if tag == 1:
-        return FlattenStep()
-    if tag == 2:
-        return ActivationStep(list(ACTIVATIONS)[reader.at_most(len(ACTIVATIONS) - 1)])
-    if tag == 3:
-        inputs, outputs, inputs_left, outputs_left = (reader.at_most(1 << 24) for _ in range(4))
-        if not (0 < inputs_left <= inputs and 0 < outputs_left <= outputs):
-            raise CompressedFileError("the file's header holds a layer of impossible size")
-        weight = reader.numbers()
-        bias = reader.numbers() if reader.take(1)[0] else None
-        plans.append(_LayerPlan((outputs, inputs), inputs_left, outputs_left, weight, bias))
-        return LinearStep(str(len(plans)))
-    raise CompressedFileError(f"the file's header holds an unknown step {tag}")
+        return plan

@@ -2,8 +2,8 @@ r"""Local reparameterization as an effect handler: pre-activations are sampled, 
 
 Inside the handler a guide's site is not drawn. Its value becomes a :class:`Deferred` tensor, which knows the
 distribution it would be drawn from, and products of deferred tensors stay deferred. When
-``torch.nn.functional.linear`` meets one as its weight, scales are drawn for every example, and the
-pre-activation from its exact conditional (Kingma, Salimans, Welling 2015; Louizos et al. 2017, section 3.3).
+``torch.nn.functional.linear`` (or ``conv1d``, ``conv2d``) meets one as its weight, scales are drawn for every example,
+and the pre-activation from its exact conditional (Kingma, Salimans, Welling 2015; Louizos et al. 2017, section 3.3).
 Before::
 
     weight = scale * weight_tilde                       # one draw, shared by all examples of the batch
@@ -18,7 +18,10 @@ statements and ``F.linear(x, z * w, b)``. Any other operation on a deferred tens
 with the draw, so that nothing is ever silently replaced by its mean.
 
 Where a layer is applied at several positions of one example (an input of more than two dimensions), scales are
-shared by the positions and the pre-activations' noise is not, as Kingma et al. do for convolutions.
+shared by the positions and the pre-activations' noise is not, as Kingma et al. do for convolutions. A convolution's
+scales belong to its filters and multiply their output::
+
+    y = z * v,   v ~ Normal(conv(x, loc) + bias_loc, conv(x², variance) + bias_variance),   z ~ q(z)
 
 Since nothing is drawn, the site's two log-densities are replaced by what their difference is in expectation,
 :math:`-\mathrm{KL}(q\|p)` in the model and 0 in the guide. Both ``TraceMeanField_ELBO`` and ``Trace_ELBO``
@@ -26,7 +29,7 @@ are thus unbiased inside the handler, the latter with the closed-form KL too.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
@@ -56,6 +59,7 @@ class Deferred(torch.Tensor):
     distribution: Any
     guide_fn: Any  # of a site's value: the guide's density at the site, with its event dimensions
     sources: tuple["Deferred", ...]
+    repeats: int = 1  # how many neighbouring entries share each of the distribution's
     _rule: Callable[[], Tensor]
     _draw: Tensor | None
 
@@ -80,7 +84,8 @@ class Deferred(torch.Tensor):
         batch = [x.shape[0]] if x.dim() > 1 else []
         ones = [1] * (x.dim() - len(batch) - loc.dim())
         normal = loc + scale * torch.randn(*batch, *ones, *loc.shape, dtype=loc.dtype, device=loc.device)
-        return normal.exp() if isinstance(q, dist.LogNormal) else normal
+        value = normal.exp() if isinstance(q, dist.LogNormal) else normal
+        return value if self.repeats == 1 else value.repeat_interleave(self.repeats, -1)
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -122,12 +127,17 @@ def _empty(kind: type[_D], like: Tensor, shape: torch.Size, rule: Callable[[], T
     return value
 
 
-def _derived(factors: list[tuple[Any, tuple[Deferred, ...]]], like: Tensor, rule: Callable[[], Tensor]) -> Deferred:
-    """A deferred tensor from the distributions of its independent factors and the sites behind each."""
+#: a factor of a product: its distribution, the sites behind it, and how often each entry is repeated.
+_Factor = tuple[Any, tuple[Deferred, ...], int]
+
+
+def _derived(factors: list[_Factor], like: Tensor, rule: Callable[[], Tensor]) -> Deferred:
+    """A deferred tensor from its independent factors."""
     parts = []
-    for q, sources in factors:
-        part = _empty(Deferred, like, q.loc.shape, rule)
-        part.distribution, part.sources = q, sources
+    for q, sources, repeats in factors:
+        shape = q.loc.shape if repeats == 1 else torch.Size([*q.loc.shape[:-1], q.loc.shape[-1] * repeats])
+        part = _empty(Deferred, like, shape, rule)
+        part.distribution, part.sources, part.repeats = q, sources, repeats
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
@@ -160,58 +170,153 @@ def _multiply(a: Any, b: Any) -> Any:
         return NotImplemented
     if any(source is other for source in a.sources for other in b.sources):
         return NotImplemented  # a square is not a product of independent variables
-    merged: list[tuple[Any, tuple[Deferred, ...]]] = []
+    merged: list[_Factor] = []
     for factor in (*_factors(a), *_factors(b)):
         q = factor.distribution
-        for i, (p, sources) in enumerate(merged):
-            if p.loc.shape == q.loc.shape and isinstance(p, dist.LogNormal) and isinstance(q, dist.LogNormal):
+        for i, (p, sources, repeats) in enumerate(merged):
+            same = p.loc.shape == q.loc.shape and repeats == factor.repeats
+            if same and isinstance(p, dist.LogNormal) and isinstance(q, dist.LogNormal):
                 scale = (p.scale.square() + q.scale.square()).sqrt()
                 both = dist.LogNormal(p.loc + q.loc, scale, validate_args=False)
-                merged[i] = (both, (*sources, *factor.sources))
+                merged[i] = (both, (*sources, *factor.sources), repeats)
                 break
         else:
-            merged.append((q, factor.sources))
+            merged.append((q, factor.sources, factor.repeats))
     return _derived(merged, _plain(a), lambda: a.draw() * b.draw())
+
+
+def _reshape(value: Deferred, *shape: Any) -> Any:
+    """Ones behind the dimension of a vector, ``(n,)`` to ``(n, 1, …)``, as a scale of filters needs them."""
+    sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    if value.dim() != 1 or len(sizes) < 2 or sizes[0] not in (-1, len(value)) or any(size != 1 for size in sizes[1:]):
+        return NotImplemented
+    shaped: list[_Factor] = []
+    for factor in _factors(value):
+        q = factor.distribution
+        if factor.repeats > 1:
+            return NotImplemented
+        if q.loc.dim():
+            kind = type(q) if isinstance(q, dist.LogNormal) else dist.Normal
+            q = kind(q.loc.reshape(sizes), q.scale.reshape(sizes), validate_args=False)
+        shaped.append((q, factor.sources, 1))
+    return _derived(shaped, _plain(value), lambda: value.draw().reshape(sizes))
+
+
+def _repeat_interleave(value: Deferred, repeats: Any, dim: Any = None) -> Any:
+    """Entries of a vector repeated, as scales are that several inputs of a layer share."""
+    if value.dim() != 1 or not isinstance(repeats, int) or dim not in (None, 0, -1):
+        return NotImplemented
+    repeated: list[_Factor] = []
+    for factor in _factors(value):
+        vector = factor.distribution.loc.dim() == 1
+        repeated.append((factor.distribution, factor.sources, factor.repeats * repeats if vector else 1))
+    return _derived(repeated, _plain(value), lambda: value.draw().repeat_interleave(repeats))
 
 
 def _square_root(value: Deferred) -> Any:
     """The root of a product of log-normals is a product of log-normals."""
-    roots = []
+    roots: list[_Factor] = []
     for factor in _factors(value):
         q = factor.distribution
         if not isinstance(q, dist.LogNormal):
             return NotImplemented
-        roots.append((dist.LogNormal(0.5 * q.loc, 0.5 * q.scale, validate_args=False), factor.sources))
+        root = dist.LogNormal(0.5 * q.loc, 0.5 * q.scale, validate_args=False)
+        roots.append((root, factor.sources, factor.repeats))
     return _derived(roots, _plain(value), lambda: value.draw().sqrt())
 
 
-def _split(weight: Deferred, weight_dim: int) -> tuple[tuple[Deferred, ...], Any] | None:
-    """Scales and the normal of ``weight_dim`` dimensions among the factors of a weight."""
-    normals = [f for f in _factors(weight) if len(f.shape) == weight_dim]
-    scales = tuple(f for f in _factors(weight) if len(f.shape) < weight_dim)
-    if len(normals) != 1 or isinstance(normals[0].distribution, dist.LogNormal):
+def _split(weight: Any, weight_dim: int) -> tuple[tuple[Deferred, ...], Any] | None:
+    """Scales and the normal among the factors of a weight; the normal is of full size and stands last."""
+    if not isinstance(weight, Deferred):
         return None
-    return scales, normals[0].distribution
+    full = [f for f in _factors(weight) if f.dim() == weight_dim and f.shape == weight.shape]
+    if not full or isinstance(full[-1].distribution, dist.LogNormal):
+        return None
+    scales = tuple(f for f in _factors(weight) if f is not full[-1])
+    return scales, full[-1].distribution
+
+
+def _bias_parts(bias: Any) -> tuple[Any, Any]:
+    """Mean and variance of a bias; without a variance where it is a plain tensor or had to be drawn."""
+    if not isinstance(bias, Deferred):
+        return bias, None
+    if isinstance(bias, DeferredProduct) or not isinstance(bias.distribution, dist.Normal):
+        return bias.draw(), None
+    return bias.distribution.loc, bias.distribution.variance
+
+
+class _SampleNormal(torch.autograd.Function):
+    """A draw from N(mean, variance) with the reparameterized gradient.
+
+    By hand because these tensors are a network's largest: autograd keeps the root, the noise and their product,
+    and passes over them three times on the way back; this keeps one tensor and passes once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        deviation = (variance + _TINY).sqrt_()
+        half_noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device).normal_(0, 0.5)
+        draw = torch.addcmul(mean, deviation, half_noise, value=2)
+        ctx.save_for_backward(half_noise.div_(deviation))
+        return draw
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (slope,) = ctx.saved_tensors
+        return gradient, gradient * slope
+
+
+def _sample_normal(mean: Tensor, variance: Tensor) -> Tensor:
+    return _SampleNormal.apply(mean, variance)
 
 
 def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     """Sample the output of a linear layer given its input; shapes as ``torch.nn.functional.linear``."""
-    parts = _split(weight, 2) if isinstance(weight, Deferred) else None
+    parts = _split(weight, 2)
     if isinstance(input, Deferred) or parts is None:
         return NotImplemented
     scales, q = parts
     x = input
-    for scale in scales:
-        x = x * scale.per_example(x)  # (batch, …, in_features)
-    is_site = isinstance(bias, Deferred) and not isinstance(bias, DeferredProduct)
-    if is_site and isinstance(bias.distribution, dist.Normal):
-        bias_loc, bias_variance = bias.distribution.loc, bias.distribution.variance
-    else:
-        bias_loc, bias_variance = (bias.draw() if isinstance(bias, Deferred) else bias), None
-    mean = F.linear(x, q.loc, bias_loc)
-    variance = F.linear(x.square(), q.variance, bias_variance)
-    noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
-    return torch.addcmul(mean, (variance + _TINY).sqrt(), noise)
+    if scales:
+        x = x * reduce(torch.mul, (scale.per_example(x) for scale in scales))  # (batch, …, in_features)
+    bias_loc, bias_variance = _bias_parts(bias)
+    return _sample_normal(F.linear(x, q.loc, bias_loc), F.linear(x.square(), q.variance, bias_variance))
+
+
+def _convolution(conv: Callable, dim: int, input: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any):
+    """Sample the output of a convolution over ``dim`` dimensions; shapes as ``torch.nn.functional.conv*d``."""
+    parts = _split(weight, dim + 2)
+    if isinstance(input, Deferred) or parts is None:
+        return NotImplemented
+    scales, q = parts
+    behind = None  # a bias that is added to the scaled output
+    shared = {id(source) for scale in scales for source in scale.sources}
+    if isinstance(bias, DeferredProduct):
+        own = [f for f in bias.factors if not shared.issuperset(map(id, f.sources))]
+        used = {id(source) for f in bias.factors for source in f.sources if f is not own[0]} if own else set()
+        if len(own) == 1 and used == shared and isinstance(own[0].distribution, dist.Normal):
+            bias = own[0]  # scaled as the filters are
+        else:
+            bias, behind = None, bias.draw()
+    elif scales and bias is not None:
+        bias, behind = None, bias.draw() if isinstance(bias, Deferred) else bias
+    bias_loc, bias_variance = _bias_parts(bias)
+    mean = conv(input, q.loc, bias_loc, *args, **kwargs)
+    result = _sample_normal(mean, conv(input.square(), q.variance, bias_variance, *args, **kwargs))
+    if scales:  # the product of the scales first: they are small, and the output is large
+        result = result * reduce(torch.mul, (_per_filter(scale, result, dim) for scale in scales))
+    return result if behind is None else result + behind.reshape(-1, *[1] * dim)
+
+
+def _per_filter(scale: Deferred, output: Tensor, dim: int) -> Tensor:
+    """A draw of the filters' scales for every example, ``(batch, filters, 1, …)`` against an output."""
+    q = scale.distribution
+    batch = output.shape[: output.dim() - dim - 1]
+    shape = (*batch, q.loc.numel(), *[1] * dim)
+    loc, deviation = (value.reshape(-1, *[1] * dim) for value in (q.loc, q.scale))
+    normal = loc + deviation * torch.randn(shape, dtype=loc.dtype, device=loc.device)
+    return normal.exp() if isinstance(q, dist.LogNormal) else normal
 
 
 _RULES: dict[Callable, Callable] = {
@@ -221,7 +326,12 @@ _RULES: dict[Callable, Callable] = {
     torch.Tensor.__rmul__: _multiply,
     torch.sqrt: _square_root,
     torch.Tensor.sqrt: _square_root,
+    torch.Tensor.reshape: _reshape,
+    torch.Tensor.repeat_interleave: _repeat_interleave,
+    torch.repeat_interleave: _repeat_interleave,
     F.linear: _linear,
+    F.conv1d: partial(_convolution, F.conv1d, 1),
+    F.conv2d: partial(_convolution, F.conv2d, 2),
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .guides import FactorizedGuide
-from .priors import Prior, base_distribution, group_dim
+from .priors import Prior, group_dim
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,20 @@ class LayerPosterior:
         """Dimension of the weight that indexes its groups."""
         return group_dim(self.weight_mean.shape)
 
+    def over_weights(self, per_group: Tensor) -> Tensor:
+        """A tensor of one entry per group, shaped for broadcasting against the weight."""
+        size = self.weight_mean.shape[self.group_dim]
+        shape = [1] * self.weight_mean.dim()
+        shape[self.group_dim] = size
+        return per_group.repeat_interleave(size // len(per_group)).reshape(shape)
+
     def signal_to_noise(self) -> Tensor:
         r"""The largest :math:`E[w]^2 / V[w]` in each group, ``(groups,)``; that of each weight for per-weight priors.
 
         At most 1 means that no weight of the group is told from zero by more than its own noise.
         """
         ratio = self.weight_mean.square() / self.weight_variance
-        return ratio if self.per_weight else ratio.movedim(self.group_dim, 0).flatten(1).amax(1)
+        return ratio if self.per_weight else self._by_group(ratio).amax(1)
 
     def information(self) -> Tensor:
         r"""What the posterior knows of each group, in nats: :math:`\tfrac12 \sum \log(1 + E[w]^2/V[w])`.
@@ -50,7 +57,12 @@ class LayerPosterior:
         each weight for per-weight priors.
         """
         nats = 0.5 * torch.log1p(self.weight_mean.square() / self.weight_variance)
-        return nats if self.per_weight else nats.movedim(self.group_dim, 0).flatten(1).sum(1)
+        return nats if self.per_weight else self._by_group(nats).sum(1)
+
+    def _by_group(self, values: Tensor) -> Tensor:
+        """Values of the weight's shape as rows, one for each group, ``(groups, …)``."""
+        groups = values.shape[self.group_dim] if self.statistic is None else len(self.statistic)
+        return values.movedim(self.group_dim, 0).reshape(groups, -1)
 
     @property
     def per_weight(self) -> bool:
@@ -69,15 +81,15 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
     for name, (prior, sites) in guide.layers.items():
         layer_q = {role: q[f"{name}.{role}"] for role in sites}
         mean, variance = prior.moments(layer_q)
-        bias = base_distribution(layer_q["bias"]) if "bias" in layer_q else None
+        bias_mean, bias_variance = prior.bias_moments(layer_q) if "bias" in layer_q else (None, None)
         statistic = prior.statistic(layer_q)
         layers[name] = LayerPosterior(
             name=name,
             prior=prior,
             weight_mean=mean.cpu(),
             weight_variance=variance.cpu(),
-            bias_mean=None if bias is None else bias.loc.cpu(),
-            bias_variance=None if bias is None else bias.scale.square().cpu(),
+            bias_mean=None if bias_mean is None else bias_mean.cpu(),
+            bias_variance=None if bias_variance is None else bias_variance.cpu(),
             statistic=None if statistic is None else statistic.cpu(),
         )
     return layers

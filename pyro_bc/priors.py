@@ -13,7 +13,8 @@ prior                          sites of a layer (all non-centred)               
 =============================  ===============================================================  ===================
 
 A group is an input unit of a fully connected layer and an output filter of a convolution. Every layer may
-also have a site ``bias`` with a standard normal prior, which belongs to no group.
+also have a site ``bias`` with a standard normal prior. In a fully connected layer it belongs to no group; that
+of a convolution is multiplied by its filter's scale, so that a pruned filter's output is zero.
 
 A new prior is one subclass of :class:`Prior`; nothing else changes. A Pyro model written by hand uses the
 same names, either through :meth:`Prior.sample` or with its own ``pyro.sample`` statements, and is
@@ -40,9 +41,15 @@ def group_dim(weight_shape: torch.Size | tuple[int, ...]) -> int:
     return 1 if len(weight_shape) == 2 else 0
 
 
-def over_groups(value: Tensor, weight_dim: int) -> Tensor:
-    """Shape a tensor of one entry per group, ``(groups,)``, for broadcasting against its weight."""
-    return value if weight_dim == 2 else value.reshape(-1, *[1] * (weight_dim - 1))
+def over_groups(value: Tensor, weight_shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Shape a tensor of one entry per group, ``(groups,)``, for broadcasting against its weight (or bias).
+
+    Where a linear layer has more inputs than groups, a group is as many neighbouring inputs as fit.
+    """
+    if len(weight_shape) > 2:
+        return value.reshape(-1, *[1] * (len(weight_shape) - 1))
+    size = weight_shape[-1] // len(value)
+    return value if size == 1 else value.repeat_interleave(size)
 
 
 def base_distribution(fn: Any) -> Any:
@@ -74,17 +81,33 @@ class Prior(ABC):
             ROLES.update(cls.roles)
 
     @abstractmethod
-    def sites(self, weight_shape: torch.Size | tuple[int, ...]) -> dict[str, Any]:
-        """Prior density of every role for a weight of shape ``(out, in)`` or ``(out, in, *kernel)``."""
+    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
+        """Prior density of every role for a weight of shape ``(out, in)`` or ``(out, in, *kernel)``.
+
+        :param group_size: how many neighbouring inputs of a linear layer, a head of an attention, are one group.
+        """
 
     @classmethod
     @abstractmethod
     def recognise(cls, sites: Mapping[str, Any]) -> "Prior | None":
         """The prior behind a layer's sites (role to density), or None where it is another one's."""
 
-    @abstractmethod
+    def scale(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """The groups' scales from a value of every role, ``(groups,)``; None without groups."""
+        return None
+
     def weight(self, values: Mapping[str, Tensor]) -> Tensor:
         """The layer's weight from a value of every role."""
+        weight, scale = values["weight"], self.scale(values)
+        return weight if scale is None else over_groups(scale, weight.shape) * weight
+
+    def bias(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The layer's bias from a value of every role, ``bias`` among them, ``(out,)``.
+
+        A convolution's scales multiply its filters' whole output, bias included (Louizos et al. 2017, appendix).
+        """
+        bias, scale = values["bias"], self.scale(values)
+        return bias if scale is None or group_dim(values["weight"].shape) else scale * bias
 
     @abstractmethod
     def group_scale(self, q: Mapping[str, Any]) -> Any | None:
@@ -110,27 +133,36 @@ class Prior(ABC):
         :returns: pair of tensors of the weight's shape.
         """
         weight = base_distribution(q["weight"])
-        mean, variance = weight.loc, weight.variance
-        scale = self.group_scale(q)
-        if scale is None:
-            return mean, variance
-        z_mean = over_groups(scale.mean, mean.dim())
-        z_variance = over_groups(scale.variance, mean.dim())
-        return z_mean * mean, z_variance * (variance + mean.square()) + variance * z_mean.square()
+        return _scaled_moments(weight, self.group_scale(q))
 
-    def sample(self, name: str, weight_shape: torch.Size | tuple[int, ...]) -> Tensor:
+    def bias_moments(self, q: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Posterior mean and variance of the bias that the layer adds, each ``(out,)``; see :meth:`bias`."""
+        is_linear = group_dim(base_distribution(q["weight"]).loc.shape) == 1
+        return _scaled_moments(base_distribution(q["bias"]), None if is_linear else self.group_scale(q))
+
+    def sample(self, name: str, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> Tensor:
         """Sample a layer's weight in a Pyro model: one ``pyro.sample`` statement per role.
 
         :param name: the layer's name; the sites are called ``<name>.<role>``.
         :param weight_shape: ``(out, in)`` or ``(out, in, *kernel)``.
+        :param group_size: as in :meth:`sites`.
         :returns: the weight, to be used in ``torch.nn.functional.linear`` or ``conv*d``.
 
         >>> weight = GroupHorseshoe().sample("fc1", (3, 2))
         >>> weight.shape
         torch.Size([3, 2])
         """
-        values = {role: pyro.sample(f"{name}.{role}", fn) for role, fn in self.sites(weight_shape).items()}
+        values = {role: pyro.sample(f"{name}.{role}", fn) for role, fn in self.sites(weight_shape, group_size).items()}
         return self.weight(values)
+
+
+def _scaled_moments(normal: Any, scale: Any | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a normal times an independent scale per group, if any."""
+    mean, variance = normal.loc, normal.variance
+    if scale is None:
+        return mean, variance
+    z_mean, z_variance = over_groups(scale.mean, mean.shape), over_groups(scale.variance, mean.shape)
+    return z_mean * mean, z_variance * (variance + mean.square()) + variance * z_mean.square()
 
 
 def _standard_normal(shape):
@@ -149,8 +181,8 @@ class GroupNormalJeffreys(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("scale", "weight")
 
-    def sites(self, weight_shape):
-        groups = weight_shape[group_dim(weight_shape)]
+    def sites(self, weight_shape, group_size=1):
+        groups = weight_shape[group_dim(weight_shape)] // group_size
         return {
             "scale": NormalJeffreys(torch.Size([groups]), validate_args=False).to_event(1),
             "weight": _standard_normal(weight_shape),
@@ -161,9 +193,8 @@ class GroupNormalJeffreys(Prior):
         scale = base_distribution(sites.get("scale"))
         return cls() if isinstance(scale, NormalJeffreys) else None
 
-    def weight(self, values):
-        weight = values["weight"]
-        return over_groups(values["scale"], weight.dim()) * weight
+    def scale(self, values):
+        return values["scale"]
 
     def initial_values(self, sites):
         groups = sites["scale"].shape()
@@ -198,8 +229,8 @@ class GroupHorseshoe(Prior):
         if not (math.isfinite(self.global_scale) and self.global_scale > 0):
             raise UsageError(f"GroupHorseshoe needs a positive, finite global_scale, not {self.global_scale!r}")
 
-    def sites(self, weight_shape):
-        groups = weight_shape[group_dim(weight_shape)]
+    def sites(self, weight_shape, group_size=1):
+        groups = weight_shape[group_dim(weight_shape)] // group_size
         local_a, local_b = half_cauchy_factors(1.0, (groups,))
         global_a, global_b = half_cauchy_factors(self.global_scale)
         values = (local_a, local_b, global_a, global_b, _standard_normal(weight_shape))
@@ -212,11 +243,10 @@ class GroupHorseshoe(Prior):
         global_a = base_distribution(sites["global_a"])
         return cls(float(global_a.rate) ** -0.5) if isinstance(global_a, dist.Gamma) else None
 
-    def weight(self, values):
-        weight = values["weight"]
+    def scale(self, values):
         # The global factors are about 1e-10 and 1e10: multiplied with each other first, they stay in range.
         squared = (values["global_a"] * values["global_b"]) * (values["local_a"] * values["local_b"])
-        return over_groups(squared.sqrt(), weight.dim()) * weight
+        return squared.sqrt()
 
     def initial_values(self, sites):
         groups = sites["local_a"].shape()
@@ -250,15 +280,12 @@ class LogUniform(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape):
+    def sites(self, weight_shape, group_size=1):
         return {"weight": NormalJeffreys(torch.Size(weight_shape), validate_args=False).to_event(len(weight_shape))}
 
     @classmethod
     def recognise(cls, sites):
         return cls() if isinstance(base_distribution(sites["weight"]), NormalJeffreys) else None
-
-    def weight(self, values):
-        return values["weight"]
 
     def group_scale(self, q):
         return None
@@ -274,7 +301,7 @@ class StandardNormal(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape):
+    def sites(self, weight_shape, group_size=1):
         return {"weight": _standard_normal(weight_shape)}
 
     @classmethod
@@ -284,9 +311,6 @@ class StandardNormal(Prior):
             if set(sites) <= {"weight", "bias"} and isinstance(base_distribution(sites["weight"]), dist.Normal)
             else None
         )
-
-    def weight(self, values):
-        return values["weight"]
 
     def group_scale(self, q):
         return None

@@ -25,16 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from . import compressed
-from .chain import linear_names, read_chain
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .datasets import Batches, Dataset, load_dataset
 from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .graph import read_graph
 from .guides import FactorizedGuide
 from .infer import Epoch, fit
 from .networks import network
 from .nn import BayesianNetwork
 from .precision import RULES
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
+from .pruning import layer_name
+from .units import is_layer
 
 #: priors by the command's names.
 PRIORS: dict[str, type[Prior]] = {
@@ -134,7 +136,8 @@ def run(
         raise UsageError("epochs must be at least 1, and pretrain_epochs at least 0")
     if not (0 < plan.learning_rate < math.inf and 0 <= plan.kl_weight < math.inf):
         raise UsageError("learning_rate must be positive and kl_weight not negative, both finite")
-    layers = linear_names(read_chain(build(data.picture_shape, data.classes)))
+    graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
+    layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
     for layer in settings.thresholds or {}:
         if layer not in layers:
             raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")

@@ -1,15 +1,19 @@
 """The compressed network computes what the posterior mean does; its figures count what they say; refusals are clear."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_fileformat import random_network
 from torch import nn
 
 import pyro_bc
-from pyro_bc.chain import LinearStep, Normalize
 from pyro_bc.compressed import CompressedNetwork
 from pyro_bc.errors import CompressedFileError, EmptyNetworkError, UnsupportedNetworkError, UsageError
-from pyro_bc.fileformat import StoredLayer
+from pyro_bc.fileformat import Selection
+from pyro_bc.graph import Named, Node, Value
+from pyro_bc.networks import Normalize
 from pyro_bc.precision import FixedPoint
 
 
@@ -37,7 +41,8 @@ def test_compress_keeps_the_output_of_the_posterior_mean(tmp_path):
     kill(guide, "net.2", [1, 4])
     kill(guide, "net.4", [0])
     small = pyro_bc.compress(model, guide)
-    assert small.architecture == (4, 4) and small.inputs.tolist() == [0, 2, 3, 5] and small.input_shape == (1, 2, 3)
+    assert small.architecture == (4, 4) and small.input_shape == (1, 2, 3)
+    assert small.tensors["2.inputs"].indices.tolist() == [0, 2, 3, 5] and small.tensors["2.inputs"].size == 6
     small.save(tmp_path / "net.pbc")
     x = torch.rand(50, 1, 2, 3)
     with torch.no_grad():
@@ -52,7 +57,15 @@ def test_the_figures_are_their_definitions():
     weight = FixedPoint(torch.tensor([[3, 0], [-4, 1]]), 2)  # 3 bits, 4 codes
     bias = FixedPoint(torch.tensor([0, 100]), 5)  # 8 bits, 2 codes
     network = CompressedNetwork(
-        (LinearStep("1"),), (StoredLayer((4, 5), weight, bias),), torch.tensor([0, 3]), 24, (), {}
+        nodes=(
+            Node("index_select", (Value(-1), -1, Named("fc.inputs"))),
+            Node("linear", (Value(0), Named("fc.weight"), Named("fc.bias"))),
+        ),
+        tensors={"fc.inputs": Selection(torch.tensor([0, 3]), 5), "fc.weight": weight, "fc.bias": bias},
+        dense_shapes={"fc.weight": (4, 5)},
+        dense_parameters=24,
+        input_shape=(5,),
+        thresholds={},
     )
     figures = network.compression(file_bytes=10)
     assert (figures.pruning, figures.maximum) == (24 / 6, 9.6)
@@ -117,18 +130,66 @@ def test_a_prior_that_nobody_knows_is_not_taken_for_a_deterministic_layer():
         pyro_bc.compress(model, guide, net=net)
 
 
-def test_networks_that_are_no_chain_are_refused():
-    class Residual(nn.Module):
+def test_networks_without_a_fixed_graph_are_refused():
+    class Conditional(nn.Module):
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x):
-            return x + self.fc(x)
+            return self.fc(x) if bool((x > 0).all()) else x
 
-    model, guide = fitted(Residual())
-    with pytest.raises(UnsupportedNetworkError, match="only chains"):
+    model, guide = fitted(Conditional())
+    with pytest.raises(UnsupportedNetworkError, match="fixed graph"):
         pyro_bc.compress(model, guide)
+
+
+class Branches(nn.Module):
+    """What no list of known architectures holds: residual, concatenation, depthwise, and a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.side, self.mix = nn.Conv2d(6, 3, 1), nn.Conv2d(9, 4, 3, stride=2)
+        self.gate, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + torch.tanh(self.depthwise(x))
+        x = nn.functional.max_pool2d(torch.relu(self.mix(torch.cat([x, self.side(x)], 1))), 2)
+        x = x.mean((2, 3))
+        return self.head(x * torch.sigmoid(self.gate(x)))
+
+
+def test_a_network_of_the_users_own_goes_through_the_file_without_its_class(tmp_path):
+    torch.manual_seed(1)
+    net = Branches()
+    net.norm.running_mean.normal_()
+    model, guide = fitted(net, inputs=(1, 9, 9), log_variance=-16.0)
+    for name, scale in (("stem", [1.0, 1e-4, 1, 1, 1, 1]), ("mix", [1.0, 1, 1e-4, 1]), ("gate", [1e-4, 1, 1, 1])):
+        with torch.no_grad():
+            loc, log_variance = guide.parameters_of(f"net.{name}.scale")
+            loc.copy_(torch.tensor(scale))
+            log_variance[loc < 0.5] = 4.0
+    small = pyro_bc.compress(model, guide, noise_ratio=1e-4)
+    assert small.architecture[0] < 6 or small.architecture[3] < 4
+    small.save(tmp_path / "net.pbc")
+    x = torch.rand(5, 1, 9, 9)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch, pyro_bc; folder = sys.argv[1]; net = pyro_bc.load(folder + '/net.pbc'); "
+        "torch.save(net(torch.load(folder + '/x.pt')).detach(), folder + '/y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    means = {name.removeprefix("net."): layer for name, layer in pyro_bc.summarize(guide).items()}
+    with torch.no_grad():
+        for name, layer in means.items():
+            keep = small.thresholds[name].keeps(layer)
+            net.get_submodule(name).weight.copy_(layer.weight_mean * layer.over_weights(keep))
+            bias = layer.bias_mean * keep if layer.weight_mean.dim() > 2 else layer.bias_mean
+            net.get_submodule(name).bias.copy_(bias)
+    assert torch.allclose(torch.load(tmp_path / "y.pt"), net.eval()(x), atol=2e-3)
 
 
 def test_missing_files_and_half_written_ones(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,33 +10,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_bc.chain import ACTIVATIONS, ActivationStep, FlattenStep, LinearStep, NormalizeStep
 from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError
-from pyro_bc.fileformat import StoredLayer
+from pyro_bc.fileformat import Integers, Selection
+from pyro_bc.graph import Named, Node, Value
 from pyro_bc.precision import FixedPoint
+
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
 
 
 def random_network(seed: int) -> CompressedNetwork:
+    """A chain of layers, some without a bias, with inputs that are selected, and arguments of every kind."""
     rng = np.random.default_rng(seed)
-    depth = rng.integers(1, 4)
-    widths = rng.integers(1, 9, depth + 1)
-    layers, chain = [], [NormalizeStep((0.5,), (0.25,)), FlattenStep()]
-    for i in range(depth):
+    widths = rng.integers(1, 9, rng.integers(2, 5))
+    nodes, tensors, dense = [Node("flatten", (Value(-1), 1))], {}, {}
+    total = int(widths[0] + rng.integers(0, 5))
+    if total > widths[0]:
+        kept = np.sort(rng.permutation(total)[: widths[0]])
+        tensors["l0.inputs"] = Selection(torch.from_numpy(kept), total)
+        nodes.append(Node("index_select", (Value(0), -1, Named("l0.inputs"))))
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         spread = 10.0 ** rng.uniform(0, 6.5)
-        weight = torch.from_numpy(np.rint(rng.laplace(0, spread, (widths[i + 1], widths[i]))).astype(np.int64))
-        bias = torch.from_numpy(rng.integers(-500, 500, widths[i + 1])) if rng.random() < 0.7 else None
-        dense = (int(widths[i + 1] + rng.integers(0, 5)), int(widths[i] + rng.integers(0, 5)))
-        t = int(rng.integers(-8, 30))
-        layers.append(
-            StoredLayer(
-                dense, FixedPoint(weight.clamp(-(2**23), 2**23 - 1), t), None if bias is None else FixedPoint(bias, 4)
-            )
-        )
-        chain += [LinearStep(str(i + 1)), ActivationStep(list(ACTIVATIONS)[rng.integers(len(ACTIVATIONS))])]
-    total = layers[0].dense_shape[1]
-    inputs = torch.from_numpy(np.sort(rng.permutation(total)[: widths[0]])) if widths[0] < total else None
-    return CompressedNetwork(tuple(chain), tuple(layers), inputs, int(rng.integers(1, 10**9)), (1, total), {})
+        codes = torch.from_numpy(np.rint(rng.laplace(0, spread, (outputs, inputs))).astype(np.int64))
+        tensors[f"l{i}.weight"] = FixedPoint(codes.clamp(-(2**23), 2**23 - 1), int(rng.integers(-8, 30)))
+        dense[f"l{i}.weight"] = (int(outputs + rng.integers(0, 5)), total if i == 0 else int(inputs + 3))
+        arguments = [Value(len(nodes) - 1), Named(f"l{i}.weight")]
+        if rng.random() < 0.7:
+            tensors[f"l{i}.bias"] = FixedPoint(torch.from_numpy(rng.integers(-500, 500, outputs)), 4)
+            arguments.append(Named(f"l{i}.bias"))
+        nodes.append(Node("linear", tuple(arguments)))
+        nodes.append(Node(str(rng.choice(ACTIVATIONS)), (Value(len(nodes) - 1),)))
+    nodes.append(Node("gelu", (Value(len(nodes) - 1),), (("approximate", "tanh"),)))
+    nodes.append(Node("elu", (Value(len(nodes) - 1), 0.75)))
+    tensors["order"] = Integers(torch.from_numpy(rng.permutation(widths[-1])))
+    nodes.append(Node("index_select", (Value(len(nodes) - 1), 1, Named("order"))))
+    nodes.append(Node("sum", (Value(len(nodes) - 1), (1,), True)))
+    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), {})
 
 
 @settings(deadline=None, max_examples=150)
@@ -45,11 +55,10 @@ def test_a_file_gives_back_the_same_network_and_the_same_bytes(seed):
     data = network.to_bytes()
     again = CompressedNetwork.from_bytes(data)
     assert again.to_bytes() == data
-    assert (again.chain, again.dense_parameters, again.input_shape) == (
-        network.chain,
-        network.dense_parameters,
-        network.input_shape,
-    )
+    assert (again.dense_parameters, again.input_shape) == (network.dense_parameters, network.input_shape)
+    assert [(node.op, node.values(), len(node.named())) for node in again.nodes] == [
+        (node.op, node.values(), len(node.named())) for node in network.nodes
+    ]
     for ours, theirs in zip(network.layers, again.layers, strict=True):
         assert ours.dense_shape == theirs.dense_shape
         assert torch.equal(ours.weight.values(), theirs.weight.values()) and ours.weight.bits == theirs.weight.bits
@@ -73,7 +82,7 @@ def test_every_truncation_and_every_changed_byte_is_noticed():
 
 
 def with_checksum(body: bytes) -> bytes:
-    return b"PBC\x01" + struct.pack("<I", zlib.crc32(body)) + body
+    return b"PBC\x02" + struct.pack("<I", zlib.crc32(body)) + body
 
 
 @settings(deadline=None, max_examples=400)
@@ -91,7 +100,7 @@ def test_changes_under_a_right_checksum_are_a_clear_error_or_a_network(seed, noi
 
 def test_newer_versions_and_other_files_say_so():
     data = random_network(1).to_bytes()
-    with pytest.raises(CompressedFileError, match="version 2"):
-        CompressedNetwork.from_bytes(data[:3] + b"\x02" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"version 3.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x03" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")

@@ -22,6 +22,7 @@ from pyro_bc import (
     LogUniform,
     NormalJeffreys,
     StandardNormal,
+    bayesianize,
     local_reparameterization,
 )
 from pyro_bc.local_reparameterization import Deferred, DeferredProduct
@@ -416,3 +417,116 @@ def test_a_bias_that_is_a_product_is_drawn():
     weight = Deferred.of(dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)))
     z, b = (Deferred.of(dist.Normal(torch.full((3,), 5.0), torch.full((3,), 1e-3))) for _ in range(2))
     assert torch.allclose(F.linear(torch.zeros(2, 2), weight, z * b), torch.full((2, 3), 25.0), atol=0.1)
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(2, 3, 3, stride=2, padding=1),
+    nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(1, 2), padding_mode="reflect"),
+    nn.Conv2d(2, 4, 1, groups=2, bias=False),
+    nn.Conv2d(2, 2, 3, groups=2),
+    nn.Conv1d(2, 3, 3, padding=2, padding_mode="circular"),
+    nn.Conv1d(2, 4, 2, stride=2, dilation=2, groups=2),
+]
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize(
+    "prior", [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform()], ids=lambda p: type(p).__name__
+)
+def test_convolutions_have_the_mean_and_variance_of_drawn_filters(prior, layer):
+    """At every position, for filters drawn by numpy and put through torch's own layer; the bias is scaled with them."""
+    n = 20_000
+    torch.manual_seed(2)
+    model = bayesianize(nn.Sequential(layer), prior)
+    x = torch.randn(1, 2, 6) if isinstance(layer, nn.Conv1d) else torch.randn(1, 2, 5, 6)
+    guide = FactorizedGuide(model, init_log_variance=-2.0)
+    guide(x)
+    with torch.no_grad():
+        for name, parameter in guide.named_parameters():
+            parameter.add_((0.3 if name.startswith("log_variances") else 0.2) * torch.randn_like(parameter))
+    with local_reparameterization(), torch.no_grad():
+        trace = poutine.trace(guide).get_trace(x)
+        local = poutine.replay(model, trace=trace)(x.expand(n, *x.shape[1:]))
+
+    rng = np.random.default_rng(3)
+    q = guide.posterior()
+
+    def draw(role):
+        site = q[f"0.{role}"]
+        value = torch.from_numpy(rng.normal(site.loc.numpy(), site.scale.numpy(), (n, *site.loc.shape))).float()
+        return value.exp() if role in FACTORS else value
+
+    filters = layer.out_channels
+    if isinstance(prior, GroupHorseshoe):
+        scale = (draw("global_a") * draw("global_b"))[:, None] * draw("local_a") * draw("local_b")
+        scale = scale.sqrt()
+    else:
+        scale = draw("scale") if isinstance(prior, GroupNormalJeffreys) else torch.ones(n, filters)
+    weight = draw("weight") * scale.reshape(n, filters, *[1] * (layer.weight.dim() - 1))
+    bias = draw("bias") * scale if layer.bias is not None else torch.zeros(n, filters)
+    # Every draw of the filters as torch's own layer computes it: linear in weight and bias, so by unit inputs.
+    columns = []
+    with torch.no_grad():
+        layer.bias = None
+        for i in range(layer.weight[0].numel()):
+            layer.weight.zero_()
+            layer.weight.view(filters, -1)[:, i] = 1.0
+            columns.append(layer(x)[0].flatten(1))  # (filters, positions)
+    brute = torch.einsum("nfi,ifp->nfp", weight.flatten(2), torch.stack(columns)) + bias[:, :, None]
+    local = local.flatten(2)
+    assert local.shape == brute.shape
+    error = 6 / math.sqrt(n)
+    deviation = brute.std(0)
+    assert ((local.mean(0) - brute.mean(0)).abs() < 1.5 * error * deviation + 1e-6).all()
+    # The fourth moment bounds how well a variance is known.
+    kurtosis = ((brute - brute.mean(0)) ** 4).mean(0) / deviation.clamp(min=1e-6) ** 4
+    assert (
+        ((local.std(0) / deviation.clamp(min=1e-6)).square() - 1).abs().le(1.5 * error * kurtosis.sqrt() + 0.01).all()
+    )
+    # One draw of a filter's scale for all its positions, another for each example.
+    moments = prior.moments({role: q[f"0.{role}"] for role in prior.roles})
+    assert torch.allclose(moments[0], weight.mean(0), atol=6 * float(weight.std(0).max()) / math.sqrt(n))
+    assert torch.allclose(moments[1], weight.var(0), rtol=0.35, atol=1e-3)
+    if layer.bias is not None:
+        mean, variance = prior.bias_moments({role: q[f"0.{role}"] for role in (*prior.roles, "bias")})
+        assert torch.allclose(mean, bias.mean(0), atol=6 * float(bias.std(0).max()) / math.sqrt(n))
+        assert torch.allclose(variance, bias.var(0), rtol=0.35, atol=1e-3)
+
+
+def test_a_filters_scale_is_shared_by_its_positions_and_not_by_examples():
+    torch.manual_seed(0)
+    model = bayesianize(nn.Sequential(nn.Conv2d(1, 2, 1)), GroupNormalJeffreys())
+    guide = FactorizedGuide(model, init_log_variance=-20.0)
+    x = torch.ones(4_000, 1, 3, 3)
+    guide(x[:1])
+    with torch.no_grad():
+        guide.parameters_of("0.scale")[1].fill_(0.0)  # only the scale is uncertain
+        with local_reparameterization():
+            trace = poutine.trace(guide).get_trace(x)
+            y = poutine.replay(model, trace=trace)(x).flatten(2)
+    assert (y - y.mean(2, keepdim=True)).abs().max() < 0.05 * y.std()
+    independent = np.corrcoef(y[:-1, 0, 0], y[1:, 0, 0])[0, 1], np.corrcoef(y[:, 0, 0], y[:, 1, 0])[0, 1]
+    assert np.abs(independent).max() < 0.08
+
+
+def test_a_filters_bias_that_is_not_scaled_is_added_behind():
+    """A convolution written by hand as ``conv2d(x, z * w, b)``."""
+    torch.manual_seed(0)
+
+    def model(x):
+        z = pyro.sample("c.scale", NormalJeffreys((2,)).to_event(1))
+        w = pyro.sample("c.weight", dist.Normal(torch.zeros(2, 1, 1, 1), 1.0).to_event(4))
+        b = pyro.sample("c.bias", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        return F.conv2d(x, z.reshape(-1, 1, 1, 1) * w, b)
+
+    guide = FactorizedGuide(model, init_log_variance=-20.0)
+    x = torch.ones(2_000, 1, 2, 2)
+    guide(x)
+    with torch.no_grad():
+        guide.parameters_of("c.scale")[1].fill_(0.0)
+        guide.parameters_of("c.bias")[0].fill_(100.0)
+        with local_reparameterization():
+            y = poutine.replay(model, trace=poutine.trace(guide).get_trace(x))(x)
+    w, z = (guide.parameters_of(f"c.{role}")[0] for role in ("weight", "scale"))
+    assert torch.allclose(y.mean((0, 2, 3)), 100 + z.detach() * w.detach().flatten(), atol=0.2)
+    assert (y.std((0, 2, 3)) < 2 * w.abs().flatten() + 0.1).all()

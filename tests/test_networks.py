@@ -3,21 +3,26 @@
 import pytest
 import torch
 
-from pyro_bc.chain import linear_names, read_chain
 from pyro_bc.errors import UsageError
-from pyro_bc.networks import NETWORKS, lenet_300_100, network
+from pyro_bc.networks import NETWORKS, Normalize, lenet_5_caffe, lenet_300_100, network
 
 
-def test_lenet_300_100_has_the_published_parameters_and_is_a_chain():
-    net = lenet_300_100()
+@pytest.mark.parametrize("build,sizes", [(lenet_300_100, (266_200, 266_610)), (lenet_5_caffe, (430_500, 431_080))])
+def test_networks_have_the_published_parameters(build, sizes):
+    net = build()
     weights = sum(p.numel() for name, p in net.named_parameters() if name.endswith("weight"))
-    assert (weights, sum(p.numel() for p in net.parameters())) == (266_200, 266_610)
-    assert linear_names(read_chain(net)) == ["fc1", "fc2", "fc3"]
+    assert (weights, sum(p.numel() for p in net.parameters())) == sizes
+
+
+def test_normalize_is_per_channel():
+    x = torch.rand(4, 2, 3, 3)
+    expected = torch.stack([(x[:, 0] - 0.1) / 0.5, (x[:, 1] - 0.2) / 0.25], 1)
+    assert torch.allclose(Normalize([0.1, 0.2], [0.5, 0.25])(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_take_pictures_and_return_logits(name):
-    assert network(name)((3, 8, 8), 7)(torch.rand(5, 3, 8, 8)).shape == (5, 7)
+    assert network(name)((3, 32, 32), 7)(torch.rand(5, 3, 32, 32)).shape == (5, 7)
 
 
 def test_an_unknown_network_is_refused():

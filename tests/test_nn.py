@@ -1,5 +1,6 @@
 """A Bayesian copy computes what the network computes, under documented site names, and scales its likelihood by N/B."""
 
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -217,10 +218,63 @@ def test_the_prior_predictive_of_a_proper_prior_has_its_closed_form_variance():
     assert np.all(np.abs(np.cov(draws.T) - gram) < 5 * error)
 
 
-def test_a_layer_under_two_names_is_refused():
+def test_a_module_that_is_used_twice_is_one_layer_with_noise_of_its_own_in_each_place():
     shared = nn.Linear(3, 3)
-    with pytest.raises(UnsupportedNetworkError, match="'0' and '2' are one and the same"):
-        bayesianize(nn.Sequential(shared, nn.ReLU(), shared), StandardNormal())
+    net = bayesianize(nn.Sequential(shared, nn.ReLU(), shared), StandardNormal())
+    assert net[0] is net[2]
+    values = {f"2.{key}": value.detach() for key, value in shared.named_parameters()}
+    x = torch.randn(2, 3)
+    trace = poutine.trace(poutine.condition(net, data=values)).get_trace(x)
+    assert torch.allclose(trace.nodes["_RETURN"]["value"], shared(shared(x).relu()), atol=1e-6)
+    assert len(trace.stochastic_nodes) + len(trace.observation_nodes) == 2
+
+
+def test_two_layers_with_one_weight_are_refused_with_a_way_out():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    with pytest.raises(UnsupportedNetworkError, match=r"'0' and '2' share a weight.*deterministic=\['0', '2'\]"):
+        bayesianize(net, StandardNormal())
+    net.append(nn.Linear(3, 2))
+    left = bayesianize(net, StandardNormal(), deterministic=["0", "2"])
+    assert left[0].weight is left[2].weight and isinstance(left[3], BayesianLinear)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["stem.*", "stem", nn.Conv1d, lambda name, module: name.startswith("stem.")],
+    ids=["glob", "name", "type", "rule"],
+)
+def test_layers_stay_deterministic_by_name_type_or_rule(choice):
+    net = nn.Sequential()
+    net.add_module("stem", nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 2, 3)))
+    net.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(8, 2)))
+    result = bayesianize(net, StandardNormal(), deterministic=[choice])
+    bayesian = [name for name, module in result.named_modules() if hasattr(module, "pretrained")]
+    assert bayesian == ["head.1"]
+
+
+def test_a_recurrent_cell_is_left_deterministic_and_a_warning_says_so():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRU(4, 5, batch_first=True)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    net = Recurrent()
+    with pytest.warns(UserWarning, match=r"left deterministic.*'cell' \(GRU\)"):
+        model = BayesianNetwork(net, StandardNormal(), num_data=10)
+    assert {name.split(".")[1] for name, _ in model.named_parameters()} == {"cell"}
+    values = {f"net.head.{key}": value.detach() for key, value in net.head.named_parameters()}
+    x = torch.randn(2, 6, 4)
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
+    assert torch.allclose(trace.nodes["_RETURN"]["value"], net(x), atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BayesianNetwork(net, StandardNormal(), num_data=10, deterministic=["cell"])
 
 
 def test_weights_of_another_dtype_are_refused_with_a_way_out():

@@ -1,0 +1,326 @@
+r"""A network as a graph of tensor operations, read from any ``nn.Module`` by ``torch.export``.
+
+The graph is what can be made smaller and written to a file without the user's classes: a tuple of frozen
+:class:`Node` values, each one of the operations in :data:`OPERATIONS` applied to the network's input, to earlier
+nodes, to named tensors (weights, buffers) and to literals. It is run as it is by :class:`GraphNetwork`.
+"""
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedNetworkError
+
+
+@dataclass(frozen=True)
+class Value:
+    """What node ``index`` computed; index −1 is the network's input."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """The tensor of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the graph.
+
+    :param op: its name in :data:`OPERATIONS`.
+    :param args: :class:`Value`, :class:`Named`, ``None``, bool, int, float, str, or tuples of them.
+    :param kwargs: pairs of name and argument.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def values(self) -> list[int]:
+        """Indices of the nodes whose results this one uses."""
+        return [leaf.index for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+    def named(self) -> list[str]:
+        """Names of the tensors that it uses."""
+        return [leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Named)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network; the last node is its output.
+
+    :param nodes: in the order in which they run.
+    :param tensors: weights and buffers by name, detached.
+    :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
+        a string. None for what is no tensor.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Tensor]
+    shapes: tuple[tuple[Any, ...] | None, ...]
+
+    def shape(self, index: int) -> tuple[Any, ...] | None:
+        """Shape of a node's result, or of the input (−1)."""
+        return self.shapes[index + 1]
+
+
+# Operations that keep every element in its place: what they do to one they do to all.
+ELEMENTWISE = (
+    "relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid",
+    "hardswish", "selu", "mish", "celu", "log_sigmoid", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",
+    "clamp", "contiguous", "clone", "erf", "sin", "cos",
+)  # fmt: skip
+#: operations by name, as in ``torch.ops.aten``; the order is that of the file format, and only grows at the end.
+OPERATIONS: tuple[str, ...] = (
+    "linear", "conv2d", "conv1d", "max_pool2d", "flatten", "batch_norm", "add", "cat", "index_select", "sub", "mul",
+    "div", "avg_pool2d", "adaptive_avg_pool2d", "mean", "view", "reshape", "transpose", "permute", "squeeze",
+    "unsqueeze", "unflatten", "select", "slice", "layer_norm", "softmax", "scaled_dot_product_attention", "expand",
+    "pad", "matmul", "bmm", "sum", "amax", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "group_norm",
+    "log_softmax", "upsample_nearest2d", "adaptive_max_pool2d", "gru", "lstm", "zeros", "getitem", "size", "int_add",
+    "int_sub", "int_mul", "int_floordiv", "maximum", "minimum", "prelu", "rms_norm", "chunk", "split", "stack",
+    "embedding", "pixel_shuffle", "instance_norm", "t",
+    *ELEMENTWISE,
+)  # fmt: skip
+_ON_NUMBERS: dict[Any, str] = {
+    operator.add: "int_add",
+    operator.sub: "int_sub",
+    operator.mul: "int_mul",
+    operator.floordiv: "int_floordiv",
+    operator.getitem: "getitem",
+}
+_FUNCTIONS: dict[str, Callable] = {name: function for function, name in _ON_NUMBERS.items()}
+_FUNCTIONS["size"] = torch.ops.aten.sym_size.int
+# Spatial convolutions and pools by another name than their ATen packet's.
+_ALIASES = {
+    "sym_size": "size",
+    "_log_softmax": "log_softmax",
+    "_softmax": "softmax",
+    "adaptive_max_pool2d": "adaptive_max_pool2d",
+}
+_IDENTITIES = {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout"}
+_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+_PLACEMENT = {"device", "pin_memory", "layout", "memory_format"}
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Everything in nested tuples, in order."""
+    if isinstance(tree, tuple):
+        return [leaf for branch in tree for leaf in leaves(branch)]
+    return [tree]
+
+
+def replace_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested tuples with every leaf changed."""
+    if isinstance(tree, tuple):
+        return tuple(replace_leaves(branch, change) for branch in tree)
+    return change(tree)
+
+
+def apply(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result of one operation."""
+    kwargs = {key: getattr(torch, value) if key == "dtype" else value for key, value in kwargs.items()}
+    function = _FUNCTIONS.get(op) or getattr(torch.ops.aten, op)
+    return function(*args, **kwargs)
+
+
+def read_graph(net: nn.Module, example: Tensor) -> Graph:
+    """The graph that a network computes in evaluation mode; dropout falls away.
+
+    :param net: the network, of one input and one output; it is not changed.
+    :param example: a batch of inputs, ``(batch, …)``; its values do not matter.
+    :raises UnsupportedNetworkError: where the network has no fixed graph, or an operation that a file cannot hold;
+        it is named, with the module that holds it.
+    """
+    training = {name: module.training for name, module in net.named_modules()}
+    net.eval()
+    example = example[:1].expand(2, *example.shape[1:]).contiguous()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels hide the layers
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            graph = _read(program)
+            _verify(net, graph, example)
+    except UnsupportedNetworkError:
+        raise
+    except Exception as error:  # whatever a user's forward, or torch.export, raises
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnsupportedNetworkError(
+            f"the network cannot be read as a fixed graph of one input, for any batch size: {reason}"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for name, module in net.named_modules():
+            module.training = training[name]
+    return graph
+
+
+def _read(program: Any) -> Graph:
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names |= signature.inputs_to_lifted_tensor_constants
+    if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
+        raise UnsupportedNetworkError(
+            f"the network has {len(signature.user_inputs)} inputs and {len(signature.user_outputs)} outputs; one of "
+            f"each is needed"
+        )
+    state = {**program.state_dict, **program.constants}
+    tensors = {name: state[name].detach().cpu() for name in names.values()}
+    references: dict[Any, Any] = {}
+    nodes: list[Node] = []
+    shapes: list[tuple[Any, ...] | None] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in names:
+                references[node] = Named(names[node.name])
+            else:
+                references[node] = Value(-1)
+                shapes.insert(0, _shape(node))
+            continue
+        if node.op == "output":
+            (result,) = node.args[0]
+            output = references[result]
+            continue
+        name = _operation(node)
+        arguments, options = (_arguments(part, references) for part in (tuple(node.args), node.kwargs))
+        if name == "slice":  # to the end, as torch.export writes it
+            arguments = tuple(None if isinstance(a, int) and a >= 2**62 else a for a in arguments)
+        if name in _IDENTITIES or (name == "slice" and arguments[2:] in ((0, None), (None, None), ())):
+            references[node] = arguments[0]
+            continue
+        if _writes_in_place(node):  # later uses of what was overwritten mean the new value
+            references[node.args[0]] = Value(len(nodes))
+        references[node] = Value(len(nodes))
+        nodes.append(Node(name, arguments, options))
+        shapes.append(_shape(node))
+    if not isinstance(output, Value) or output.index < 0:
+        raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
+    return _without_dead_code(Graph(tuple(nodes[: output.index + 1]), tensors, tuple(shapes[: output.index + 2])))
+
+
+def _shape(node: Any) -> tuple[Any, ...] | None:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+
+
+def _writes_in_place(node: Any) -> bool:
+    return hasattr(node.target, "_schema") and node.target._schema.name.endswith("_")
+
+
+def _operation(node: Any) -> str:
+    if node.target in _ON_NUMBERS:
+        return _ON_NUMBERS[node.target]
+    packet = getattr(getattr(node.target, "overloadpacket", None), "__name__", str(node.target))
+    name = packet.removesuffix("_") if _writes_in_place(node) else packet
+    name = _ALIASES.get(name, name)
+    if name in OPERATIONS or name in _IDENTITIES:
+        return name
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    where = f" in module '{modules[-1]}'" if modules else ""
+    raise UnsupportedNetworkError(f"the operation '{packet}'{where} cannot be compressed or stored in a file")
+
+
+def _arguments(tree: Any, references: Mapping[Any, Any]) -> Any:
+    if isinstance(tree, Mapping):
+        kept = {key: value for key, value in tree.items() if key not in _PLACEMENT}
+        return tuple((key, _arguments(value, references)) for key, value in kept.items())
+    if isinstance(tree, tuple | list):
+        return tuple(_arguments(branch, references) for branch in tree)
+    if isinstance(tree, torch.fx.Node):
+        return references[tree]
+    return _DTYPES.get(tree, tree) if isinstance(tree, torch.dtype) else tree
+
+
+def _without_dead_code(graph: Graph) -> Graph:
+    """Only the nodes and tensors that the output depends on."""
+    used = {len(graph.nodes) - 1}
+    for index in reversed(range(len(graph.nodes))):
+        if index in used:
+            used.update(graph.nodes[index].values())
+    kept = [index for index in range(len(graph.nodes)) if index in used]
+    return select_nodes(graph, kept)
+
+
+def select_nodes(graph: Graph, kept: list[int]) -> Graph:
+    """The graph with only these nodes, renumbered, and the tensors that they use."""
+    new = {-1: -1} | {index: position for position, index in enumerate(kept)}
+
+    def renumber(leaf: Any) -> Any:
+        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+
+    nodes = []
+    for index in kept:
+        node = graph.nodes[index]
+        nodes.append(Node(node.op, replace_leaves(node.args, renumber), replace_leaves(node.kwargs, renumber)))
+    names = dict.fromkeys(name for node in nodes for name in node.named())
+    shapes = (graph.shapes[0], *(graph.shapes[index + 1] for index in kept))
+    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes)
+
+
+def _verify(net: nn.Module, graph: Graph, example: Tensor) -> None:
+    """Run network and graph on random inputs of another batch size: what was read must be what is computed."""
+    x = torch.rand(3, *example.shape[1:], dtype=example.dtype) if example.is_floating_point() else example
+    x = x.to(example.device)
+    expected = net(x)
+    found = GraphNetwork(graph.nodes, graph.tensors).to(example.device)(x)
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        raise UnsupportedNetworkError("the network computes something else when it is traced; does it use randomness?")
+
+
+class GraphNetwork(nn.Module):
+    """Runs a graph: a network in evaluation mode that needs no class but this one.
+
+    Input and output are those of the network that the graph was read from. Floating point tensors are parameters, but
+    for the statistics of batch normalisation.
+    """
+
+    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.nodes = nodes
+        self._keys: dict[str, str] = {name: name.replace(".", "_") for name in tensors}
+        statistics = {name for node in nodes if node.op == "batch_norm" for name in Node("", node.args[3:5]).named()}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and name not in statistics:
+                self.register_parameter(self._keys[name], nn.Parameter(tensor.clone()))
+            else:
+                self.register_buffer(self._keys[name], tensor.clone())
+        # Results that no later node reads are freed, as a network written by hand does.
+        last = {index: position for position, node in enumerate(nodes) for index in node.values()}
+        self._done = [[i for i, at in last.items() if at == position] for position in range(len(nodes))]
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        results: dict[int, Any] = {-1: x}
+
+        def lookup(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                return results[leaf.index]
+            return getattr(self, self._keys[leaf.name]) if isinstance(leaf, Named) else leaf
+
+        for index, node in enumerate(self.nodes):
+            args = [_as_list(replace_leaves(argument, lookup)) for argument in node.args]
+            kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+            if node.op == "zeros":  # where the input is, wherever that was when the network was read
+                kwargs["device"] = x.device
+            results[index] = apply(node.op, tuple(args), kwargs)
+            for finished in self._done[index]:
+                del results[finished]
+        return results[len(self.nodes) - 1]
+
+    def extra_repr(self) -> str:
+        return " -> ".join(node.op for node in self.nodes)
+
+
+def _as_list(argument: Any) -> Any:
+    return list(argument) if isinstance(argument, tuple) else argument
