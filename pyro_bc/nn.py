@@ -227,10 +227,10 @@ def _chosen(name: str, module: nn.Module, choices: Iterable[Choice]) -> bool:
 def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Choice] = ()) -> nn.Module:
     """A Bayesian copy of a network, a ``PyroModule``: linear layers and convolutions become Bayesian ones.
 
-    Sites are named after the modules (``fc1.weight``; one that is used in several places after the last). The guide starts from the network's present weights,
+    Sites are named after the modules (``fc1.weight``). The guide starts from the network's present weights,
     whether they were pretrained or freshly initialised. Everything else, deterministic parameters included,
-    is copied as it is. A module that is used in several places stays one. ``nn.MultiheadAttention`` becomes
-    :class:`~pyro_bc.attention.MultiheadAttention`, whose heads are groups.
+    is copied as it is. A module that is used in several places stays one, under the last of its names.
+    ``nn.MultiheadAttention`` becomes :class:`~pyro_bc.attention.MultiheadAttention`, whose heads are groups.
 
     :param module: the network; it is not changed.
     :param prior: one prior for all layers, or a rule ``(name, module) -> Prior | None``, where None leaves a
