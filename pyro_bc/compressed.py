@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from .checkpoint import write_atomically
 from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
 from .fileformat import Contents, Integers, Selection, Stored, decode, encode, values
-from .graph import Graph, GraphNetwork, Named, read_graph
+from .graph import Graph, GraphNetwork, Named, Value, is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import LayerPosterior, summarize
 from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
-from .pruning import PrunedNetwork, layer_name, shrink
+from .pruning import PrunedNetwork, shrink
 from .thresholds import Threshold, choose_threshold
-from .units import is_layer
 
 
 @dataclass(frozen=True)
@@ -188,11 +187,12 @@ def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPoste
 def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[str, Stored]:
     """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
     tensors: dict[str, Stored] = {}
+    selections = _selections(pruned.graph)
     for name, tensor in pruned.graph.tensors.items():
         layer_of, _, role = name.rpartition(".")
         layer = pruned.layers.get(layer_of)
-        if role == "inputs" and layer is not None:
-            tensors[name] = Selection(tensor, _selected_from(pruned.graph, name))
+        if name in selections:
+            tensors[name] = Selection(tensor, selections[name])
         elif tensor.dtype == torch.int64:
             tensors[name] = Integers(tensor)
         elif not tensor.is_floating_point():
@@ -206,10 +206,16 @@ def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[st
     return tensors
 
 
-def _selected_from(graph: Graph, name: str) -> int:
-    """Size of the dimension that a layer's inputs are selected from."""
-    node = next(node for node in graph.nodes if node.op == "index_select" and node.args[2] == Named(name))
-    return int((graph.shape(node.args[0].index) or ())[-1])
+def _selections(graph: Graph) -> dict[str, int]:
+    """Names of the tensors of ascending indices, with the size of the dimension that they select from."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "index_select" and isinstance(node.args[2], Named) and isinstance(node.args[0], Value):
+            size = (graph.shape(node.args[0].index) or ())[node.args[1]]
+            indices = graph.tensors[node.args[2].name]
+            if isinstance(size, int) and indices.dim() == 1 and bool((indices.diff() > 0).all()):
+                found[node.args[2].name] = size
+    return found
 
 
 def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:

@@ -44,7 +44,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,9 +53,8 @@ from torch import Tensor
 
 from .codec import Decoder, Encoder
 from .errors import CompressedFileError
-from .graph import OPERATIONS, GraphNetwork, Named, Node, Value
+from .graph import OPERATIONS, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
 from .precision import FixedPoint
-from .units import is_layer
 
 _MAGIC, _VERSION = b"PBC", 2
 _TABLE_SYMBOLS = 4096
@@ -193,9 +192,28 @@ def decode(data: bytes) -> tuple[Contents, dict[str, float]]:
     for name, plan in reader.plans.items():
         tensors[name] = _decode_tensor(coder, plan)
         sections[name] = coder.take_bits() / 8
-    contents = Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape)
+    contents = _with_layer_names(Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape))
     _check(contents)
     return contents, sections
+
+
+def _with_layer_names(contents: Contents) -> Contents:
+    """Layers named ``layer1``, ``layer2``, … instead of by the numbers of their tensors."""
+    names: dict[str, str] = {}
+    for node in contents.nodes:
+        if is_layer(node) and node.args[1].name not in names:
+            layer = f"layer{len([name for name in names.values() if name.endswith('.weight')]) + 1}"
+            names[node.args[1].name] = f"{layer}.weight"
+            if len(node.args) > 2 and node.args[2] is not None:
+                names.setdefault(node.args[2].name, f"{layer}.bias")
+
+    def rename(leaf: Any) -> Any:
+        return Named(names.get(leaf.name, leaf.name)) if isinstance(leaf, Named) else leaf
+
+    nodes = tuple(replace(node, args=replace_leaves(node.args, rename)) for node in contents.nodes)
+    tensors = {names.get(name, name): tensor for name, tensor in contents.tensors.items()}
+    shapes = {names.get(name, name): shape for name, shape in contents.dense_shapes.items()}
+    return replace(contents, nodes=nodes, tensors=tensors, dense_shapes=shapes)
 
 
 def _check(contents: Contents) -> None:

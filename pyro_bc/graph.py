@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -110,6 +111,26 @@ _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 _PLACEMENT = {"device", "pin_memory", "layout", "memory_format"}
 
 
+def is_layer(node: Node) -> bool:
+    """Whether a node is a fully connected layer or convolution with a weight of its own."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return (
+        node.op in ("linear", "conv1d", "conv2d")
+        and isinstance(node.args[1], Named)
+        and (bias is None or isinstance(bias, Named))
+    )
+
+
+def layer_name(node: Node) -> str:
+    """The name of a layer, from that of its weight."""
+    return node.args[1].name.removesuffix(".weight")
+
+
+def layer_groups(node: Node) -> int:
+    """``groups`` of a convolution; 1 for a fully connected layer."""
+    return node.args[6] if len(node.args) > 6 else 1
+
+
 def leaves(tree: Any) -> list[Any]:
     """Everything in nested tuples, in order."""
     if isinstance(tree, tuple):
@@ -204,7 +225,7 @@ def _read(program: Any) -> Graph:
         shapes.append(_shape(node))
     if not isinstance(output, Value) or output.index < 0:
         raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
-    return _without_dead_code(Graph(tuple(nodes[: output.index + 1]), tensors, tuple(shapes[: output.index + 2])))
+    return without_dead_code(Graph(tuple(nodes[: output.index + 1]), tensors, tuple(shapes[: output.index + 2])))
 
 
 def _shape(node: Any) -> tuple[Any, ...] | None:
@@ -242,7 +263,7 @@ def _arguments(tree: Any, references: Mapping[Any, Any]) -> Any:
     return _DTYPES.get(tree, tree) if isinstance(tree, torch.dtype) else tree
 
 
-def _without_dead_code(graph: Graph) -> Graph:
+def without_dead_code(graph: Graph) -> Graph:
     """Only the nodes and tensors that the output depends on."""
     used = {len(graph.nodes) - 1}
     for index in reversed(range(len(graph.nodes))):
@@ -281,24 +302,42 @@ def _verify(net: nn.Module, graph: Graph, example: Tensor) -> None:
 class GraphNetwork(nn.Module):
     """Runs a graph: a network in evaluation mode that needs no class but this one.
 
-    Input and output are those of the network that the graph was read from. Floating point tensors are parameters, but
-    for the statistics of batch normalisation.
+    Input and output are those of the network that the graph was read from. Its layers are modules of torch's under
+    their old names, so that it can be made Bayesian again; the other floating point tensors are parameters, but for
+    the statistics of batch normalisation.
     """
 
     def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor]):
         super().__init__()
-        self.nodes = nodes
-        self._keys: dict[str, str] = {name: name.replace(".", "_") for name in tensors}
+        self._nodes = nodes
+        self._layers = _layers(nodes)
+        built: set[str] = set()
+        for name, node in self._layers.items():
+            bias = tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
+            owner, last = self._owner(name)
+            owner.add_module(last, _layer_module(node, tensors[node.args[1].name], bias))
+            built.update(node.named())
         statistics = {name for node in nodes if node.op == "batch_norm" for name in Node("", node.args[3:5]).named()}
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and name not in statistics:
-                self.register_parameter(self._keys[name], nn.Parameter(tensor.clone()))
-            else:
-                self.register_buffer(self._keys[name], tensor.clone())
+            owner, last = self._owner(name)
+            if name not in built and tensor.is_floating_point() and name not in statistics:
+                owner.register_parameter(last, nn.Parameter(tensor.clone()))
+            elif name not in built:
+                owner.register_buffer(last, tensor.clone())
         # Results that no later node reads are freed, as a network written by hand does.
-        last = {index: position for position, node in enumerate(nodes) for index in node.values()}
-        self._done = [[i for i, at in last.items() if at == position] for position in range(len(nodes))]
+        readers = {index: position for position, node in enumerate(nodes) for index in node.values()}
+        self._done = [[i for i, at in readers.items() if at == position] for position in range(len(nodes))]
         self.eval()
+
+    def _owner(self, path: str) -> tuple[nn.Module, str]:
+        """The module that holds what a dotted path names, made where there is none, and the last part of the path."""
+        owner: nn.Module = self
+        *parents, name = path.split(".")
+        for parent in parents:
+            if parent not in owner._modules:
+                owner.add_module(parent, nn.Module())
+            owner = getattr(owner, parent)
+        return owner, name
 
     def forward(self, x: Tensor) -> Tensor:
         results: dict[int, Any] = {-1: x}
@@ -306,20 +345,56 @@ class GraphNetwork(nn.Module):
         def lookup(leaf: Any) -> Any:
             if isinstance(leaf, Value):
                 return results[leaf.index]
-            return getattr(self, self._keys[leaf.name]) if isinstance(leaf, Named) else leaf
+            return attrgetter(leaf.name)(self) if isinstance(leaf, Named) else leaf
 
-        for index, node in enumerate(self.nodes):
-            args = [_as_list(replace_leaves(argument, lookup)) for argument in node.args]
-            kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
-            if node.op == "zeros":  # where the input is, wherever that was when the network was read
-                kwargs["device"] = x.device
-            results[index] = apply(node.op, tuple(args), kwargs)
+        for index, node in enumerate(self._nodes):
+            if is_layer(node) and layer_name(node) in self._layers:
+                results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
+            else:
+                args = [_as_list(replace_leaves(argument, lookup)) for argument in node.args]
+                kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+                if node.op == "zeros":  # where the input is, wherever that was when the network was read
+                    kwargs["device"] = x.device
+                results[index] = apply(node.op, tuple(args), kwargs)
             for finished in self._done[index]:
                 del results[finished]
-        return results[len(self.nodes) - 1]
+        return results[len(self._nodes) - 1]
 
     def extra_repr(self) -> str:
-        return " -> ".join(node.op for node in self.nodes)
+        return " -> ".join(node.op for node in self._nodes)
+
+
+def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
+    """The layers that can be modules: ``<name>.weight`` and perhaps ``<name>.bias``, used alike wherever they are."""
+    layers: dict[str, Node] = {}
+    uses: dict[str, int] = {}
+    for node in nodes:
+        for name in node.named():
+            uses[name] = uses.get(name, 0) + 1
+    for node in nodes:
+        if not is_layer(node):
+            continue
+        name = layer_name(node)
+        if node.named() in ([f"{name}.weight"], [f"{name}.weight", f"{name}.bias"]):
+            alike = [other for other in nodes if other.op == node.op and other.args[1:] == node.args[1:]]
+            if all(uses[tensor] == len(alike) for tensor in node.named()):
+                layers[name] = node
+    return layers
+
+
+def _layer_module(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer: Any
+    if node.op == "linear":
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        given = dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=False))
+        kind: Any = nn.Conv1d if node.op == "conv1d" else nn.Conv2d
+        groups = layer_groups(node)
+        channels, kernel = (weight.shape[1] * groups, weight.shape[0]), tuple(weight.shape[2:])
+        layer = kind(*channels, kernel, groups=groups, bias=bias is not None, device="meta", **given)
+    layer.weight = nn.Parameter(weight.clone())
+    layer.bias = None if bias is None else nn.Parameter(bias.clone())
+    return layer
 
 
 def _as_list(argument: Any) -> Any:

@@ -20,10 +20,23 @@ import torch
 from torch import Tensor
 
 from .errors import EmptyNetworkError, UsageError
-from .graph import ELEMENTWISE, Graph, Named, Node, Value, apply, replace_leaves, select_nodes
+from .graph import (
+    ELEMENTWISE,
+    Graph,
+    Named,
+    Node,
+    Value,
+    apply,
+    is_layer,
+    layer_groups,
+    layer_name,
+    replace_leaves,
+    select_nodes,
+    without_dead_code,
+)  # fmt: skip
 from .posterior import LayerPosterior
 from .thresholds import Threshold
-from .units import Tracking, align, is_layer, layer_groups
+from .units import Tracking, align
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,6 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     shape = layer.weight_mean.shape
     keep = threshold.keeps(layer)
     return keep if keep.shape == shape else layer.over_weights(keep).expand(shape).clone()
-
-
-def layer_name(node: Node) -> str:
-    """The name of a layer, from that of its weight."""
-    return node.args[1].name.removesuffix(".weight")
 
 
 def shrink(graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]) -> PrunedNetwork:
@@ -291,6 +299,10 @@ class _Pruner:
             outputs = units.roots(tracked[f"{name}.weight"][0])
             if not np.isin(outputs, list(alive)).any():
                 alive.add(int(outputs[0]))
+        selections = self._selections()
+        for _, chosen in selections.values():  # nor may one that a selection gives
+            if not np.isin(units.roots(chosen), list(alive)).any():
+                alive.add(int(units.find(int(chosen[0]))))
         living = list(alive)
 
         def kept(axes: Mapping[int, np.ndarray], axis: int) -> Tensor:
@@ -302,6 +314,10 @@ class _Pruner:
             return tensor
 
         tensors = {name: cut(tensor, tracked[name]) for name, tensor in self.graph.tensors.items()}
+        for name, (source, chosen) in selections.items():  # what is left of what they select, where it stands now
+            places = np.cumsum(np.isin(units.roots(source), living)) - 1
+            left = np.isin(units.roots(chosen), living)
+            tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left]])
         layers: dict[str, PrunedLayer] = {}
         gathers: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
@@ -322,6 +338,17 @@ class _Pruner:
         graph = self._rewritten(tensors, gathers, kept)
         return PrunedNetwork(graph, layers)
 
+    def _selections(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """For every tensor of indices along a followed axis, the units that it selects from, and those selected."""
+        found = {}
+        for node, axes in zip(self.graph.nodes, self.tracking.values, strict=True):
+            if node.op == "index_select":
+                source = self.tracking.of(node.args[0])
+                dim = node.args[1] % len(self.tracking.shape(node.args[0]))
+                if dim in axes:
+                    found[node.args[2].name] = (source[dim], axes[dim])
+        return found
+
     def _rewritten(self, tensors: dict[str, Tensor], gathers: Mapping[str, Tensor], kept: Any) -> Graph:
         """The nodes with their new sizes, and a selection of inputs before layers that read only some."""
         nodes: list[Node] = []
@@ -337,7 +364,7 @@ class _Pruner:
             for axis in self.tracking.values[index]:
                 shape[axis] = len(kept(self.tracking.values[index], axis))
             if is_layer(node) and layer_name(node) in gathers:
-                name = f"{layer_name(node)}.inputs"
+                name = _free_name(f"{layer_name(node)}_inputs", tensors)
                 tensors[name] = gathers[layer_name(node)]
                 nodes.append(Node("index_select", (args[0], -1, Named(name))))
                 before = self.tracking.shape(node.args[0])
@@ -346,8 +373,39 @@ class _Pruner:
             new[index] = len(nodes)
             nodes.append(Node(node.op, args, kwargs))
             shapes.append(tuple(shape) if self.graph.shape(index) is not None else None)
-        names = dict.fromkeys(name for node in nodes for name in node.named())
-        return Graph(tuple(nodes), {name: tensors[name] for name in names}, tuple(shapes))
+        return _merge_selections(Graph(tuple(nodes), tensors, tuple(shapes)))
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _merge_selections(graph: Graph) -> Graph:
+    """The graph where no selection reads one that nothing else reads, and none selects everything."""
+    nodes, tensors = list(graph.nodes), dict(graph.tensors)
+    replaced: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        if node.op != "index_select" or not isinstance(node.args[2], Named) or not isinstance(node.args[0], Value):
+            continue
+        x, dim, chosen = node.args
+        before = nodes[x.index] if x.index >= 0 else None
+        ndim = len(graph.shape(index) or ())
+        if before is not None and before.op == "index_select" and (before.args[1] - dim) % ndim == 0:
+            readers = sum(other.values().count(x.index) for other in nodes)
+            if readers == 1 and isinstance(before.args[2], Named):
+                tensors[chosen.name] = tensors[before.args[2].name][tensors[chosen.name]]
+                x = before.args[0]
+                nodes[index] = replace(node, args=(x, dim, chosen))
+        if len(tensors[chosen.name]) == (graph.shape(x.index) or ())[dim] and _ascends(tensors[chosen.name]):
+            replaced[index] = x.index
+    graph = Graph(tuple(nodes), tensors, graph.shapes)
+    return without_dead_code(_without(graph, replaced))
+
+
+def _ascends(indices: Tensor) -> bool:
+    return bool((indices.diff() > 0).all())
 
 
 def _resized(node: Node, graph: Graph, index: int, tracking: Tracking, kept: Any) -> Node:
@@ -535,6 +593,15 @@ def _through_mean(node, graph, constants, index) -> _Constant:
     return known[0] - (0 if keepdim else sum(dim < known[0] for dim in reduced)), known[1]
 
 
+def _through_selection(node, graph, constants, index) -> _Constant:
+    known = _known(constants, node.args[0])
+    if known is None or not isinstance(node.args[2], Named):
+        return None
+    if node.args[1] % len(graph.shape(index) or (1,)) != known[0]:
+        return known
+    return known[0], known[1][graph.tensors[node.args[2].name].numpy()]
+
+
 _CONSTANT_RULES: dict[str, Any] = {
     **dict.fromkeys(ELEMENTWISE, _through_elementwise),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"), _through_pool),
@@ -544,4 +611,5 @@ _CONSTANT_RULES: dict[str, Any] = {
     **dict.fromkeys(("mean", "amax"), _through_mean),
     "batch_norm": _through_batch_norm,
     "cat": _through_cat,
+    "index_select": _through_selection,
 }

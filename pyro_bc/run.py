@@ -28,15 +28,13 @@ from . import compressed
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .datasets import Batches, Dataset, load_dataset
 from .errors import CheckpointError, NonFiniteLossError, UsageError
-from .graph import read_graph
+from .graph import is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .infer import Epoch, fit
 from .networks import network
 from .nn import BayesianNetwork
 from .precision import RULES
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
-from .pruning import layer_name
-from .units import is_layer
 
 #: priors by the command's names.
 PRIORS: dict[str, type[Prior]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import ELEMENTWISE, Graph, Named, Node, Value, leaves
+from .graph import ELEMENTWISE, Graph, Named, Node, Value, is_layer, layer_groups, leaves
 
 #: units along the followed axes of one tensor: axis to an array of one unit number per entry.
 Axes = dict[int, np.ndarray]
@@ -123,21 +123,6 @@ def _size(t: Tracking, node: Node) -> Axes:
 def _layer_axis(node: Node, ndim: int) -> int:
     """The axis of its input that a layer's weight reads."""
     return ndim - 1 if node.op == "linear" else ndim - 1 - (1 if node.op == "conv1d" else 2)
-
-
-def layer_groups(node: Node) -> int:
-    """``groups`` of a convolution; 1 for a fully connected layer."""
-    return node.args[6] if len(node.args) > 6 else 1
-
-
-def is_layer(node: Node) -> bool:
-    """Whether a node is a fully connected layer or convolution with a weight of its own."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    return (
-        node.op in ("linear", "conv1d", "conv2d")
-        and isinstance(node.args[1], Named)
-        and (bias is None or isinstance(bias, Named))
-    )
 
 
 def _layer(t: Tracking, node: Node) -> Axes:
@@ -393,6 +378,17 @@ def _select(t: Tracking, node: Node) -> Axes:
     return {axis - (drops and axis > dim): units for axis, units in axes.items() if axis != dim}
 
 
+def _index_select(t: Tracking, node: Node) -> Axes:
+    x, dim, index = node.args
+    dim %= len(t.shape(x))
+    axes = dict(t.of(x))
+    uses = sum(other.named().count(index.name) for other in t.graph.nodes) if isinstance(index, Named) else 0
+    if dim not in axes or uses != 1:
+        return _select(t, node)
+    axes[dim] = axes[dim][t.graph.tensors[index.name].numpy()]
+    return axes
+
+
 def _expand(t: Tracking, node: Node) -> Axes:
     before, after = t.shape(node.args[0]), t.graph.shape(len(t.values)) or ()
     shift = len(after) - len(before)
@@ -417,4 +413,5 @@ _RULES: dict[str, Callable[[Tracking, Node], Axes]] = {
     "pad": _pad,
     "scaled_dot_product_attention": _attention,
     "expand": _expand,
+    "index_select": _index_select,
 }

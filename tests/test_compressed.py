@@ -42,7 +42,7 @@ def test_compress_keeps_the_output_of_the_posterior_mean(tmp_path):
     kill(guide, "net.4", [0])
     small = pyro_bc.compress(model, guide)
     assert small.architecture == (4, 4) and small.input_shape == (1, 2, 3)
-    assert small.tensors["2.inputs"].indices.tolist() == [0, 2, 3, 5] and small.tensors["2.inputs"].size == 6
+    assert small.tensors["2_inputs"].indices.tolist() == [0, 2, 3, 5] and small.tensors["2_inputs"].size == 6
     small.save(tmp_path / "net.pbc")
     x = torch.rand(50, 1, 2, 3)
     with torch.no_grad():
@@ -58,10 +58,10 @@ def test_the_figures_are_their_definitions():
     bias = FixedPoint(torch.tensor([0, 100]), 5)  # 8 bits, 2 codes
     network = CompressedNetwork(
         nodes=(
-            Node("index_select", (Value(-1), -1, Named("fc.inputs"))),
+            Node("index_select", (Value(-1), -1, Named("fc_inputs"))),
             Node("linear", (Value(0), Named("fc.weight"), Named("fc.bias"))),
         ),
-        tensors={"fc.inputs": Selection(torch.tensor([0, 3]), 5), "fc.weight": weight, "fc.bias": bias},
+        tensors={"fc_inputs": Selection(torch.tensor([0, 3]), 5), "fc.weight": weight, "fc.bias": bias},
         dense_shapes={"fc.weight": (4, 5)},
         dense_parameters=24,
         input_shape=(5,),

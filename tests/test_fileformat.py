@@ -27,8 +27,8 @@ def random_network(seed: int) -> CompressedNetwork:
     total = int(widths[0] + rng.integers(0, 5))
     if total > widths[0]:
         kept = np.sort(rng.permutation(total)[: widths[0]])
-        tensors["l0.inputs"] = Selection(torch.from_numpy(kept), total)
-        nodes.append(Node("index_select", (Value(0), -1, Named("l0.inputs"))))
+        tensors["l0_inputs"] = Selection(torch.from_numpy(kept), total)
+        nodes.append(Node("index_select", (Value(0), -1, Named("l0_inputs"))))
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         spread = 10.0 ** rng.uniform(0, 6.5)
         codes = torch.from_numpy(np.rint(rng.laplace(0, spread, (outputs, inputs))).astype(np.int64))

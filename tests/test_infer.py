@@ -35,7 +35,7 @@ def test_fit_learns_and_finds_the_inputs_that_matter(prior):
     history = train(model, guide, epochs=300, learning_rate=5e-3, log_learning_rate=3e-2, kl_weight=0.3).history
     assert history[-1].error < 8
     small = pyro_bc.compress(model, guide)
-    assert small.tensors["0.inputs"].indices.tolist() == [0, 1]
+    assert small.tensors["0_inputs"].indices.tolist() == [0, 1]
 
 
 def test_the_kl_is_warmed_up_linearly_and_the_losses_add_up():

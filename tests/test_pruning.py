@@ -174,7 +174,32 @@ def test_the_small_network_computes_what_the_masked_one_does(description, seed, 
     net = finish(modules, hidden, 12)
     randomise(net, generator)
     keeps = random_masks(net, generator, share, per_weight)
-    assert_equal_outputs(net, keeps, torch.randn(3, 2, 12, 12, generator=generator))
+    x = torch.randn(3, 2, 12, 12, generator=generator)
+    description = assert_equal_outputs(net, keeps, x)
+    if description is not None:  # and what is left can be pruned again
+        small = GraphNetwork(description.graph.nodes, description.graph.tensors)
+        assert_equal_outputs(small, random_masks(small, generator, share, per_weight), x)
+
+
+def test_what_is_left_is_made_of_layers_and_pruned_again_as_if_at_once():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.Tanh(), nn.Flatten())
+    net = nn.Sequential(body, nn.Linear(3 * 25, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(3, 2, 7, 7)
+    first = {"0.2": torch.tensor([True, True, False]), "1": torch.rand(75) < 0.5}
+    small = assert_equal_outputs(net, first, x)
+    module = GraphNetwork(small.graph.nodes, small.graph.tensors)
+    assert {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS)} == {
+        "0.0": nn.Conv2d, "0.2": nn.Conv2d, "1": nn.Linear, "3": nn.Linear
+    }  # fmt: skip
+    second = {"0.2": torch.tensor([False, True]), "1": torch.rand(module.get_submodule("1").in_features) < 0.7}
+    smaller = assert_equal_outputs(module, second, x)
+    (selection,) = (node for node in smaller.graph.nodes if node.op == "index_select")
+    assert smaller.graph.tensors["0.2.weight"].shape[0] == 1
+    # Of the 25 positions of the filter that is left, those that both masks keep.
+    kept_first = torch.nonzero(first["1"] & first["0.2"].repeat_interleave(25)).flatten()
+    kept = kept_first[second["1"]]
+    assert torch.equal(smaller.graph.tensors[selection.args[2].name], kept[kept >= 25] - 25)
 
 
 @settings(max_examples=60, deadline=None)
@@ -206,7 +231,7 @@ def test_inputs_that_are_not_read_take_their_producers_with_them():
     small = assert_equal_outputs(net, keeps, torch.randn(6, 5))
     assert [tuple(layer.weight.shape) for layer in small.layers.values()] == [(2, 3), (3, 2)]
     assert torch.equal(small.layers["0"].weight, net[0].weight[1:3][:, [0, 2, 4]])
-    assert small.graph.tensors["0.inputs"].tolist() == [0, 2, 4]
+    assert small.graph.tensors["0_inputs"].tolist() == [0, 2, 4]
 
 
 def test_pruned_filters_take_channels_and_inputs_behind_a_flatten_with_them():
