@@ -111,6 +111,7 @@ def compress(
     thresholds: Mapping[str, float] | None = None,
     precision: str = "posterior",
     noise_ratio: float = NOISE_RATIO,
+    dense: CompressedNetwork | None = None,
 ) -> CompressedNetwork:
     """Prune what the posterior says is not needed, and round the rest as coarsely as it allows.
 
@@ -122,6 +123,8 @@ def compress(
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
     :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.precision`).
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
+    :param dense: the compression that the model's network came from (``small.network()``, or ``load`` of its file),
+        where a pruned network was trained on: the figures then compare with the network before both.
     :raises EmptyNetworkError: where a layer is left without any weight.
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
@@ -150,15 +153,19 @@ def compress(
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
     pruned = shrink(graph, posterior, chosen)
+    shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
+    dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+    dense_parameters, input_shape = sum(p.numel() for p in net.parameters()), tuple(_example(guide, net).shape[1:])
+    if dense is not None:
+        if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
+            raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
+        dense_shapes, dense_parameters = dict(dense.dense_shapes), dense.dense_parameters
     return CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, precision, noise_ratio),
-        dense_shapes={
-            f"{name}.weight": (graph.tensors[f"{name}.weight"].shape[0], graph.tensors[f"{name}.weight"].shape[1])
-            for name in pruned.layers
-        },
-        dense_parameters=sum(p.numel() for p in net.parameters()),
-        input_shape=tuple(_example(guide, net).shape[1:]),
+        dense_shapes=dense_shapes,
+        dense_parameters=dense_parameters,
+        input_shape=input_shape,
         thresholds=chosen,
     )
 
