@@ -72,10 +72,22 @@ class PrunedNetwork:
 
 
 def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
-    """Which weights survive a threshold, boolean, of the weight's shape."""
+    """Which weights survive a threshold, boolean, of the weight's shape.
+
+    An automatic threshold also prunes across the groups: what a layer reads (a channel of a convolution) or computes
+    (an output of a matrix) without any weight that has more signal than noise among those that are left. A filter can
+    be well determined that no filter behind it listens to.
+    """
     shape = layer.weight_mean.shape
     keep = threshold.keeps(layer)
-    return keep if keep.shape == shape else layer.over_weights(keep).expand(shape).clone()
+    if keep.shape == shape:
+        return keep
+    mask = layer.over_weights(keep).expand(shape).clone()
+    if threshold.method in ("mixture", "signal-to-noise"):
+        across = 1 - layer.group_dim
+        signal = (layer.weight_mean.square() / layer.weight_variance * mask).movedim(across, 0).flatten(1).amax(1) > 1
+        mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
+    return mask
 
 
 def shrink(graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]) -> PrunedNetwork:

@@ -9,7 +9,8 @@ weight has more signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 ch
 A scale can be well determined in a group whose weights are not: the likelihood pins it through their sum. So an
 automatic cut also prunes, on either side of the threshold, groups in which no weight has more signal than noise.
 For priors over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov et al. 2017): many weak
-weights add up to a signal.
+weights add up to a signal. What a layer reads or computes across its groups is held to the same bar, in
+:func:`pyro_bc.pruning.weight_mask`.
 """
 
 import math

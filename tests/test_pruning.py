@@ -313,6 +313,23 @@ def test_group_masks_run_over_inputs_of_matrices_and_filters_of_kernels():
     assert weight_mask(convolution, CUT).flatten(1).all(1).tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 4), nn.Conv1d(4, 3, 2), nn.Conv2d(4, 3, 2)], ids=lambda m: type(m).__name__
+)
+def test_automatic_cuts_also_prune_across_the_groups_what_has_no_signal(layer):
+    across = 0 if isinstance(layer, nn.Linear) else 1
+    keep = torch.tensor([True, True, False])
+    posterior = posterior_of(layer, "layer", keep, variance=1.0)
+    weight = posterior.weight_mean.movedim(across, 0)  # of four slices across, three weak ones
+    weight.fill_(0.9)
+    weight[1] = 1.1
+    weight[2][2] = 50.0  # strong in a dead group only: without that axis, groups come first
+    mask = weight_mask(posterior, Threshold(0.0, "mixture")).movedim(across, 0)
+    assert mask.flatten(1).any(1).tolist() == [False, True, False, False]
+    assert torch.equal(mask[1].flatten(1).any(1) if mask[1].dim() > 1 else mask[1], keep)
+    assert weight_mask(posterior, CUT).movedim(across, 0).flatten(1).any(1).all()
+
+
 def test_posteriors_that_do_not_fit_the_network_are_refused():
     net = nn.Sequential(nn.Linear(3, 2))
     graph = read_graph(net, torch.rand(2, 3))
