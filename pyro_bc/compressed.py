@@ -73,7 +73,7 @@ class CompressedNetwork(Contents):
 
     def network(self) -> GraphNetwork:
         """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights."""
-        return GraphNetwork(self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()})
+        return GraphNetwork(self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers)
 
     def to_bytes(self) -> bytes:
         """The file's content; the same network always gives the same bytes."""
@@ -166,6 +166,7 @@ def compress(
         dense_shapes=dense_shapes,
         dense_parameters=dense_parameters,
         input_shape=input_shape,
+        buffers=frozenset(pruned.graph.buffers.intersection(pruned.graph.tensors)),
         thresholds=chosen,
     )
 

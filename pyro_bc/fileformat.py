@@ -31,6 +31,7 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
   - kind 0, numbers: zigzag fraction bits, zigzag lowest code, varint number of codes. The stream holds the codes, row
     by row: where there are at most 4,096 different codes, one bit whether a table is used, else uniform;
   - kind 1, the same, but the numbers are integers;
+  - kind 3, as kind 0, for numbers that training leaves alone (statistics of a normalisation);
   - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
     for each number below it whether it is among them, with a table of two symbols.
 
@@ -125,6 +126,7 @@ class Contents:
     :param dense_shapes: outputs and inputs of every layer before pruning, by the name of its weight.
     :param dense_parameters: parameters of the network before compression, biases included.
     :param input_shape: shape of one input, or empty where unknown.
+    :param buffers: names of the tensors that are no parameters.
     """
 
     nodes: tuple[Node, ...]
@@ -132,6 +134,7 @@ class Contents:
     dense_shapes: Mapping[str, tuple[int, int]]
     dense_parameters: int
     input_shape: tuple[int, ...]
+    buffers: frozenset[str]
 
     @property
     def layers(self) -> tuple[StoredLayer, ...]:
@@ -192,7 +195,9 @@ def decode(data: bytes) -> tuple[Contents, dict[str, float]]:
     for name, plan in reader.plans.items():
         tensors[name] = _decode_tensor(coder, plan)
         sections[name] = coder.take_bits() / 8
-    contents = _with_layer_names(Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape))
+    contents = _with_layer_names(
+        Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape, frozenset(reader.buffers))
+    )
     _check(contents)
     return contents, sections
 
@@ -213,17 +218,17 @@ def _with_layer_names(contents: Contents) -> Contents:
     nodes = tuple(replace(node, args=replace_leaves(node.args, rename)) for node in contents.nodes)
     tensors = {names.get(name, name): tensor for name, tensor in contents.tensors.items()}
     shapes = {names.get(name, name): shape for name, shape in contents.dense_shapes.items()}
-    return replace(contents, nodes=nodes, tensors=tensors, dense_shapes=shapes)
+    buffers = frozenset(names.get(name, name) for name in contents.buffers)
+    return replace(contents, nodes=nodes, tensors=tensors, dense_shapes=shapes, buffers=buffers)
 
 
 def _check(contents: Contents) -> None:
-    """Run the network without storage, where the shape of its input is known: everything must fit together."""
-    if not contents.input_shape:
-        return
+    """Build the network without storage, and run it where the shape of its input is known: all must fit together."""
     try:
         shapes = {name: values(stored).to("meta") for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, shapes)
-        network(torch.empty(2, *contents.input_shape, device="meta"))
+        if contents.input_shape:
+            network(torch.empty(2, *contents.input_shape, device="meta"))
     except Exception as error:  # whatever torch raises on what a damaged file asks for
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
@@ -365,10 +370,10 @@ class _Writer:
             self.tagged(_TENSOR, self.numbers[argument.name])
             if argument.name not in self.described:
                 self.described.add(argument.name)
-                self.tensor(_plan(self.contents.tensors[argument.name]))
+                self.tensor(_plan(self.contents.tensors[argument.name]), argument.name in self.contents.buffers)
 
-    def tensor(self, plan: _Plan) -> None:
-        self.data.append(16 * plan.kind + len(plan.shape))
+    def tensor(self, plan: _Plan, buffer: bool) -> None:
+        self.data.append(16 * (3 if buffer and plan.kind == 0 else plan.kind) + len(plan.shape))
         for size in plan.shape:
             self.varint(size)
         if plan.kind == 2:
@@ -384,6 +389,7 @@ class _Reader:
         self.data, self.position = data, 0
         self.plans: dict[str, _Plan] = {}
         self.dense_shapes: dict[str, tuple[int, int]] = {}
+        self.buffers: set[str] = set()
         self.parameters = 0
 
     def take(self, count: int) -> bytes:
@@ -450,13 +456,16 @@ class _Reader:
         if kind == _TENSOR and payload <= min(len(self.plans), _MOST_TENSORS):
             name = f"tensor{payload}"
             if payload == len(self.plans):
-                self.plans[name] = self.tensor()
+                self.plans[name] = self.tensor(name)
             return Named(name)
         raise CompressedFileError(f"the file's header holds an argument of kind {kind} that is not allowed there")
 
-    def tensor(self) -> _Plan:
+    def tensor(self, name: str) -> _Plan:
         byte = self.take(1)[0]
         kind, dims = byte >> 4, byte & 15
+        if kind == 3:
+            kind = 0
+            self.buffers.add(name)
         shape = tuple(self.at_most(1 << 24) for _ in range(dims))
         self.parameters += math.prod(shape)
         if kind > 2 or not all(shape) or self.parameters > _MOST_PARAMETERS:

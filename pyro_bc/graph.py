@@ -62,11 +62,13 @@ class Graph:
     :param tensors: weights and buffers by name, detached.
     :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
         a string. None for what is no tensor.
+    :param buffers: names of the tensors that training leaves alone.
     """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
     shapes: tuple[tuple[Any, ...] | None, ...]
+    buffers: frozenset[str] = frozenset()
 
     def shape(self, index: int) -> tuple[Any, ...] | None:
         """Shape of a node's result, or of the input (−1)."""
@@ -116,6 +118,7 @@ def is_layer(node: Node) -> bool:
     bias = node.args[2] if len(node.args) > 2 else None
     return (
         node.op in ("linear", "conv1d", "conv2d")
+        and len(node.args) > 1
         and isinstance(node.args[1], Named)
         and (bias is None or isinstance(bias, Named))
     )
@@ -225,7 +228,9 @@ def _read(program: Any) -> Graph:
         shapes.append(_shape(node))
     if not isinstance(output, Value) or output.index < 0:
         raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
-    return without_dead_code(Graph(tuple(nodes[: output.index + 1]), tensors, tuple(shapes[: output.index + 2])))
+    buffers = frozenset(names.values()).difference(signature.inputs_to_parameters.values())
+    nodes, shapes = nodes[: output.index + 1], shapes[: output.index + 2]
+    return without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers))
 
 
 def _shape(node: Any) -> tuple[Any, ...] | None:
@@ -286,7 +291,7 @@ def select_nodes(graph: Graph, kept: list[int]) -> Graph:
         nodes.append(Node(node.op, replace_leaves(node.args, renumber), replace_leaves(node.kwargs, renumber)))
     names = dict.fromkeys(name for node in nodes for name in node.named())
     shapes = (graph.shapes[0], *(graph.shapes[index + 1] for index in kept))
-    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes)
+    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes, graph.buffers.intersection(names))
 
 
 def _verify(net: nn.Module, graph: Graph, example: Tensor) -> None:
@@ -294,7 +299,7 @@ def _verify(net: nn.Module, graph: Graph, example: Tensor) -> None:
     x = torch.rand(3, *example.shape[1:], dtype=example.dtype) if example.is_floating_point() else example
     x = x.to(example.device)
     expected = net(x)
-    found = GraphNetwork(graph.nodes, graph.tensors).to(example.device)(x)
+    found = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)(x)
     if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
         raise UnsupportedNetworkError("the network computes something else when it is traced; does it use randomness?")
 
@@ -303,11 +308,12 @@ class GraphNetwork(nn.Module):
     """Runs a graph: a network in evaluation mode that needs no class but this one.
 
     Input and output are those of the network that the graph was read from. Its layers are modules of torch's under
-    their old names, so that it can be made Bayesian again; the other floating point tensors are parameters, but for
-    the statistics of batch normalisation.
+    their old names, so that it can be made Bayesian again.
+
+    :param buffers: names of the floating point tensors that are no parameters.
     """
 
-    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor]):
+    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor], buffers: frozenset[str] = frozenset()):
         super().__init__()
         self._nodes = nodes
         self._layers = _layers(nodes)
@@ -317,10 +323,9 @@ class GraphNetwork(nn.Module):
             owner, last = self._owner(name)
             owner.add_module(last, _layer_module(node, tensors[node.args[1].name], bias))
             built.update(node.named())
-        statistics = {name for node in nodes if node.op == "batch_norm" for name in Node("", node.args[3:5]).named()}
         for name, tensor in tensors.items():
             owner, last = self._owner(name)
-            if name not in built and tensor.is_floating_point() and name not in statistics:
+            if name not in built and tensor.is_floating_point() and name not in buffers:
                 owner.register_parameter(last, nn.Parameter(tensor.clone()))
             elif name not in built:
                 owner.register_buffer(last, tensor.clone())

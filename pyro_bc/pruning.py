@@ -177,7 +177,7 @@ def _fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Gra
         nodes[source] = _with_bias(nodes[source])
         tensors[f"{name}.bias"] = bias
         folded[index] = source
-    graph = Graph(tuple(nodes), tensors, graph.shapes)
+    graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
     return _without(graph, folded), layers
 
 
@@ -206,7 +206,7 @@ def _without(graph: Graph, replaced: Mapping[int, int]) -> Graph:
     kept = [index for index in range(len(nodes)) if index not in replaced]
     if len(nodes) - 1 in replaced:  # the output itself gave way
         kept = [index for index in kept if index <= replaced[len(nodes) - 1]]
-    return select_nodes(Graph(nodes, graph.tensors, graph.shapes), kept)
+    return select_nodes(replace(graph, nodes=nodes), kept)
 
 
 class _Pruner:
@@ -385,7 +385,8 @@ class _Pruner:
             new[index] = len(nodes)
             nodes.append(Node(node.op, args, kwargs))
             shapes.append(tuple(shape) if self.graph.shape(index) is not None else None)
-        return _merge_selections(Graph(tuple(nodes), tensors, tuple(shapes)))
+        graph = Graph(tuple(nodes), tensors, tuple(shapes), self.graph.buffers)
+        return _merge_selections(graph)
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:
@@ -412,7 +413,7 @@ def _merge_selections(graph: Graph) -> Graph:
                 nodes[index] = replace(node, args=(x, dim, chosen))
         if len(tensors[chosen.name]) == (graph.shape(x.index) or ())[dim] and _ascends(tensors[chosen.name]):
             replaced[index] = x.index
-    graph = Graph(tuple(nodes), tensors, graph.shapes)
+    graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
     return without_dead_code(_without(graph, replaced))
 
 

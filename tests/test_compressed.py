@@ -65,6 +65,7 @@ def test_the_figures_are_their_definitions():
         dense_shapes={"fc.weight": (4, 5)},
         dense_parameters=24,
         input_shape=(5,),
+        buffers=frozenset(),
         thresholds={},
     )
     figures = network.compression(file_bytes=10)
@@ -72,6 +73,27 @@ def test_the_figures_are_their_definitions():
     assert figures.fast_prediction == pytest.approx(32 * 24 / (4 * 3 + 2 * 8))
     assert figures.nonzero_percent == pytest.approx(100 * 4 / 24)
     assert network.compression().maximum == 4 * 24 / len(network.to_bytes())
+
+
+def test_a_compressed_network_is_trained_on_and_compressed_again(tmp_path):
+    """From the file, against the figures of the network before both; what was a buffer stays one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Normalize([0.5], [0.5]), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    model, guide = fitted(net, inputs=(1, 8, 8), log_variance=-14.0)
+    kill(guide, "net.4", list(range(100, 110)))
+    first = pyro_bc.compress(model, guide)
+    first.save(tmp_path / "first.pbc")
+    stored, loaded = pyro_bc.read(tmp_path / "first.pbc"), pyro_bc.load(tmp_path / "first.pbc")
+    trained = {name for name, _ in loaded.named_parameters()}
+    assert trained == {"layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias"}
+    model, guide = fitted(loaded, inputs=(1, 8, 8), log_variance=-14.0)
+    kill(guide, "net.layer2", [0, 1])
+    second = pyro_bc.compress(model, guide, dense=stored)
+    assert first.architecture == (4, 134) and second.architecture == (4, 132)
+    assert second.dense_parameters == first.dense_parameters == sum(p.numel() for p in net.parameters())
+    assert [layer.dense_groups for layer in second.layers] == [4, 144]
+    with pytest.raises(UsageError, match="not the compression"):
+        pyro_bc.compress(model, guide, dense=second)
 
 
 def test_explicit_thresholds_prune_and_can_prune_everything():

@@ -45,7 +45,7 @@ def random_network(seed: int) -> CompressedNetwork:
     tensors["order"] = Integers(torch.from_numpy(rng.permutation(widths[-1])))
     nodes.append(Node("index_select", (Value(len(nodes) - 1), 1, Named("order"))))
     nodes.append(Node("sum", (Value(len(nodes) - 1), (1,), True)))
-    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), {})
+    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), frozenset(), {})
 
 
 @settings(deadline=None, max_examples=150)

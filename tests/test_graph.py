@@ -37,7 +37,7 @@ def test_a_graph_computes_what_the_network_does_in_evaluation_mode(training):
     assert net.training == net.norm.training == training  # as it was
     assert [node.op for node in graph.nodes if node.op in ("dropout", "alias")] == []
     x = torch.rand(7, 3, 8, 8)
-    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors)(x), net.eval()(x), atol=1e-6)
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net.eval()(x), atol=1e-6)
     assert {"body.a.weight", "position", "norm.running_var"} <= set(graph.tensors)
 
 
@@ -57,7 +57,7 @@ def test_what_is_overwritten_in_place_is_read_as_overwritten():
 
     x = torch.randn(5, 3)
     graph = read_graph(Net(), x)
-    assert torch.equal(GraphNetwork(graph.nodes, graph.tensors)(x), F.relu(x + 1) * 2)
+    assert torch.equal(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), F.relu(x + 1) * 2)
 
 
 def test_results_are_freed_after_their_last_use_and_the_input_can_be_used_late():

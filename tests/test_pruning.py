@@ -51,7 +51,7 @@ def masked(net, keeps):
 def pruned(net, keeps, example):
     posterior = {name: posterior_of(net.get_submodule(name), name, keep) for name, keep in keeps.items()}
     small = shrink(read_graph(net, example), posterior, dict.fromkeys(keeps, CUT))
-    return GraphNetwork(small.graph.nodes, small.graph.tensors), small
+    return GraphNetwork(small.graph.nodes, small.graph.tensors, small.graph.buffers), small
 
 
 def assert_equal_outputs(net, keeps, x):
@@ -177,7 +177,7 @@ def test_the_small_network_computes_what_the_masked_one_does(description, seed, 
     x = torch.randn(3, 2, 12, 12, generator=generator)
     description = assert_equal_outputs(net, keeps, x)
     if description is not None:  # and what is left can be pruned again
-        small = GraphNetwork(description.graph.nodes, description.graph.tensors)
+        small = GraphNetwork(description.graph.nodes, description.graph.tensors, description.graph.buffers)
         assert_equal_outputs(small, random_masks(small, generator, share, per_weight), x)
 
 
@@ -188,7 +188,7 @@ def test_what_is_left_is_made_of_layers_and_pruned_again_as_if_at_once():
     x = torch.randn(3, 2, 7, 7)
     first = {"0.2": torch.tensor([True, True, False]), "1": torch.rand(75) < 0.5}
     small = assert_equal_outputs(net, first, x)
-    module = GraphNetwork(small.graph.nodes, small.graph.tensors)
+    module = GraphNetwork(small.graph.nodes, small.graph.tensors, small.graph.buffers)
     assert {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, LAYERS)} == {
         "0.0": nn.Conv2d, "0.2": nn.Conv2d, "1": nn.Linear, "3": nn.Linear
     }  # fmt: skip
