@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
         "--learning-rate", type=float, help="of the means, and of the dense network (default: the recipe's)"
     )
     job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
+    job.add_argument(
+        "--finetune-epochs", type=int, help="epochs of training on after pruning, 0 for none (default: the recipe's)"
+    )
+    job.add_argument("--finetune-kl-weight", type=float, help="weight of the KL there (default: the recipe's)")
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
         "--threshold", action="append", default=[], metavar="LAYER=VALUE",
@@ -83,6 +87,8 @@ def _run(args: argparse.Namespace) -> None:
         pretrain_epochs=args.pretrain_epochs,
         learning_rate=args.learning_rate,
         kl_weight=args.kl_weight,
+        finetune_epochs=args.finetune_epochs,
+        finetune_kl_weight=args.finetune_kl_weight,
         seed=args.seed,
         thresholds=thresholds or None,
         precision=args.precision,

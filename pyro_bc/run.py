@@ -1,4 +1,4 @@
-"""The main job: train dense, fit the posterior, compress, measure what was really stored.
+"""The main job: train dense, fit the posterior, prune, train on what is left, compress, measure what was stored.
 
 Everything goes into one folder, from which an interrupted run continues:
 
@@ -6,6 +6,7 @@ Everything goes into one folder, from which an interrupted run continues:
 ``run.json``         the settings, written first
 ``dense.safetensors``  the dense network trained in this run
 ``checkpoint``       guide, optimiser and random state after the last whole epoch
+``finetune``         the same, of the pruned network's training
 ``network.pbc``      the compressed network
 ``metrics.json``     the figures, written last
 ``report.md``        the same figures as a table
@@ -17,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,9 @@ class Settings:
     :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's.
     :param learning_rate: Adam's, of both trainings, None for the recipe's.
     :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
-    :param thresholds: explicit pruning thresholds by layer.
+    :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
+    :param finetune_kl_weight: weight of the KL there, None for the recipe's.
+    :param thresholds: explicit pruning thresholds by layer, of the first training.
     :param precision: rule that sets the bits.
     :param development: hold out the end of the training set and report on it, instead of the test set.
     """
@@ -65,6 +69,8 @@ class Settings:
     pretrain_epochs: int | None = None
     learning_rate: float | None = None
     kl_weight: float | None = None
+    finetune_epochs: int | None = None
+    finetune_kl_weight: float | None = None
     seed: int = 0
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
@@ -80,12 +86,14 @@ class Recipe:
     kl_weight: float
     log_learning_rate: float
     learning_rate: float = 1e-3
+    finetune_epochs: int = 0
+    finetune_kl_weight: float = 0.1
     batch_size: int = 128
 
 
 def recipe(settings: Settings) -> Recipe:
     """The recipe of a run, with what its settings override."""
-    names = ("epochs", "pretrain_epochs", "learning_rate", "kl_weight")
+    names = ("epochs", "pretrain_epochs", "learning_rate", "kl_weight", "finetune_epochs", "finetune_kl_weight")
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     return replace(_recipe(settings), **given)
 
@@ -134,10 +142,10 @@ def run(
     if settings.development:
         data = data.development()
     plan = recipe(settings)
-    if plan.epochs < 1 or plan.pretrain_epochs < 0:
-        raise UsageError("epochs must be at least 1, and pretrain_epochs at least 0")
-    if not (0 < plan.learning_rate < math.inf and 0 <= plan.kl_weight < math.inf):
-        raise UsageError("learning_rate must be positive and kl_weight not negative, both finite")
+    if plan.epochs < 1 or plan.pretrain_epochs < 0 or plan.finetune_epochs < 0:
+        raise UsageError("epochs must be at least 1, pretrain_epochs and finetune_epochs at least 0")
+    if not (0 < plan.learning_rate < math.inf and 0 <= min(plan.kl_weight, plan.finetune_kl_weight) < math.inf):
+        raise UsageError("learning_rate must be positive and KL weights not negative, all finite")
     graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
     layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
     for layer in settings.thresholds or {}:
@@ -154,30 +162,27 @@ def run(
     dense_error = error_percent(dense, data.test_x, data.test_y)
     say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
 
-    pyro.clear_param_store()
-    model = BayesianNetwork(dense, PRIORS[settings.prior](), num_data=len(data.train_x))
-    guide = FactorizedGuide(model)
-    checkpoint = out / "checkpoint"
-    result = fit(
-        model,
-        guide,
-        Batches(data.train_x, data.train_y, plan.batch_size),
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-        log_learning_rate=plan.log_learning_rate,
-        kl_weight=plan.kl_weight,
-        seed=settings.seed,
-        checkpoint=checkpoint,
-        resume=resume and checkpoint.exists(),
-        progress=progress,
-        after_epoch=epochs_here.append,
+    train = partial(
+        _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
     )
-    small = compressed.compress(model, guide, thresholds=settings.thresholds, precision=settings.precision)
+    model, guide, history = train(dense, plan=plan, checkpoint=out / "checkpoint", after_epoch=epochs_here.append)
+    how = partial(compressed.compress, model, guide, thresholds=settings.thresholds)
+    if plan.finetune_epochs:
+        first = how()
+        left = "-".join(map(str, first.architecture))
+        say(f"pruned to {left}; training on for {plan.finetune_epochs} epochs")
+        plan = replace(plan, epochs=plan.finetune_epochs, kl_weight=plan.finetune_kl_weight)
+        model, guide, more = train(
+            first.network(), plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append
+        )
+        history = (*history, *more)
+        how = partial(compressed.compress, model, guide, dense=first)
+    small = how(precision=settings.precision)
     file_bytes = small.save(out / "network.pbc")
     decoded = compressed.load(out / "network.pbc")
-    metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, result.history)
-    metrics["other_precision"] = _other_precision(model, guide, settings, data)
-    before_resume = sum(epoch.seconds for epoch in result.history[: -len(epochs_here) or None])
+    metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history)
+    metrics["other_precision"] = _other_precision(how, settings, data)
+    before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
     metrics["file_bytes"] = (out / "network.pbc").stat().st_size
     write_atomically(out / "report.md", report(metrics).encode())
@@ -237,6 +242,39 @@ def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Setti
     return net.eval()
 
 
+def _fit(
+    net: nn.Module,
+    *,
+    data: Dataset,
+    plan: Recipe,
+    prior: Prior,
+    seed: int,
+    checkpoint: Path,
+    resume: bool,
+    progress: bool,
+    after_epoch: Callable[[Epoch], None],
+) -> tuple[BayesianNetwork, FactorizedGuide, tuple[Epoch, ...]]:
+    """A network's posterior; its training continues where there is a checkpoint to resume."""
+    pyro.clear_param_store()
+    model = BayesianNetwork(net, prior, num_data=len(data.train_x))
+    guide = FactorizedGuide(model)
+    result = fit(
+        model,
+        guide,
+        Batches(data.train_x, data.train_y, plan.batch_size),
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        log_learning_rate=plan.log_learning_rate,
+        kl_weight=plan.kl_weight,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume and checkpoint.exists(),
+        progress=progress,
+        after_epoch=after_epoch,
+    )
+    return model, guide, result.history
+
+
 def _metrics(
     settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]
 ) -> dict[str, Any]:
@@ -267,13 +305,13 @@ def _metrics(
     }
 
 
-def _other_precision(model: Any, guide: Any, settings: Settings, data: Dataset) -> dict[str, Any]:
+def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[str, Any]:
     """The figures under the rules that were not chosen, for comparison; nothing is written."""
     others = {}
     for rule in RULES:
         if rule == settings.precision:
             continue
-        small = compressed.compress(model, guide, thresholds=settings.thresholds, precision=rule)
+        small = how(precision=rule)
         others[rule] = {
             "error_percent": error_percent(small.network(), data.test_x, data.test_y),
             "bits": list(small.bits),
@@ -302,12 +340,16 @@ def report(metrics: Mapping[str, Any]) -> str:
             f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
+    recipe, finetuning = metrics["recipe"], ""
+    if recipe["finetune_epochs"]:
+        finetuning = (
+            f"{recipe['finetune_epochs']} epochs of what was left, KL weight {recipe['finetune_kl_weight']:g}, "
+        )
     cuts = ", ".join(f"{name} {t['value']:.2f} ({t['method']})" for name, t in metrics["thresholds"].items())
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
-        f"{metrics['recipe']['epochs']} epochs, KL weight {metrics['recipe']['kl_weight']:g}, "
-        f"{metrics['seconds']:.0f} s in all.",
+        f"{recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, {finetuning}{metrics['seconds']:.0f} s in all.",
         "",
     ]
     return "\n".join(lines)

@@ -35,6 +35,27 @@ def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     assert set(metrics["other_precision"]) == {"paper"}
 
 
+def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
+    base = {"epochs": 15, "pretrain_epochs": 20, "kl_weight": 1.0, "development": True}
+    plain = run(Settings("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
+    said: list[str] = []
+    again = Settings("lenet-300-100", "ghs", "digits", **base, finetune_epochs=15, finetune_kl_weight=0.0)
+    metrics = run(again, tmp_path / "again", progress=False, say=said.append)
+    assert any("-".join(map(str, plain["architecture"])) in line for line in said)
+    assert metrics["dense"] == plain["dense"]
+    assert all(a <= b for a, b in zip(metrics["architecture"], plain["architecture"], strict=True))
+    # Without a KL the training fits the data only: its likelihood is higher.
+    name = "negative_log_likelihood_per_example"
+    assert metrics["loss_nats"][name] < plain["loss_nats"][name]
+    assert "15 epochs of what was left, KL weight 0" in report(metrics)
+    # Interrupted after the second training: the same file again.
+    file = (tmp_path / "again" / "network.pbc").read_bytes()
+    (tmp_path / "again" / "metrics.json").unlink()
+    resumed = run(again, tmp_path / "again", resume=True, progress=False)
+    assert (tmp_path / "again" / "network.pbc").read_bytes() == file
+    assert resumed["training_seconds"] == metrics["training_seconds"]
+
+
 def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
     def file(seed, name):
         settings = Settings("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
