@@ -24,6 +24,7 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, save_checkpoint
 from .elbo import ElboTerms, elbo_terms
 from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .graph import read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import summarize
@@ -97,6 +98,7 @@ def fit(
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
     :param progress: whether to show a progress bar.
     :param after_epoch: called with each new :class:`Epoch`.
+    :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
     :raises NonFiniteLossError: where the loss is NaN or infinite; names the sites. The checkpoint of the last
         good epoch stays.
@@ -112,6 +114,8 @@ def fit(
     with torch.no_grad():
         guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # sets the guide up, before labels are trusted
         model.likelihood.check(pyro.poutine.replay(model, trace=guide_trace)(x, y), y)
+    if isinstance(model, BayesianNetwork):
+        read_graph(model.skeleton, x)  # what compress cannot handle is said now, not after the training
     bounds = _log_variance_bounds(guide, max_scale or {})
     optimizer = _optimizer(model, guide, learning_rate, log_learning_rate)
     settings = {

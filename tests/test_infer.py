@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.errors import CheckpointError, NonFiniteLossError, UsageError
+from pyro_bc.errors import CheckpointError, NonFiniteLossError, UnsupportedNetworkError, UsageError
 
 
 def problem(n: int = 200):
@@ -161,3 +161,20 @@ def test_labels_out_of_range_and_empty_loaders_are_refused():
         pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y + 1, 200), epochs=1, progress=False)
     with pytest.raises(UsageError, match="empty"):
         pyro_bc.fit(*fresh(), pyro_bc.Batches(x[:0], y[:0]), epochs=1, progress=False)
+
+
+def test_a_network_that_cannot_be_compressed_is_refused_before_training():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(torch.sort(x).values)
+
+    model = pyro_bc.BayesianNetwork(Sorted(), pyro_bc.StandardNormal(), num_data=4)
+    batches = pyro_bc.Batches(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), 2)
+    epochs = []
+    with pytest.raises(UnsupportedNetworkError, match="'sort'"):
+        pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), batches, epochs=1, progress=False, after_epoch=epochs.append)
+    assert epochs == []
