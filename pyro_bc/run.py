@@ -101,10 +101,11 @@ def recipe(settings: Settings) -> Recipe:
 def _recipe(settings: Settings) -> Recipe:
     if settings.data == "digits":
         return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
-    if settings.net == "lenet-5-caffe" and settings.data != "digits" and settings.prior == "gnj":
-        return Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=5e-2, learning_rate=3e-3)
-    if settings.net == "lenet-5-caffe" and settings.data != "digits":
-        return Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, learning_rate=2e-3)
+    if settings.net == "lenet-5-caffe":
+        plan = Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, finetune_kl_weight=1.0)
+        if settings.prior == "gnj":
+            return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3, finetune_epochs=16)
+        return replace(plan, learning_rate=2e-3, finetune_epochs=12)
     if settings.prior == "gnj":
         return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
     return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
