@@ -3,8 +3,8 @@
     python analyses/transformer.py [--epochs N] [--out FOLDER]
 
 Each picture is a sentence of eight tokens, its rows. The network is made of torch's own ``nn.TransformerEncoder``; it
-is pretrained, fitted with the group horseshoe, compressed, and the file's network measured in a new process that does not
-know the class. The table goes to ``analyses/results/transformer.md``, the file beside it.
+is pretrained, fitted with the group horseshoe, compressed, and the file's network measured in a new process that does
+not know the class. The table goes to ``analyses/results/transformer.md``, the file beside it.
 """
 
 import argparse

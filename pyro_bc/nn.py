@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
-from .attention import GroupedLinear, separate_heads
+from .attention import GroupedLinear, MultiheadAttention, separate_heads
 from .errors import UnsupportedNetworkError, UsageError
 from .likelihoods import Categorical, Likelihood
 from .priors import GroupHorseshoe, Prior, bias_prior
@@ -248,6 +248,11 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     ['BayesianLinear', 'PyroReLU', 'PyroLinear']
     """
     net = separate_heads(copy.deepcopy(module))
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            layer.p = 0.0
+        elif isinstance(layer, MultiheadAttention):
+            layer.dropout = 0.0
     chosen = _layer_priors(net, prior, list(deterministic))
     converted: dict[int, nn.Module] = {}
 

@@ -4,14 +4,29 @@ import pytest
 import torch
 
 from pyro_bc.errors import UsageError
-from pyro_bc.networks import NETWORKS, Normalize, lenet_5_caffe, lenet_300_100, network
+from pyro_bc.networks import NETWORKS, Normalize, lenet_5_caffe, lenet_300_100, network, resnet_18, vgg_16, wrn_16_4
 
 
-@pytest.mark.parametrize("build,sizes", [(lenet_300_100, (266_200, 266_610)), (lenet_5_caffe, (430_500, 431_080))])
-def test_networks_have_the_published_parameters(build, sizes):
+@pytest.mark.parametrize(
+    "build,weights,parameters",
+    [
+        (lenet_300_100, 266_200, 266_610),
+        (lenet_5_caffe, 430_500, 431_080),
+        (vgg_16, 14_977_728, 14_977_728 + 2 * (4_224 + 512) + 10),
+        (resnet_18, 11_164_352, 11_173_962),
+        (wrn_16_4, 2_745_264, 2_748_890),
+    ],
+)
+def test_networks_have_the_published_parameters(build, weights, parameters):
     net = build()
-    weights = sum(p.numel() for name, p in net.named_parameters() if name.endswith("weight"))
-    assert (weights, sum(p.numel() for p in net.parameters())) == sizes
+    assert sum(p.numel() for p in net.parameters() if p.dim() > 1) == weights
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name,shape", [("lenet-5-caffe", (1, 8, 8)), ("vgg-16", (3, 28, 28))])
+def test_pictures_that_are_too_small_are_refused(name, shape):
+    with pytest.raises(UsageError, match=f"{name} takes pictures.*not {shape[1]} x {shape[2]}"):
+        network(name)(shape, 10)
 
 
 def test_normalize_is_per_channel():

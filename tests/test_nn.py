@@ -253,6 +253,19 @@ def test_layers_stay_deterministic_by_name_type_or_rule(choice):
     assert bayesian == ["head.1"]
 
 
+def test_dropout_is_switched_off():
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.5, batch_first=True)
+    net = nn.Sequential(nn.Dropout(0.5), nn.Dropout1d(0.5), layer)
+    result = bayesianize(net, StandardNormal()).train()
+    values = {}
+    for name, fn in poutine.trace(result).get_trace(torch.rand(2, 3, 4)).iter_stochastic_nodes():
+        values[name] = 0.1 * torch.ones_like(fn["value"])
+    conditioned = poutine.condition(result, data=values)
+    x = torch.rand(2, 3, 4)
+    assert torch.equal(conditioned(x), conditioned(x))
+    assert net[0].p == layer.dropout.p == 0.5  # the network itself is as it was
+
+
 def test_a_recurrent_cell_is_left_deterministic_and_a_warning_says_so():
     class Recurrent(nn.Module):
         def __init__(self):
