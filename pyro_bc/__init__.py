@@ -22,6 +22,7 @@ from .local_reparameterization import local_reparameterization
 from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
 from .posterior import LayerPosterior, summarize
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
+from .pruning import fold_batch_norm
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "compress",
     "elbo_terms",
     "fit",
+    "fold_batch_norm",
     "half_cauchy_factors",
     "load",
     "load_dataset",

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import EmptyNetworkError, UsageError
 from .graph import (
     ELEMENTWISE,
     Graph,
+    GraphNetwork,
     Named,
     Node,
     Value,
@@ -30,6 +31,7 @@ from .graph import (
     is_layer,
     layer_groups,
     layer_name,
+    read_graph,
     replace_leaves,
     select_nodes,
     without_dead_code,
@@ -112,6 +114,27 @@ def shrink(graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Ma
             f"a higher threshold for it"
         )
     return pruner.result()
+
+
+def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
+    """The network in evaluation mode with batch normalisation inside the layers before it, where there is one.
+
+    What to do with a pretrained network before it becomes Bayesian: normalisation over a batch would undo the scales
+    of filters, and a pruned filter would leave the normalisation's shift behind. Dropout falls away.
+
+    :param net: the network; it is not changed.
+    :param example: a batch of inputs, ``(batch, …)``; its values do not matter.
+    :raises UnsupportedNetworkError: as :func:`~pyro_bc.graph.read_graph`.
+    """
+    graph = read_graph(net, example)
+    layers = {layer_name(node): _masked(graph, node, {}, {}) for node in graph.nodes if is_layer(node)}
+    graph, layers = _fold_batch_norms(graph, layers)
+    tensors = dict(graph.tensors)
+    for name, layer in layers.items():
+        tensors[f"{name}.weight"] = layer.weight
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias
+    return GraphNetwork(graph.nodes, tensors, graph.buffers)
 
 
 def _masked(graph: Graph, node: Node, posterior: Mapping, thresholds: Mapping) -> PrunedLayer:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pyro_bc import GroupNormalJeffreys, LayerPosterior, LogUniform
 from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph import GraphNetwork, read_graph
-from pyro_bc.pruning import shrink, weight_mask
+from pyro_bc.networks import network
+from pyro_bc.pruning import fold_batch_norm, shrink, weight_mask
 from pyro_bc.thresholds import Threshold
 
 CUT = Threshold(0.0, "explicit")
@@ -298,6 +299,27 @@ def test_heads_and_hidden_units_of_a_transformer_are_removed():
     shapes = {name: tuple(layer.weight.shape) for name, layer in small.layers.items()}
     assert shapes["q"] == shapes["k"] == shapes["v"] == (4, 6) and shapes["out"] == (6, 4)
     assert shapes["up"] == (5, 6) and shapes["down"] == (6, 5)
+
+
+@pytest.mark.parametrize("name,norms_left", [("vgg-16", 0), ("resnet-18", 0), ("wrn-16-4", 6)])
+def test_the_shipped_networks_fold_and_shrink(name, norms_left):
+    torch.manual_seed(0)
+    net = network(name)((3, 32, 32), 10).eval()
+    generator = torch.Generator().manual_seed(1)
+    randomise(net, generator)
+    x = torch.rand(2, 3, 32, 32, generator=generator)
+    folded = fold_batch_norm(net, x)
+    with torch.no_grad():
+        expected, found = net(x), folded(x)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert [node.op for node in read_graph(folded, x).nodes].count("batch_norm") == norms_left
+    keeps = random_masks(folded, generator, 0.5, per_weight=False)
+    small = assert_equal_outputs(folded, keeps, x)
+    kept = {key: layer.weight.shape[0] for key, layer in small.layers.items()}
+    alone = "conv" if name == "vgg-16" else "stage"  # filters that one layer reads
+    inner = [key for key in keeps if key.startswith(alone) and (name == "vgg-16" or key.endswith("conv1"))]
+    assert len(inner) == {"vgg-16": 13, "resnet-18": 8, "wrn-16-4": 6}[name]
+    assert all(kept[key] <= int(keeps[key].sum()) for key in inner)
 
 
 def test_a_dead_network_names_its_layer():
