@@ -137,7 +137,8 @@ def compress(
                 f"({', '.join(posterior)})"
             )
         net = model.skeleton
-    graph = read_graph(net, _example(guide, net))
+    example = _example(guide, net)
+    graph = read_graph(net, example)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     posterior = _by_graph_name(posterior, names, net)
     prefix = _prefix(model)
@@ -155,7 +156,7 @@ def compress(
     pruned = shrink(graph, posterior, chosen)
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
     dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
-    dense_parameters, input_shape = sum(p.numel() for p in net.parameters()), tuple(_example(guide, net).shape[1:])
+    dense_parameters = sum(p.numel() for p in net.parameters())
     if dense is not None:
         if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
             raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
@@ -165,8 +166,8 @@ def compress(
         tensors=_store(pruned, precision, noise_ratio),
         dense_shapes=dense_shapes,
         dense_parameters=dense_parameters,
-        input_shape=input_shape,
-        buffers=frozenset(pruned.graph.buffers.intersection(pruned.graph.tensors)),
+        input_shape=tuple(example.shape[1:]),
+        buffers=pruned.graph.buffers,
         thresholds=chosen,
     )
 

@@ -38,7 +38,7 @@ from .graph import (
 )  # fmt: skip
 from .posterior import LayerPosterior
 from .thresholds import Threshold
-from .units import Tracking, align
+from .units import Tracking, align, layer_axis
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,7 @@ class _Pruner:
         if constant is None:
             return None
         axis, values = constant
-        reads = len(self.graph.shape(x.index) or ()) - 1 - {"linear": 0, "conv1d": 1, "conv2d": 2}[node.op]
-        return values if axis == reads else None
+        return values if axis == layer_axis(node, len(self.graph.shape(x.index) or ())) else None
 
     def _give_bias(self, index: int) -> None:
         node = self.graph.nodes[index]
@@ -511,7 +510,7 @@ def _propagate(graph: Graph, layers: Mapping[str, PrunedLayer], tracking: Tracki
             layer = layers[layer_name(node)]
             reads = layer.mask.flatten(1).any(1).numpy()
             bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
-            axis = len(graph.shape(index) or ()) - 1 - {"linear": 0, "conv1d": 1, "conv2d": 2}[node.op]
+            axis = layer_axis(node, len(graph.shape(index) or ()))
             constant = (axis, np.where(reads, np.nan, bias))
         elif node.op in _CONSTANT_RULES:
             constant = _CONSTANT_RULES[node.op](node, graph, constants, index)

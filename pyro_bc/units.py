@@ -120,8 +120,8 @@ def _size(t: Tracking, node: Node) -> Axes:
     return {}  # of the batch: all other sizes are known numbers
 
 
-def _layer_axis(node: Node, ndim: int) -> int:
-    """The axis of its input that a layer's weight reads."""
+def layer_axis(node: Node, ndim: int) -> int:
+    """The axis of its input that a layer's weight reads, and of its result that it computes."""
     return ndim - 1 if node.op == "linear" else ndim - 1 - (1 if node.op == "conv1d" else 2)
 
 
@@ -131,7 +131,7 @@ def _layer(t: Tracking, node: Node) -> Axes:
     x, weight, bias = node.args[0], node.args[1].name, (*node.args, None)[2]
     shape = t.graph.tensors[weight].shape
     ndim = len(t.shape(x))
-    axis = _layer_axis(node, ndim)
+    axis = layer_axis(node, ndim)
     inputs = t.of(x).get(axis)
     outputs = t._name_axis(weight, 0, t.tensors[weight].get(0, t.units.new(shape[0])))
     groups = layer_groups(node)
