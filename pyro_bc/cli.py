@@ -1,14 +1,17 @@
-"""The command ``pyro-bc``: run, evaluate, inspect."""
+"""The command ``pyro-bc``: run, evaluate, inspect, export."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from . import compressed
-from .datasets import DATASETS, load_dataset
+from .datasets import DATASETS, Dataset, load_dataset
 from .errors import CompressedFileError, PyroBCError, UsageError
+from .export import OnnxNetwork, to_int8, to_onnx
 from .networks import NETWORKS
 from .precision import RULES
 from .run import PRIORS, Settings, error_percent, report, run
@@ -39,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
         "--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)"
     )
     job.add_argument(
+        "--pretrained", metavar="FILE.safetensors", help="weights of a trained dense network to start from"
+    )
+    job.add_argument("--batch-size", type=int, help="(default: the recipe's)")
+    job.add_argument("--shift", type=int, help="move training pictures by up to so many pixels (default: the recipe's)")
+    job.add_argument(
         "--learning-rate", type=float, help="of the means, and of the dense network (default: the recipe's)"
     )
     job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
@@ -46,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
         "--finetune-epochs", type=int, help="epochs of training on after pruning, 0 for none (default: the recipe's)"
     )
     job.add_argument("--finetune-kl-weight", type=float, help="weight of the KL there (default: the recipe's)")
+    job.add_argument("--finetune-shift", type=int, help="pixels that pictures move there (default: the recipe's)")
+    job.add_argument("--train-limit", type=int, metavar="N", help="train on the first N examples only")
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
         "--threshold", action="append", default=[], metavar="LAYER=VALUE",
@@ -68,6 +78,15 @@ def parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help="what is in a .pbc file")
     look.add_argument("file")
     look.add_argument("--json", action="store_true")
+
+    other = commands.add_parser("export", help="a .pbc file as ONNX, in float32 and int8")
+    other.add_argument("file")
+    other.add_argument("--onnx", required=True, metavar="OUT", help="ONNX file to write")
+    other.add_argument("--int8", metavar="OUT", help="ONNX file with int8 weights and activations; needs --data")
+    other.add_argument("--data", help=f"data set to measure errors on: {', '.join(DATASETS)}")
+    other.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    other.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
+    other.add_argument("--json", action="store_true")
     return top
 
 
@@ -79,21 +98,8 @@ def _run(args: argparse.Namespace) -> None:
             thresholds[layer] = float(value)
         except ValueError:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
-    settings = Settings(
-        net=args.net,
-        prior=args.prior,
-        data=args.data,
-        epochs=args.epochs,
-        pretrain_epochs=args.pretrain_epochs,
-        learning_rate=args.learning_rate,
-        kl_weight=args.kl_weight,
-        finetune_epochs=args.finetune_epochs,
-        finetune_kl_weight=args.finetune_kl_weight,
-        seed=args.seed,
-        thresholds=thresholds or None,
-        precision=args.precision,
-        development=args.development,
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "thresholds"}
+    settings = Settings(**given, thresholds=thresholds or None)
     metrics = run(
         settings,
         args.out,
@@ -105,9 +111,8 @@ def _run(args: argparse.Namespace) -> None:
     print(json.dumps(metrics, indent=2) if args.json else report(metrics))
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    data_bytes = compressed.read_bytes(args.file)
-    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, data_bytes)
+def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
+    """The data set that the arguments name, which must be of the network's shape."""
     data = load_dataset(args.data, args.data_dir)
     if args.development:
         data = data.development()
@@ -115,6 +120,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(
             f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}"
         )
+    return data
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    data_bytes = compressed.read_bytes(args.file)
+    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, data_bytes)
+    data = _data_for(args, stored)
     error = error_percent(stored.network(), data.test_x, data.test_y)
     result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
     if args.json:
@@ -165,11 +177,43 @@ def _inspect(args: argparse.Namespace) -> None:
     )
 
 
+def _export(args: argparse.Namespace) -> None:
+    if args.int8 and not args.data:
+        raise UsageError("--int8 needs --data: its training pictures show what ranges the activations take")
+    for path in filter(None, (args.onnx, args.int8)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"'{path}' cannot be written: there is no such folder")
+    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, compressed.read_bytes(args.file))
+    if not stored.input_shape:
+        raise UsageError(f"'{args.file}' does not say what shape its input has; use pyro_bc.to_onnx with that shape")
+    data = _data_for(args, stored) if args.data else None
+    net = stored.network()
+    difference = to_onnx(net, stored.input_shape, args.onnx)
+    networks: dict[str, Any] = {"pytorch": net, "onnx": OnnxNetwork(args.onnx)}
+    result: dict[str, Any] = {"difference": difference, "bytes": {"onnx": Path(args.onnx).stat().st_size}}
+    if args.int8:
+        assert data is not None
+        to_int8(args.onnx, args.int8, data.train_x[:512].split(64))
+        networks["int8"] = OnnxNetwork(args.int8)
+        result["bytes"]["int8"] = Path(args.int8).stat().st_size
+    if data is not None:
+        result["error_percent"] = {name: error_percent(n, data.test_x, data.test_y) for name, n in networks.items()}
+        result["n"] = len(data.test_x)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
+    if args.int8:
+        print(f"{args.int8}: {result['bytes']['int8']:,} bytes")
+    for name, error in result.get("error_percent", {}).items():
+        print(f"  {name:<8} error {error:.2f} % of {result['n']:,} examples")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        {"run": _run, "evaluate": _evaluate, "inspect": _inspect}[args.command](args)
+        {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export}[args.command](args)
     except PyroBCError as error:
         print(f"pyro-bc: {error}", file=sys.stderr)
         return 2

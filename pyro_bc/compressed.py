@@ -1,7 +1,7 @@
 """The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ def compress(
     precision: str = "posterior",
     noise_ratio: float = NOISE_RATIO,
     dense: CompressedNetwork | None = None,
+    batch_norm_loader: Iterable[Any] | None = None,
 ) -> CompressedNetwork:
     """Prune what the posterior says is not needed, and round the rest as coarsely as it allows.
 
@@ -125,6 +126,8 @@ def compress(
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
     :param dense: the compression that the model's network came from (``small.network()``, or ``load`` of its file),
         where a pruned network was trained on: the figures then compare with the network before both.
+    :param batch_norm_loader: training batches, inputs alone or with targets, from which batch normalisation collects
+        its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
     :raises EmptyNetworkError: where a layer is left without any weight.
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
@@ -153,7 +156,7 @@ def compress(
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
-    pruned = shrink(graph, posterior, chosen)
+    pruned = shrink(graph, posterior, chosen, batch_norm_loader)
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
     dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
     dense_parameters = sum(p.numel() for p in net.parameters())

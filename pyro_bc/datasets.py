@@ -6,10 +6,14 @@ name               source                                                   trai
 ``digits``         scikit-learn, embedded: 8 × 8 pictures of digits         1,437 (180 held out), 360
 ``mnist``          the four original files, read from a folder or fetched   60,000 (5,000 held out), 10,000
 ``fashion-mnist``  likewise                                                 60,000 (5,000 held out), 10,000
+``cifar-10``       the original archives, Python or binary, packed or not   50,000 (5,000 held out), 10,000
+``cifar-10-jpeg``  JPEG files in a folder per class, in an archive or not   50,000 (5,000 held out), 10,000
 =================  =======================================================  ==========================
 
 Pictures are floats in [0, 1], ``(N, channels, height, width)``. The held-out part is the end of the training
 set: whatever is chosen by looking (thresholds, epochs) is chosen there.
+
+``cifar-10-jpeg`` is a lossy copy of CIFAR-10, "CIFAR-10 (JPEG copy)" wherever a figure comes from it.
 """
 
 import gzip
@@ -17,19 +21,24 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .cifar import Arrays, read_binary, read_jpeg, read_python
 from .errors import DataError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures ``(N, C, H, W)`` in [0, 1] and class numbers ``(N,)``, for training and for the final test."""
+    """Pictures ``(N, C, H, W)`` in [0, 1] and class numbers ``(N,)``, for training and for the final test.
+
+    :param name: as it is written beside figures.
+    :param held_out: how many examples at the end of the training part choices are made on.
+    """
 
     name: str
     train_x: Tensor
@@ -51,18 +60,34 @@ class Dataset:
             self, train_x=self.train_x[:n], train_y=self.train_y[:n], test_x=self.train_x[n:], test_y=self.train_y[n:]
         )
 
+    def limited(self, examples: int) -> "Dataset":
+        """The same set with the first so many training examples only; the test part stays whole."""
+        if not 1 <= examples <= len(self.train_x):
+            raise DataError(
+                f"the training set has {len(self.train_x):,} examples; {examples:,} of them cannot be taken"
+            )
+        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+
 
 class Batches:
     """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
 
     :param shuffle: off for evaluation.
+    :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
 
     >>> [len(x) for x, y in Batches(torch.zeros(5, 1), torch.zeros(5), batch_size=2)]
     [2, 2, 1]
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int = 128, shuffle: bool = True):
-        self.x, self.y, self.batch_size, self.shuffle = x, y, batch_size, shuffle
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.x, self.y, self.batch_size, self.shuffle, self.augment = x, y, batch_size, shuffle, augment
 
     def __len__(self) -> int:
         return -(-len(self.x) // self.batch_size)
@@ -72,7 +97,32 @@ class Batches:
             yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
             return
         for index in torch.randperm(len(self.x)).split(self.batch_size):
-            yield self.x[index], self.y[index]
+            x = self.x[index]
+            yield (x if self.augment is None else self.augment(x)), self.y[index]
+
+
+@dataclass(frozen=True)
+class ShiftAndFlip:
+    """Every picture of a batch ``(N, C, H, W)`` moved at random, black where it came from, and perhaps mirrored.
+
+    :param shift: at most so many pixels in each direction; 0 leaves pictures where they are.
+    :param flip: mirror left and right with probability 1/2.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        by = torch.randint(-self.shift, self.shift + 1, (2, n, 1), device=x.device)
+        rows = torch.arange(height, device=x.device) + by[0] + self.shift
+        columns = torch.arange(width, device=x.device) + by[1] + self.shift
+        if self.flip:
+            columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns.flip(1), columns)
+        padded = torch.nn.functional.pad(x, [self.shift] * 4)
+        # Two indices around a slice: the channels come last.
+        moved = padded[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return moved.permute(0, 3, 1, 2).contiguous()
 
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -159,10 +209,66 @@ def _read_idx(path: Path) -> Tensor:
         raise DataError(f"'{path}' is not a readable IDX file ({error})") from None
 
 
+def _cifar_10(folder: str | os.PathLike | None) -> Dataset:
+    md5 = "c58f30108f718f92721af3b95e74349a"
+    file, url = "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/"
+    readers = {
+        "cifar-10-batches-py": read_python,
+        "cifar-10-batches-bin": read_binary,
+        "cifar-10-binary": read_binary,
+        "cifar-10-binary.tar.gz": read_binary,
+        file: read_python,
+    }
+    found = _find_one("cifar-10", readers, folder)
+    if found is None:
+        return _pictures("CIFAR-10", read_python(_find("cifar-10", file, url, md5, folder)))
+    return _pictures("CIFAR-10", found)
+
+
+def _cifar_10_jpeg(folder: str | os.PathLike | None) -> Dataset:
+    readers = {"cifar10-jpeg.tar.xz": read_jpeg, "cifar10-jpeg.tar.gz": read_jpeg, "train": _beside_train}
+    found = _find_one("cifar10-jpeg", readers, folder)
+    if found is None:
+        raise DataError(
+            "cifar-10-jpeg cannot be downloaded: give the folder that holds cifar10-jpeg.tar.xz, or train/<class>/*.jpg"
+            " and test/<class>/*.jpg, with --data-dir or $PYRO_BC_DATA"
+        )
+    return _pictures("CIFAR-10 (JPEG copy)", found)
+
+
+def _beside_train(path: Path) -> Arrays:
+    return read_jpeg(path.parent)
+
+
+def _find_one(
+    name: str, readers: Mapping[str, Callable[[Path], Arrays]], folder: str | os.PathLike | None
+) -> Arrays | None:
+    """What the first of these files and folders holds that is in the user's folder."""
+    folder = folder or os.environ.get("PYRO_BC_DATA")
+    if folder is None:
+        return None
+    base = Path(folder)
+    if not base.is_dir():
+        raise DataError(f"the data folder '{folder}' does not exist; name one that holds {next(iter(readers))}")
+    for place in (base, base / name):
+        for entry, read in readers.items():
+            if (place / entry).exists():
+                return read(place / entry)
+    return None
+
+
+def _pictures(name: str, arrays: Arrays) -> Dataset:
+    train_x, test_x = (torch.from_numpy(part).float() / 255 for part in (arrays[0], arrays[2]))
+    train_y, test_y = (torch.from_numpy(part) for part in (arrays[1], arrays[3]))
+    return Dataset(name, train_x, train_y, test_x, test_y, classes=10, held_out=len(train_x) // 10)
+
+
 _DATASETS: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
     "digits": _digits,
     "mnist": _idx_set("mnist", _MNIST),
     "fashion-mnist": _idx_set("fashion-mnist", _FASHION_MNIST),
+    "cifar-10": _cifar_10,
+    "cifar-10-jpeg": _cifar_10_jpeg,
 }
 
 #: names that :func:`load_dataset` knows.

@@ -43,3 +43,7 @@ class DataError(PyroBCError, ValueError):
 
 class UsageError(PyroBCError, ValueError):
     """An argument outside of what is allowed."""
+
+
+class ExportError(PyroBCError):
+    """A network could not be written in another format."""

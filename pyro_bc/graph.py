@@ -345,6 +345,10 @@ class GraphNetwork(nn.Module):
         return owner, name
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.run(self._nodes, x)
+
+    def run(self, nodes: tuple[Node, ...], x: Tensor) -> Tensor:
+        """The output of this network's nodes, or of the same ones with other literals."""
         results: dict[int, Any] = {-1: x}
 
         def lookup(leaf: Any) -> Any:
@@ -352,7 +356,7 @@ class GraphNetwork(nn.Module):
                 return results[leaf.index]
             return attrgetter(leaf.name)(self) if isinstance(leaf, Named) else leaf
 
-        for index, node in enumerate(self._nodes):
+        for index, node in enumerate(nodes):
             if is_layer(node) and layer_name(node) in self._layers:
                 results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
             else:
@@ -363,7 +367,7 @@ class GraphNetwork(nn.Module):
                 results[index] = apply(node.op, tuple(args), kwargs)
             for finished in self._done[index]:
                 del results[finished]
-        return results[len(self._nodes) - 1]
+        return results[len(nodes) - 1]
 
     def extra_repr(self) -> str:
         return " -> ".join(node.op for node in self._nodes)

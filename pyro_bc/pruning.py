@@ -8,10 +8,10 @@ Thresholds decide which weights are zero, with the bias of a filter that is zero
   layers behind it. Where a convolution pads its input with zeros, only the constant 0 moves so;
 * inputs of a fully connected layer that none of its weights reads are not read, also where others read them.
 
-Batch normalisation behind a layer is folded into it.
+Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import reestimate_batch_norm
 from .errors import EmptyNetworkError, UsageError
 from .graph import (
     ELEMENTWISE,
@@ -92,17 +93,25 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     return mask
 
 
-def shrink(graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]) -> PrunedNetwork:
+def shrink(
+    graph: Graph,
+    posterior: Mapping[str, LayerPosterior],
+    thresholds: Mapping[str, Threshold],
+    batch_norm_loader: Iterable[Any] | None = None,
+) -> PrunedNetwork:
     """Prune every layer of a graph and cut units that no longer matter.
 
     :param graph: the network, with the weights of deterministic layers.
     :param posterior: summaries by layer name *in the network*.
     :param thresholds: one per layer of ``posterior``.
+    :param batch_norm_loader: batches of inputs; batch normalisation gets new statistics from them after pruning.
     :raises EmptyNetworkError: where the output no longer depends on the input.
     :raises UsageError: where the posterior does not fit the network, or is not finite.
     """
     layers = {layer_name(node): _masked(graph, node, posterior, thresholds) for node in graph.nodes if is_layer(node)}
     dead = [name for name, layer in layers.items() if not layer.mask.any()]
+    if batch_norm_loader is not None:
+        graph = reestimate_batch_norm(_with_weights(graph, layers), batch_norm_loader)
     graph, layers = _fold_batch_norms(graph, layers)
     pruner = _Pruner(graph, layers)
     pruner.settle()
@@ -128,13 +137,17 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
     """
     graph = read_graph(net, example)
     layers = {layer_name(node): _masked(graph, node, {}, {}) for node in graph.nodes if is_layer(node)}
-    graph, layers = _fold_batch_norms(graph, layers)
+    graph = _with_weights(*_fold_batch_norms(graph, layers))
+    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+
+
+def _with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
     tensors = dict(graph.tensors)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = layer.weight
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
-    return GraphNetwork(graph.nodes, tensors, graph.buffers)
+    return replace(graph, tensors=tensors)
 
 
 def _masked(graph: Graph, node: Node, posterior: Mapping, thresholds: Mapping) -> PrunedLayer:

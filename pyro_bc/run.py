@@ -17,18 +17,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
+import safetensors.torch
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from . import compressed
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from .datasets import Batches, Dataset, load_dataset
+from .datasets import Batches, Dataset, ShiftAndFlip, load_dataset
 from .errors import CheckpointError, NonFiniteLossError, UsageError
 from .graph import is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
@@ -37,6 +39,7 @@ from .networks import network
 from .nn import BayesianNetwork
 from .precision import RULES
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
+from .pruning import fold_batch_norm
 
 #: priors by the command's names.
 PRIORS: dict[str, type[Prior]] = {
@@ -52,13 +55,19 @@ class Settings:
     """What a run is; two runs with equal settings give equal files on the same machine and threads.
 
     :param epochs: of the Bayesian training; None for the recipe's.
-    :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's.
+    :param pretrained: safetensors file with the weights of a trained dense network, by its parameters' names.
+    :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's, or for 0 where a
+        pretrained one is given.
+    :param batch_size: of both trainings, None for the recipe's.
+    :param shift: move training pictures at random by at most so many pixels, None for the recipe's.
+    :param finetune_shift: the same in the pruned network's training, None for the recipe's.
     :param learning_rate: Adam's, of both trainings, None for the recipe's.
     :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
     :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
     :param finetune_kl_weight: weight of the KL there, None for the recipe's.
     :param thresholds: explicit pruning thresholds by layer, of the first training.
     :param precision: rule that sets the bits.
+    :param train_limit: train on the first so many examples only, None for all.
     :param development: hold out the end of the training set and report on it, instead of the test set.
     """
 
@@ -66,11 +75,16 @@ class Settings:
     prior: str
     data: str
     epochs: int | None = None
+    pretrained: str | None = None
     pretrain_epochs: int | None = None
+    batch_size: int | None = None
+    shift: int | None = None
     learning_rate: float | None = None
     kl_weight: float | None = None
     finetune_epochs: int | None = None
     finetune_kl_weight: float | None = None
+    finetune_shift: int | None = None
+    train_limit: int | None = None
     seed: int = 0
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
@@ -79,7 +93,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training settings that were chosen on held-out data (``Settings.development``), by data set and prior."""
+    """Training settings by data set and prior, chosen on held-out data (``Settings.development``).
+
+    Those for CIFAR-10 are a start: they have not been run in full.
+    """
 
     epochs: int
     pretrain_epochs: int
@@ -89,23 +106,39 @@ class Recipe:
     finetune_epochs: int = 0
     finetune_kl_weight: float = 0.1
     batch_size: int = 128
+    shift: int = 0
+    finetune_shift: int = 0
+    flip: bool = False
 
 
 def recipe(settings: Settings) -> Recipe:
     """The recipe of a run, with what its settings override."""
-    names = ("epochs", "pretrain_epochs", "learning_rate", "kl_weight", "finetune_epochs", "finetune_kl_weight")
-    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return replace(_recipe(settings), **given)
+    given = {name: value for name, value in asdict(settings).items() if name in _OVERRIDABLE and value is not None}
+    plan = _recipe(settings)
+    if settings.pretrained is not None:
+        plan = replace(plan, pretrain_epochs=0)
+    return replace(plan, **given)
+
+
+_OVERRIDABLE = {field.name for field in fields(Recipe)}
 
 
 def _recipe(settings: Settings) -> Recipe:
     if settings.data == "digits":
         return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
     if settings.net == "lenet-5-caffe":
-        plan = Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, finetune_kl_weight=1.0)
+        plan = Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2)
         if settings.prior == "gnj":
-            return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3, finetune_epochs=16)
-        return replace(plan, learning_rate=2e-3, finetune_epochs=12)
+            return replace(
+                plan, log_learning_rate=5e-2, learning_rate=3e-3, finetune_epochs=48, finetune_kl_weight=0.6,
+                finetune_shift=1,
+            )  # fmt: skip
+        return replace(plan, learning_rate=2e-3, finetune_epochs=24, finetune_kl_weight=0.7)
+    if settings.data.startswith("cifar-10"):
+        return Recipe(
+            epochs=100, pretrain_epochs=100, kl_weight=0.2, log_learning_rate=2e-2, finetune_epochs=40,
+            finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
+        )  # fmt: skip
     if settings.prior == "gnj":
         return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
     return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
@@ -142,16 +175,27 @@ def run(
     data = load_dataset(settings.data, data_dir)
     if settings.development:
         data = data.development()
+    if settings.train_limit is not None:
+        data = data.limited(settings.train_limit)
     plan = recipe(settings)
-    if plan.epochs < 1 or plan.pretrain_epochs < 0 or plan.finetune_epochs < 0:
-        raise UsageError("epochs must be at least 1, pretrain_epochs and finetune_epochs at least 0")
+    if (
+        plan.epochs < 1
+        or min(plan.pretrain_epochs, plan.finetune_epochs, plan.shift, plan.finetune_shift) < 0
+        or plan.batch_size < 1
+    ):
+        raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
     if not (0 < plan.learning_rate < math.inf and 0 <= min(plan.kl_weight, plan.finetune_kl_weight) < math.inf):
         raise UsageError("learning_rate must be positive and KL weights not negative, all finite")
-    graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
-    layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    for layer in settings.thresholds or {}:
-        if layer not in layers:
-            raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
+    if settings.thresholds:
+        graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
+        layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
+        for layer in settings.thresholds:
+            if layer not in layers:
+                raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
+    pyro.set_rng_seed(settings.seed)
+    net = build(data.picture_shape, data.classes)
+    if settings.pretrained is not None:
+        load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
     out = _open_folder(Path(out), settings, resume)
     if (out / "metrics.json").exists():
         say(f"{out} is complete; nothing to resume")
@@ -159,9 +203,12 @@ def run(
     started = time.perf_counter()
     epochs_here: list[Epoch] = []
 
-    dense = _dense_network(build, data, plan, settings, out / "dense.safetensors")
+    dense = _dense_network(net, data, plan, out / "dense.safetensors", progress)
     dense_error = error_percent(dense, data.test_x, data.test_y)
-    say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
+    parameters = sum(p.numel() for p in dense.parameters())
+    say(f"dense network: {parameters:,} parameters, error {dense_error:.2f} %")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
+        dense = fold_batch_norm(dense, data.train_x[:2])
 
     train = partial(
         _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
@@ -172,7 +219,7 @@ def run(
         first = how()
         left = "-".join(map(str, first.architecture))
         say(f"pruned to {left}; training on for {plan.finetune_epochs} epochs")
-        plan = replace(plan, epochs=plan.finetune_epochs, kl_weight=plan.finetune_kl_weight)
+        plan = replace(plan, epochs=plan.finetune_epochs, kl_weight=plan.finetune_kl_weight, shift=plan.finetune_shift)
         model, guide, more = train(
             first.network(), plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append
         )
@@ -217,21 +264,45 @@ def _open_folder(out: Path, settings: Settings, resume: bool) -> Path:
     return out
 
 
-def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Settings, file: Path) -> nn.Module:
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Fill a network with the tensors of a safetensors file, by their names in its ``state_dict``.
+
+    :raises UsageError: where the file cannot be read, or names or shapes differ.
+    """
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(f"'{path}' is not a readable safetensors file ({error})") from None
+    # Names that a state_dict has, but that no forward pass reads.
+    expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise UsageError(f"'{path}' holds no '{name}'; it needs {len(expected)} tensors: {', '.join(expected)}")
+        if weights[name].shape != tensor.shape:
+            raise UsageError(
+                f"'{name}' has shape {tuple(weights[name].shape)} in '{path}', but {tuple(tensor.shape)} in the network"
+            )
+    for name in weights:
+        if name not in net.state_dict():
+            raise UsageError(f"'{path}' holds '{name}', which the network does not have")
+    net.load_state_dict(weights, strict=False)
+
+
+def _dense_network(net: nn.Module, data: Dataset, plan: Recipe, file: Path, progress: bool) -> nn.Module:
     """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
-    pyro.set_rng_seed(settings.seed)
-    net = build(data.picture_shape, data.classes)
     if file.exists():
         net.load_state_dict(load_checkpoint(file)[0])
         return net.eval()
     optimizer = torch.optim.Adam(net.parameters(), plan.learning_rate, fused=True)
-    batches = Batches(data.train_x, data.train_y, plan.batch_size)
+    batches = _batches(data, plan)
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, 0.05, total_iters=max(1, plan.pretrain_epochs * len(batches))
     )
     net.train()
-    for epoch in range(plan.pretrain_epochs):
+    for epoch in track(range(plan.pretrain_epochs), "dense network", disable=not progress, transient=True):
         for x, y in batches:
+            if len(x) == 1 and len(batches) > 1:
+                continue  # batch normalisation has no variance of one example
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
             loss.backward()
@@ -241,6 +312,11 @@ def _dense_network(build: Callable, data: Dataset, plan: Recipe, settings: Setti
             raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
     save_checkpoint(file, net.state_dict(), {"epochs": plan.pretrain_epochs})
     return net.eval()
+
+
+def _batches(data: Dataset, plan: Recipe) -> Batches:
+    augment = ShiftAndFlip(plan.shift, plan.flip) if plan.shift or plan.flip else None
+    return Batches(data.train_x, data.train_y, plan.batch_size, augment=augment)
 
 
 def _fit(
@@ -262,7 +338,7 @@ def _fit(
     result = fit(
         model,
         guide,
-        Batches(data.train_x, data.train_y, plan.batch_size),
+        _batches(data, plan),
         epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         log_learning_rate=plan.log_learning_rate,
@@ -285,6 +361,7 @@ def _metrics(
         "net": settings.net,
         "prior": settings.prior,
         "data": settings.data,
+        "data_name": data.name,
         "measured_on": "held-out training data" if settings.development else "test set",
         "n": len(data.test_x),
         "seed": settings.seed,
@@ -327,7 +404,7 @@ def report(metrics: Mapping[str, Any]) -> str:
     rows += [(r, o["error_percent"], o["bits"], o["compression"]) for r, o in metrics["other_precision"].items()]
     dense = metrics["dense"]
     lines = [
-        f"# {metrics['net']} on {metrics['data']}, prior {metrics['prior']}, seed {metrics['seed']}",
+        f"# {metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}, seed {metrics['seed']}",
         "",
         f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
         f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
@@ -341,16 +418,19 @@ def report(metrics: Mapping[str, Any]) -> str:
             f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
-    recipe, finetuning = metrics["recipe"], ""
+    recipe, also = metrics["recipe"], ""
     if recipe["finetune_epochs"]:
-        finetuning = (
-            f"{recipe['finetune_epochs']} epochs of what was left, KL weight {recipe['finetune_kl_weight']:g}, "
-        )
+        also = f"{recipe['finetune_epochs']} epochs of what was left, KL weight {recipe['finetune_kl_weight']:g}, "
+    for phase, pixels in (("", recipe["shift"]), (" of what was left", recipe["finetune_shift"])):
+        if pixels:
+            also += f"training pictures{phase} moved by up to {pixels} pixels, "
+    if recipe["flip"]:
+        also += "and mirrored, "
     cuts = ", ".join(f"{name} {t['value']:.2f} ({t['method']})" for name, t in metrics["thresholds"].items())
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
-        f"{recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, {finetuning}{metrics['seconds']:.0f} s in all.",
+        f"{recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, {also}{metrics['seconds']:.0f} s in all.",
         "",
     ]
     return "\n".join(lines)
