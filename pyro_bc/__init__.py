@@ -11,10 +11,11 @@
 """
 
 from .compressed import CompressedNetwork, Compression, compress, load, read
-from .datasets import Batches, load_dataset
+from .datasets import Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
 from .elbo import ElboTerms, elbo_terms
 from .errors import PyroBCError
+from .export import OnnxNetwork, to_int8, to_onnx
 from .guides import FactorizedGuide
 from .infer import Epoch, FitResult, fit
 from .likelihoods import Bernoulli, Categorical, Likelihood, Normal
@@ -47,8 +48,10 @@ __all__ = [
     "LogUniform",
     "Normal",
     "NormalJeffreys",
+    "OnnxNetwork",
     "Prior",
     "PyroBCError",
+    "ShiftAndFlip",
     "StandardNormal",
     "bayesianize",
     "compress",
@@ -61,4 +64,6 @@ __all__ = [
     "local_reparameterization",
     "read",
     "summarize",
+    "to_int8",
+    "to_onnx",
 ]

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--finetune-kl-weight", type=float, help="weight of the KL there (default: the recipe's)")
     job.add_argument("--finetune-shift", type=int, help="pixels that pictures move there (default: the recipe's)")
     job.add_argument("--train-limit", type=int, metavar="N", help="train on the first N examples only")
+    job.add_argument("--batch-norm", default="fold", help="fold it before the Bayesian training, or keep it in it")
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
         "--threshold", action="append", default=[], metavar="LAYER=VALUE",
@@ -183,7 +184,7 @@ def _export(args: argparse.Namespace) -> None:
     for path in filter(None, (args.onnx, args.int8)):
         if not Path(path).absolute().parent.is_dir():
             raise UsageError(f"'{path}' cannot be written: there is no such folder")
-    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, compressed.read_bytes(args.file))
+    stored = compressed.read(args.file)
     if not stored.input_shape:
         raise UsageError(f"'{args.file}' does not say what shape its input has; use pyro_bc.to_onnx with that shape")
     data = _data_for(args, stored) if args.data else None

@@ -1,7 +1,8 @@
 """The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
 
+import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import separate_heads
 from .checkpoint import write_atomically
 from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
 from .fileformat import Contents, Integers, Selection, Stored, decode, encode, values
@@ -75,31 +77,46 @@ class CompressedNetwork(Contents):
         """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights."""
         return GraphNetwork(self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers)
 
-    def to_bytes(self) -> bytes:
-        """The file's content; the same network always gives the same bytes."""
-        return encode(self)
+    def to_bytes(self, net: nn.Module | None = None) -> bytes:
+        """The file's content; the same network always gives the same bytes.
+
+        :param net: as for :meth:`save`.
+        """
+        return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
 
     @staticmethod
-    def from_bytes(data: bytes) -> "CompressedNetwork":
-        """:raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file."""
-        return read_sections(data)[0]
+    def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
+        """The network that :meth:`to_bytes` wrote.
 
-    def save(self, path: str | os.PathLike) -> int:
+        :param net: as for :func:`load`.
+        :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+        """
+        return read_sections(data, net)[0]
+
+    def save(self, path: str | os.PathLike, net: nn.Module | None = None) -> int:
         """Write the file, whole or not at all; an existing one is replaced.
 
+        :param net: an instance of the class that the network was made from, its weights do not matter: the file then
+            leaves out what its graph says already, and can be loaded only with such an instance (and a version of
+            torch that reads the same graph from it).
         :returns: the file's size in bytes.
         """
-        data = self.to_bytes()
+        data = self.to_bytes(net)
         write_atomically(path, data)
         return len(data)
 
 
-def read_sections(data: bytes) -> tuple[CompressedNetwork, dict[str, float]]:
+def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:
+    """The graph of a network for inputs of a shape, heads as in a Bayesian network."""
+    return lambda shape: read_graph(separate_heads(copy.deepcopy(net)), torch.zeros(2, *shape))
+
+
+def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:
     """A file's network, and how many bytes each of its sections takes (fractions, by information content).
 
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
-    contents, sections = decode(data)
+    contents, sections = decode(data, None if net is None else _dense_graph(net))
     return CompressedNetwork(**vars(contents), thresholds={}), sections
 
 
@@ -240,12 +257,17 @@ def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
     return arguments[0].detach().to(device)
 
 
-def read(path: str | os.PathLike) -> CompressedNetwork:
+def read(path: str | os.PathLike, net: nn.Module | None = None) -> CompressedNetwork:
     """The compressed network in a ``.pbc`` file, with its codes, bits and figures.
 
+    :param net: as for :func:`load`.
     :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
     """
-    return CompressedNetwork.from_bytes(read_bytes(path))
+    data = read_bytes(path)
+    try:
+        return CompressedNetwork.from_bytes(data, net)
+    except CompressedFileError as error:
+        raise CompressedFileError(f"'{path}': {error}") from None
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -256,15 +278,13 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def load(path: str | os.PathLike) -> nn.Module:
+def load(path: str | os.PathLike, net: nn.Module | None = None) -> nn.Module:
     """The network in a ``.pbc`` file, ready to use: an ``nn.Module`` in evaluation mode.
 
     It takes what the original took, input normalisation included: pictures as float tensors in [0, 1] of shape
     ``(N, C, H, W)`` for the shipped networks. Neither pickle nor the original class is needed.
 
+    :param net: for a file that was saved with ``net=…``, an instance of the same class; its weights do not matter.
     :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
     """
-    try:
-        return read(path).network()
-    except CompressedFileError as error:
-        raise CompressedFileError(f"'{path}': {error}") from None
+    return read(path, net).network()

@@ -13,7 +13,11 @@ varint, …       number of dimensions of one input, and each of them (0 where u
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph`): a varint, index into
                 :data:`~pyro_bc.graph.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
-                arguments and for each its name, as an argument, and its value
+                arguments and for each its name, as an argument, and its value.
+                0 where the file leaves the graph out; instead of nodes there is then a CRC-32
+                (little-endian) of the dictionary, a varint, and that many bytes: number of nodes and nodes
+                as above, deflated (RFC 1951) with a preset dictionary, the nodes of the dense network's
+                graph as they would be written with numbers of 8 fraction bits that are all 0
 rest            one range-coded stream (:mod:`pyro_bc.codec`) with the tensors' codes, in their order
 ==============  ====================================================================================
 
@@ -44,7 +48,7 @@ of a fixed list, applied to tensors of the file and to the input.
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,13 +58,13 @@ from torch import Tensor
 
 from .codec import Decoder, Encoder
 from .errors import CompressedFileError
-from .graph import OPERATIONS, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
+from .graph import OPERATIONS, Graph, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
 from .precision import FixedPoint
 
 _MAGIC, _VERSION = b"PBC", 2
 _TABLE_SYMBOLS = 4096
 # What a file may claim: more is refused before anything is allocated.
-_MOST_PARAMETERS, _MOST_NODES, _MOST_TENSORS = 1 << 28, 1 << 16, 1 << 16
+_MOST_PARAMETERS, _MOST_NODES, _MOST_TENSORS, _MOST_HEADER = 1 << 28, 1 << 16, 1 << 16, 1 << 24
 _NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
 _CONSTANTS = (None, False, True)
 
@@ -151,16 +155,28 @@ class Contents:
         return tuple(layers.values())
 
 
-def encode(contents: Contents) -> bytes:
-    """The file's bytes; the same contents always give the same bytes."""
+def encode(contents: Contents, dense: Graph | None = None) -> bytes:
+    """The file's bytes; the same contents always give the same bytes.
+
+    :param dense: the dense network's graph, if the file is to leave out what follows from it.
+    """
     header = _Writer(contents)
     header.varint(contents.dense_parameters)
     header.varint(len(contents.input_shape))
     for size in contents.input_shape:
         header.varint(size)
-    header.varint(len(contents.nodes))
-    for index, node in enumerate(contents.nodes):
-        header.node(index, node)
+    if dense is None:
+        header.nodes()
+    else:
+        dictionary = _dictionary(dense)
+        nodes = _Writer(contents)
+        nodes.nodes()
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_FIXED, dictionary)
+        deflated = deflate.compress(bytes(nodes.data)) + deflate.flush()
+        header.varint(0)
+        header.data += struct.pack("<I", zlib.crc32(dictionary))
+        header.varint(len(deflated))
+        header.data += deflated
     coder = Encoder()
     for tensor in contents.tensors.values():
         _encode_tensor(coder, tensor)
@@ -168,9 +184,46 @@ def encode(contents: Contents) -> bytes:
     return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
 
-def decode(data: bytes) -> tuple[Contents, dict[str, float]]:
+def _dictionary(dense: Graph) -> bytes:
+    """The nodes of a network's graph, as they would be written if all of its numbers were 0."""
+    tensors: dict[str, Stored] = {}
+    for name, tensor in dense.tensors.items():
+        zeros = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+        tensors[name] = FixedPoint(zeros, 8) if tensor.is_floating_point() else Integers(zeros)
+    weights = [node.args[1].name for node in dense.nodes if is_layer(node)]
+    shapes = {name: (dense.tensors[name].shape[0], dense.tensors[name].shape[1]) for name in weights}
+    writer = _Writer(Contents(dense.nodes, tensors, shapes, 1, (), dense.buffers))
+    writer.nodes()
+    return bytes(writer.data)
+
+
+def _inflated(reader: "_Reader", dense: Graph | None) -> "_Reader":
+    """A reader of the nodes of a file that leaves its graph out."""
+    checksum = struct.unpack("<I", reader.take(4))[0]
+    deflated = reader.take(reader.varint())
+    if dense is None:
+        raise CompressedFileError(
+            "the file leaves the network's graph out: load it with net=…, an instance of the class it was made from"
+        )
+    dictionary = _dictionary(dense)
+    if zlib.crc32(dictionary) != checksum:
+        raise CompressedFileError(
+            "the file leaves the network's graph out, and the one given with net=… is not the one it was made from"
+        )
+    inflate = zlib.decompressobj(-15, dictionary)
+    try:
+        nodes = inflate.decompress(deflated, _MOST_HEADER)
+    except zlib.error as error:
+        raise CompressedFileError(f"the file's graph is damaged ({error})") from None
+    if not inflate.eof:
+        raise CompressedFileError("the file's graph is damaged, or larger than is allowed")
+    return _Reader(nodes)
+
+
+def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
     """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
 
+    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of a given shape.
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
     if data[:3] != _MAGIC or len(data) < 8:
@@ -186,11 +239,15 @@ def decode(data: bytes) -> tuple[Contents, dict[str, float]]:
     reader = _Reader(body)
     dense_parameters = reader.varint()
     input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
-    nodes = tuple(reader.node(index) for index in range(reader.at_most(_MOST_NODES)))
+    outer, count = reader, reader.at_most(_MOST_NODES)
+    if not count:
+        reader = _inflated(outer, dense(input_shape) if dense is not None else None)
+        count = reader.at_most(_MOST_NODES)
+    nodes = tuple(reader.node(index) for index in range(count))
     if not nodes or dense_parameters < 1:
         raise CompressedFileError("the file claims an empty network")
-    sections = {"header": 8.0 + reader.position}
-    coder = Decoder(body[reader.position :])
+    sections = {"header": 8.0 + outer.position}
+    coder = Decoder(body[outer.position :])
     tensors: dict[str, Stored] = {}
     for name, plan in reader.plans.items():
         tensors[name] = _decode_tensor(coder, plan)
@@ -330,6 +387,11 @@ class _Writer:
         self.data.append(16 * kind + min(payload, 15))
         if payload >= 15:
             self.varint(payload)
+
+    def nodes(self) -> None:
+        self.varint(len(self.contents.nodes))
+        for index, node in enumerate(self.contents.nodes):
+            self.node(index, node)
 
     def node(self, index: int, node: Node) -> None:
         self.varint(OPERATIONS.index(node.op))

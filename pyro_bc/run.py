@@ -16,7 +16,7 @@ Everything goes into one folder, from which an interrupted run continues:
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,8 @@ class Settings:
     :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
     :param finetune_kl_weight: weight of the KL there, None for the recipe's.
     :param thresholds: explicit pruning thresholds by layer, of the first training.
+    :param batch_norm: ``fold`` it into the layers before the Bayesian training, or ``keep`` it there, with the batch's
+        own statistics, and collect them anew after pruning.
     :param precision: rule that sets the bits.
     :param train_limit: train on the first so many examples only, None for all.
     :param development: hold out the end of the training set and report on it, instead of the test set.
@@ -85,6 +87,7 @@ class Settings:
     finetune_kl_weight: float | None = None
     finetune_shift: int | None = None
     train_limit: int | None = None
+    batch_norm: str = "fold"
     seed: int = 0
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
@@ -127,13 +130,11 @@ def _recipe(settings: Settings) -> Recipe:
     if settings.data == "digits":
         return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
     if settings.net == "lenet-5-caffe":
-        plan = Recipe(epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2)
-        if settings.prior == "gnj":
-            return replace(
-                plan, log_learning_rate=5e-2, learning_rate=3e-3, finetune_epochs=48, finetune_kl_weight=0.6,
-                finetune_shift=1,
-            )  # fmt: skip
-        return replace(plan, learning_rate=2e-3, finetune_epochs=24, finetune_kl_weight=0.7)
+        plan = Recipe(
+            epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, learning_rate=2e-3,
+            finetune_epochs=48, finetune_kl_weight=0.6, finetune_shift=1,
+        )  # fmt: skip
+        return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3) if settings.prior == "gnj" else plan
     if settings.data.startswith("cifar-10"):
         return Recipe(
             epochs=100, pretrain_epochs=100, kl_weight=0.2, log_learning_rate=2e-2, finetune_epochs=40,
@@ -172,6 +173,8 @@ def run(
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     if settings.precision not in RULES:
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
+    if settings.batch_norm not in ("fold", "keep"):
+        raise UsageError(f"batch_norm is fold or keep, not '{settings.batch_norm}'")
     data = load_dataset(settings.data, data_dir)
     if settings.development:
         data = data.development()
@@ -207,14 +210,19 @@ def run(
     dense_error = error_percent(dense, data.test_x, data.test_y)
     parameters = sum(p.numel() for p in dense.parameters())
     say(f"dense network: {parameters:,} parameters, error {dense_error:.2f} %")
+    collect: Sequence[Tensor] | None = None
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
-        dense = fold_batch_norm(dense, data.train_x[:2])
+        if settings.batch_norm == "keep":
+            dense.train()
+            collect = data.train_x[:2000].split(plan.batch_size)
+        else:
+            dense = fold_batch_norm(dense, data.train_x[:2])
 
     train = partial(
         _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
     )
     model, guide, history = train(dense, plan=plan, checkpoint=out / "checkpoint", after_epoch=epochs_here.append)
-    how = partial(compressed.compress, model, guide, thresholds=settings.thresholds)
+    how = partial(compressed.compress, model, guide, thresholds=settings.thresholds, batch_norm_loader=collect)
     if plan.finetune_epochs:
         first = how()
         left = "-".join(map(str, first.architecture))
@@ -245,6 +253,7 @@ def _open_folder(out: Path, settings: Settings, resume: bool) -> Path:
         if not file.is_file():
             raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")
         saved = json.loads(file.read_text())
+        saved = asdict(Settings(settings.net, settings.prior, settings.data)) | saved  # older runs lack newer settings
         differing = [key for key, value in json.loads(written).items() if saved.get(key) != value]
         if differing:
             given = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)

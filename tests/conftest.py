@@ -27,3 +27,11 @@ def mnist_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"MNIST is not at {folder}")
     return folder
+
+
+@pytest.fixture
+def cifar_folder() -> Path:
+    folder = SHARED_DATA / "cifar10-jpeg"
+    if not folder.is_dir():
+        pytest.skip(f"CIFAR-10 (JPEG copy) is not at {folder}")
+    return folder

@@ -96,7 +96,10 @@ GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
     [
         ({"--net": "lenet-9000"}, "unknown network 'lenet-9000'; there are lenet-300-100"),
         ({"--prior": "spike"}, "unknown prior 'spike'; there are gnj, ghs, svd, normal"),
-        ({"--data": "imagenet"}, "unknown data set 'imagenet'; there are digits, mnist, fashion-mnist"),
+        (
+            {"--data": "imagenet"},
+            "unknown data set 'imagenet'; there are digits, mnist, fashion-mnist, cifar-10, cifar-10-jpeg",
+        ),
         ({"--data": "mnist", "--data-dir": "/nowhere"}, "data folder '/nowhere' does not exist"),
         ({"--precision": "float"}, "unknown precision rule 'float'; there are posterior, paper"),
         ({"--epochs": "0"}, "epochs must be at least 1"),
@@ -104,6 +107,11 @@ GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
         ({"--learning-rate": "nan"}, "learning_rate must be positive"),
         ({"--threshold": "fc9=1"}, "a threshold is given for 'fc9', but the layers are fc1, fc2, fc3"),
         ({"--threshold": "fc1=high"}, "--threshold takes LAYER=VALUE"),
+        ({"--batch-norm": "drop"}, "batch_norm is fold or keep, not 'drop'"),
+        ({"--pretrained": "/nowhere.safetensors"}, "'/nowhere.safetensors' is not a readable safetensors file"),
+        ({"--train-limit": "9999"}, "the training set has 1,437 examples"),
+        ({"--shift": "-1"}, "shifts at least 0"),
+        ({"--batch-size": "0"}, "batch_size must be at least 1"),
         ({"--resume": None}, "holds no run to resume"),
     ],
 )

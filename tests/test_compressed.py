@@ -214,6 +214,25 @@ def test_a_network_of_the_users_own_goes_through_the_file_without_its_class(tmp_
     assert torch.allclose(torch.load(tmp_path / "y.pt"), net.eval()(x), atol=2e-3)
 
 
+def test_a_file_can_leave_the_graph_to_the_users_class(tmp_path):
+    torch.manual_seed(2)
+    model, guide = fitted(Branches(), inputs=(1, 9, 9), log_variance=-9.0)
+    with torch.no_grad():
+        loc, log_variance = guide.parameters_of("net.stem.scale")
+        loc[2], log_variance[2] = 1e-4, 4.0
+    small = pyro_bc.compress(model, guide)
+    whole, brief = small.save(tmp_path / "whole.pbc"), small.save(tmp_path / "brief.pbc", net=Branches())
+    assert brief < whole - 50
+    x = torch.rand(4, 1, 9, 9)
+    expected = pyro_bc.load(tmp_path / "whole.pbc")(x)
+    assert torch.equal(pyro_bc.load(tmp_path / "brief.pbc", net=Branches())(x), expected)
+    assert torch.equal(pyro_bc.load(tmp_path / "whole.pbc", net=Branches())(x), expected)  # not needed, no harm
+    with pytest.raises(CompressedFileError, match=r"brief\.pbc.*leaves the network's graph out: load it with net="):
+        pyro_bc.load(tmp_path / "brief.pbc")
+    with pytest.raises(CompressedFileError, match="is not the one it was made from"):
+        pyro_bc.load(tmp_path / "brief.pbc", net=nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
 def test_missing_files_and_half_written_ones(tmp_path, monkeypatch):
     with pytest.raises(CompressedFileError, match="cannot be read"):
         pyro_bc.load(tmp_path / "none.pbc")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_bc.datasets import Batches, load_dataset
+from pyro_bc.datasets import Batches, Dataset, ShiftAndFlip, load_dataset
 from pyro_bc.errors import DataError
 
 
@@ -66,3 +66,63 @@ def test_a_download_that_fails_names_both_ways_out(monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", fail)
     with pytest.raises(DataError, match=r"Name or service not known.*--data-dir or \$PYRO_BC_DATA"):
         load_dataset("mnist")
+
+
+def test_the_copy_of_cifar_10_is_named_so_and_mixes_its_classes(cifar_folder):
+    data = load_dataset("cifar-10-jpeg", cifar_folder)
+    assert data.name == "CIFAR-10 (JPEG copy)" and data.held_out == 5000
+    assert data.train_x.shape == (50_000, 3, 32, 32) and data.test_x.shape == (10_000, 3, 32, 32)
+    assert torch.bincount(data.train_y).tolist() == [5000] * 10 and torch.bincount(data.test_y).tolist() == [1000] * 10
+    assert (torch.bincount(data.development().test_y) - 500).abs().max() < 80
+    # The published means of CIFAR-10's channels: the copy is of those pictures.
+    means = data.train_x.mean((0, 2, 3)).tolist()
+    assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=2e-3)
+
+
+def test_cifar_10_is_found_in_either_format_or_named_as_missing(tmp_path, monkeypatch):
+    from test_cifar import binary_batches, python_batches, unpack
+
+    monkeypatch.delenv("PYRO_BC_DATA", raising=False)
+    found = [load_dataset("cifar-10", unpack(tmp_path / "py", python_batches()))]
+    found.append(load_dataset("cifar-10", unpack(tmp_path / "bin" / "cifar-10", binary_batches()).parent))
+    assert torch.equal(found[0].train_x, found[1].train_x) and found[0].name == "CIFAR-10"
+    assert found[0].train_x.max() <= 1 and found[0].train_y.dtype == torch.int64
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"does not hold cifar-10-python\.tar\.gz"):
+        load_dataset("cifar-10", tmp_path / "empty")
+    for folder in (tmp_path / "empty", None):
+        with pytest.raises(DataError, match=r"holds cifar10-jpeg\.tar\.xz"):
+            load_dataset("cifar-10-jpeg", folder)
+    with pytest.raises(DataError, match="does not exist"):
+        load_dataset("cifar-10-jpeg", tmp_path / "none")
+
+
+def test_shifted_pictures_are_the_picture_moved_with_black_behind_it():
+    x = torch.rand(300, 2, 5, 4) + 0.1
+    moved = ShiftAndFlip(shift=2)(x)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    places = [padded[:, :, r : r + 5, c : c + 4] for r in range(5) for c in range(5)]
+    equal = torch.stack([(place == moved).flatten(1).all(1) for place in places])
+    assert torch.equal(equal.sum(0), torch.ones(300, dtype=torch.int64))  # each is exactly one of the 25
+    assert equal.sum(1).min() >= 1  # and every one of them occurs
+    assert torch.equal(ShiftAndFlip()(x), x)
+    flipped = ShiftAndFlip(flip=True)(x)
+    same, mirrored = ((flipped == y).flatten(1).all(1) for y in (x, x.flip(3)))
+    assert torch.equal(same, ~mirrored) and 100 < int(same.sum()) < 200
+
+
+def test_only_shuffled_batches_are_augmented():
+    x = torch.zeros(6, 1, 2, 2)
+    for shuffle, expected in ((True, 1.0), (False, 0.0)):
+        batches = Batches(x, x, 4, shuffle, augment=lambda batch: batch + 1)
+        assert all(a.unique().tolist() == [expected] for a, _ in batches)
+
+
+def test_a_limited_set_keeps_its_test_part():
+    data = load_dataset("digits")
+    few = data.limited(20)
+    assert isinstance(few, Dataset) and torch.equal(few.train_y, data.train_y[:20])
+    assert torch.equal(few.test_x, data.test_x)
+    for examples in (0, 1438):
+        with pytest.raises(DataError, match="1,437 examples"):
+            data.limited(examples)

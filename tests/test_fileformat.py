@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError
-from pyro_bc.fileformat import Integers, Selection
-from pyro_bc.graph import Named, Node, Value
+from pyro_bc.fileformat import Contents, Integers, Selection, decode, encode
+from pyro_bc.graph import Named, Node, Value, read_graph
 from pyro_bc.precision import FixedPoint
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
@@ -104,3 +104,24 @@ def test_newer_versions_and_other_files_say_so():
         CompressedNetwork.from_bytes(data[:3] + b"\x03" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")
+
+
+def test_a_file_without_its_graph_survives_damage_as_a_clear_error():
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    graph = read_graph(net, torch.rand(2, 6))
+    weights = {name: FixedPoint((16 * tensor).round().long(), 4) for name, tensor in graph.tensors.items()}
+    shapes = {"0.weight": (4, 6), "2.weight": (3, 4)}
+    data = encode(Contents(graph.nodes, weights, shapes, 43, (6,), frozenset()), graph)
+    assert decode(data, lambda shape: graph)[0].nodes == decode(encode(decode(data, lambda s: graph)[0]))[0].nodes
+    outcomes = {"network": 0, "refused": 0}
+    for position in range(8, len(data)):
+        for change in (1, 2, 16, 255):
+            body = bytearray(data[8:])
+            body[position - 8] ^= change
+            damaged = data[:4] + struct.pack("<I", zlib.crc32(bytes(body))) + bytes(body)
+            try:
+                decode(damaged, lambda shape: graph)
+                outcomes["network"] += 1
+            except CompressedFileError:
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 20 and sum(outcomes.values()) == 4 * (len(data) - 8)

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file, save_model
 from torch import nn
 
+from pyro_bc import load_dataset, read
+from pyro_bc.checkpoint import load_checkpoint
 from pyro_bc.errors import CheckpointError, UsageError
+from pyro_bc.networks import NETWORKS, lenet_300_100
 from pyro_bc.run import PRIORS, Settings, error_percent, recipe, report, run
 
 
@@ -54,6 +58,54 @@ def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_p
     resumed = run(again, tmp_path / "again", resume=True, progress=False)
     assert (tmp_path / "again" / "network.pbc").read_bytes() == file
     assert resumed["training_seconds"] == metrics["training_seconds"]
+
+
+def normalised(picture_shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(picture_shape[0], 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(),
+        nn.Linear(8 * 36, classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_norm):
+    monkeypatch.setitem(NETWORKS, "normalised", normalised)
+    few = {"epochs": 5, "pretrain_epochs": 15, "batch_size": 20, "train_limit": 821, "shift": 1}
+    settings = Settings("normalised", "gnj", "digits", **few, batch_norm=batch_norm, development=True)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["compressed"]["error_percent"] < 15  # chance is 90
+    assert metrics["recipe"]["batch_size"] == 20 and "moved by up to 1 pixel" in report(metrics)
+    names = load_checkpoint(tmp_path / "out" / "checkpoint")[0]
+    assert any("running_var" in name for name in names) is (batch_norm == "keep")
+    small = read(tmp_path / "out" / "network.pbc")
+    assert not any(node.op == "batch_norm" for node in small.nodes)
+
+
+def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
+    torch.manual_seed(3)
+    net = lenet_300_100((1, 8, 8))
+    file = tmp_path / "net.safetensors"
+    save_model(net, file)
+    settings = Settings("lenet-300-100", "gnj", "digits", pretrained=str(file), epochs=1)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["recipe"]["pretrain_epochs"] == 0
+    data = load_dataset("digits")
+    assert metrics["dense"]["error_percent"] == error_percent(net, data.test_x, data.test_y)
+    assert torch.equal(load_checkpoint(tmp_path / "out" / "dense.safetensors")[0]["fc2.weight"], net.fc2.weight)
+    weights = dict(net.state_dict())
+    wrong = {
+        "holds no 'fc2.bias'": {name: w for name, w in weights.items() if name != "fc2.bias"},
+        r"'fc1.weight' has shape \(3, 4\).*\(300, 64\)": weights | {"fc1.weight": torch.zeros(3, 4)},
+        "holds 'fc4.weight', which": weights | {"fc4.weight": torch.zeros(3, 4)},
+    }
+    for message, tensors in wrong.items():
+        save_file(tensors, file)
+        with pytest.raises(UsageError, match=message):
+            run(settings, tmp_path / "other", progress=False)
+    file.write_bytes(b"none")
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
+        run(settings, tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
 
 
 def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
