@@ -59,8 +59,8 @@ def test_the_compressed_network_normalises_by_what_its_pruned_layers_give():
     new = pyro_bc.compress(model, guide, thresholds=cut, noise_ratio=1e-3, batch_norm_loader=x.split(128))
     assert old.architecture == new.architecture == (4, 4)
     net[0].weight.data[:, :4] = 0
-    z = guide.parameters_of("net.0.scale")[0]
-    net[0].weight.data *= z
+    for name in ("0", "3"):
+        net.get_submodule(name).weight.data *= guide.parameters_of(f"net.{name}.scale")[0].detach()
     update_bn(x.split(128), net)
     net.eval()
     assert torch.allclose(new.network()(x), net(x), atol=0.02)
