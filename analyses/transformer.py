@@ -52,9 +52,9 @@ def pretrain(net, data, epochs):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--pretrain-epochs", type=int, default=40)
-    parser.add_argument("--kl-weight", type=float, default=0.1)
+    parser.add_argument("--kl-weight", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--development", action="store_true", help="measure on held-out training data")
