@@ -14,7 +14,8 @@ from .errors import CompressedFileError, PyroBCError, UsageError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .networks import NETWORKS
 from .precision import RULES
-from .run import PRIORS, Settings, error_percent, report, run
+from .recipes import Settings
+from .run import PRIORS, error_percent, report, run
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""The job's parts: error counted exactly, recipes overridden by settings, the report's figures those of the metrics."""
+"""The job's parts: error counted exactly, the report's figures those of the metrics."""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from pyro_bc import load_dataset, read
 from pyro_bc.checkpoint import load_checkpoint
 from pyro_bc.errors import CheckpointError, UsageError
 from pyro_bc.networks import NETWORKS, lenet_300_100
-from pyro_bc.run import PRIORS, Settings, error_percent, recipe, report, run
+from pyro_bc.recipes import Settings
+from pyro_bc.run import PRIORS, error_percent, report, run
 
 
 def test_error_percent_counts_every_wrong_answer_once():
@@ -18,13 +19,6 @@ def test_error_percent_counts_every_wrong_answer_once():
     y[:7] = (y[:7] + 1) % 4
     for batch_size in (7, 60, 1000):
         assert error_percent(nn.Identity(), x, y, batch_size) == 100 * 7 / 120
-
-
-def test_settings_override_the_recipe_and_nothing_else():
-    plain = recipe(Settings("lenet-300-100", "gnj", "digits"))
-    changed = recipe(Settings("lenet-300-100", "gnj", "digits", epochs=3, kl_weight=1.0))
-    assert (changed.epochs, changed.kl_weight) == (3, 1.0)
-    assert (changed.learning_rate, changed.pretrain_epochs) == (plain.learning_rate, plain.pretrain_epochs)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -1,0 +1,99 @@
+"""What a run of the command is: the settings that a user gives, and the recipe for all that they leave open."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is; two runs with equal settings give equal files on the same machine and threads.
+
+    :param epochs: of the Bayesian training; None for the recipe's.
+    :param pretrained: safetensors file with the weights of a trained dense network, by its parameters' names.
+    :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's, or for 0 where a
+        pretrained one is given.
+    :param batch_size: of both trainings, None for the recipe's.
+    :param shift: move training pictures at random by at most so many pixels, None for the recipe's.
+    :param finetune_shift: the same in the pruned network's training, None for the recipe's.
+    :param learning_rate: Adam's, of both trainings, None for the recipe's.
+    :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
+    :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
+    :param finetune_kl_weight: weight of the KL there, None for the recipe's.
+    :param thresholds: explicit pruning thresholds by layer, of the first training.
+    :param batch_norm: ``fold`` it into the layers before the Bayesian training, or ``keep`` it there, with the batch's
+        own statistics, and collect them anew after pruning.
+    :param precision: rule that sets the bits.
+    :param train_limit: train on the first so many examples only, None for all.
+    :param development: hold out the end of the training set and report on it, instead of the test set.
+    """
+
+    net: str
+    prior: str
+    data: str
+    epochs: int | None = None
+    pretrained: str | None = None
+    pretrain_epochs: int | None = None
+    batch_size: int | None = None
+    shift: int | None = None
+    learning_rate: float | None = None
+    kl_weight: float | None = None
+    finetune_epochs: int | None = None
+    finetune_kl_weight: float | None = None
+    finetune_shift: int | None = None
+    train_limit: int | None = None
+    batch_norm: str = "fold"
+    seed: int = 0
+    thresholds: Mapping[str, float] | None = None
+    precision: str = "posterior"
+    development: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training settings by data set and prior, chosen on held-out data (``Settings.development``).
+
+    Those for CIFAR-10 are a start: they have not been run in full.
+    """
+
+    epochs: int
+    pretrain_epochs: int
+    kl_weight: float
+    log_learning_rate: float
+    learning_rate: float = 1e-3
+    finetune_epochs: int = 0
+    finetune_kl_weight: float = 0.1
+    batch_size: int = 128
+    shift: int = 0
+    finetune_shift: int = 0
+    flip: bool = False
+
+
+def recipe(settings: Settings) -> Recipe:
+    """The recipe of a run, with what its settings override."""
+    given = {name: value for name, value in asdict(settings).items() if name in _OVERRIDABLE and value is not None}
+    plan = _recipe(settings)
+    if settings.pretrained is not None:
+        plan = replace(plan, pretrain_epochs=0)
+    return replace(plan, **given)
+
+
+_OVERRIDABLE = {field.name for field in fields(Recipe)}
+
+
+def _recipe(settings: Settings) -> Recipe:
+    if settings.data == "digits":
+        return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
+    if settings.net == "lenet-5-caffe":
+        plan = Recipe(
+            epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, learning_rate=2e-3,
+            finetune_epochs=48, finetune_kl_weight=0.6, finetune_shift=1,
+        )  # fmt: skip
+        return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3) if settings.prior == "gnj" else plan
+    if settings.data.startswith("cifar-10"):
+        return Recipe(
+            epochs=100, pretrain_epochs=100, kl_weight=0.2, log_learning_rate=2e-2, finetune_epochs=40,
+            finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
+        )  # fmt: skip
+    if settings.prior == "gnj":
+        return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
+    return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
