@@ -21,7 +21,7 @@ SHORT = [
     "--epochs", "2", "--finetune-epochs", "0", "--shift", "2", "--seed", "0",
 ]  # fmt: skip
 RUNS = {
-    "vgg-16": ["--prior", "gnj", "--kl-weight", "2e-5", "--batch-norm", "fold"],
+    "vgg-16": ["--prior", "gnj", "--kl-weight", "2e-5", "--pretrain-learning-rate", "3e-4", "--batch-norm", "fold"],
     "resnet-18": ["--prior", "gnj", "--kl-weight", "2e-5", "--batch-norm", "keep"],
 }
 

@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument(
         "--learning-rate", type=float, help="of the means, and of the dense network (default: the recipe's)"
     )
+    job.add_argument("--pretrain-learning-rate", type=float, help="of the dense network alone (default: the recipe's)")
+    job.add_argument("--log-learning-rate", type=float, help="of log-variances (default: the recipe's)")
     job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
     job.add_argument(
         "--finetune-epochs", type=int, help="epochs of training on after pruning, 0 for none (default: the recipe's)"

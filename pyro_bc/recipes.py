@@ -15,7 +15,9 @@ class Settings:
     :param batch_size: of both trainings, None for the recipe's.
     :param shift: move training pictures at random by at most so many pixels, None for the recipe's.
     :param finetune_shift: the same in the pruned network's training, None for the recipe's.
-    :param learning_rate: Adam's, of both trainings, None for the recipe's.
+    :param learning_rate: Adam's, of means, and of the dense network unless it has its own; None for the recipe's.
+    :param pretrain_learning_rate: of the dense network, None for the recipe's.
+    :param log_learning_rate: of log-variances and of the locations of log-normals, None for the recipe's.
     :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
     :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
     :param finetune_kl_weight: weight of the KL there, None for the recipe's.
@@ -36,6 +38,8 @@ class Settings:
     batch_size: int | None = None
     shift: int | None = None
     learning_rate: float | None = None
+    pretrain_learning_rate: float | None = None
+    log_learning_rate: float | None = None
     kl_weight: float | None = None
     finetune_epochs: int | None = None
     finetune_kl_weight: float | None = None
@@ -60,6 +64,7 @@ class Recipe:
     kl_weight: float
     log_learning_rate: float
     learning_rate: float = 1e-3
+    pretrain_learning_rate: float | None = None
     finetune_epochs: int = 0
     finetune_kl_weight: float = 0.1
     batch_size: int = 128
@@ -90,9 +95,10 @@ def _recipe(settings: Settings) -> Recipe:
         )  # fmt: skip
         return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3) if settings.prior == "gnj" else plan
     if settings.data.startswith("cifar-10"):
+        # Weights of deep networks are small, and once normalisation is folded nothing makes up for a large step.
         return Recipe(
-            epochs=100, pretrain_epochs=100, kl_weight=0.2, log_learning_rate=2e-2, finetune_epochs=40,
-            finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
+            epochs=100, pretrain_epochs=100, learning_rate=1e-4, pretrain_learning_rate=1e-3, log_learning_rate=1e-2,
+            kl_weight=0.2, finetune_epochs=40, finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
         )  # fmt: skip
     if settings.prior == "gnj":
         return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)

@@ -93,8 +93,10 @@ def run(
         or plan.batch_size < 1
     ):
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
-    if not (0 < plan.learning_rate < math.inf and 0 <= min(plan.kl_weight, plan.finetune_kl_weight) < math.inf):
-        raise UsageError("learning_rate must be positive and KL weights not negative, all finite")
+    rates = [plan.learning_rate, plan.log_learning_rate, plan.pretrain_learning_rate or plan.learning_rate]
+    weights = [plan.kl_weight, plan.finetune_kl_weight]
+    if not (all(0 < rate < math.inf for rate in rates) and all(0 <= weight < math.inf for weight in weights)):
+        raise UsageError("learning_rate must be positive (the others too) and KL weights not negative, all finite")
     if settings.thresholds:
         graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
         layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
@@ -208,7 +210,8 @@ def _dense_network(net: nn.Module, data: Dataset, plan: Recipe, file: Path, prog
     if file.exists():
         net.load_state_dict(load_checkpoint(file)[0])
         return net.eval()
-    optimizer = torch.optim.Adam(net.parameters(), plan.learning_rate, fused=True)
+    rate = plan.learning_rate if plan.pretrain_learning_rate is None else plan.pretrain_learning_rate
+    optimizer = torch.optim.Adam(net.parameters(), rate, fused=True)
     batches = _batches(data, plan)
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, 0.05, total_iters=max(1, plan.pretrain_epochs * len(batches))
