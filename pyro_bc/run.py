@@ -96,7 +96,7 @@ def run(
     rates = [plan.learning_rate, plan.log_learning_rate, plan.pretrain_learning_rate or plan.learning_rate]
     weights = [plan.kl_weight, plan.finetune_kl_weight]
     if not (all(0 < rate < math.inf for rate in rates) and all(0 <= weight < math.inf for weight in weights)):
-        raise UsageError("learning_rate must be positive (the others too) and KL weights not negative, all finite")
+        raise UsageError("learning rates must be positive and KL weights not negative, all finite")
     if settings.thresholds:
         graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
         layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
