@@ -22,7 +22,18 @@ SHORT = [
 ]  # fmt: skip
 RUNS = {
     "vgg-16": ["--prior", "gnj", "--kl-weight", "2e-5", "--pretrain-learning-rate", "3e-4", "--batch-norm", "fold"],
-    "resnet-18": ["--prior", "gnj", "--kl-weight", "2e-5", "--batch-norm", "keep"],
+    "resnet-18": [
+        "--prior",
+        "gnj",
+        "--kl-weight",
+        "2e-5",
+        "--learning-rate",
+        "1e-3",
+        "--log-learning-rate",
+        "2e-2",
+        "--batch-norm",
+        "keep",
+    ],  # fmt: skip
 }
 
 
