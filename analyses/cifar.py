@@ -33,7 +33,7 @@ RUNS = {
         "2e-2",
         "--batch-norm",
         "keep",
-    ],  # fmt: skip
+    ],
 }
 
 
