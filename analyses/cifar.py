@@ -18,8 +18,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 DATA = ["--data", "cifar-10-jpeg"]
 SHORT = [
-    "--prior", "gnj", "--kl-weight", "2e-5", "--learning-rate", "1e-3", "--log-learning-rate", "2e-2", "--batch-norm", "keep",
-    "--epochs", "2", "--finetune-epochs", "0", "--shift", "2", "--seed", "0",
+    "--prior", "gnj", "--kl-weight", "2e-5", "--learning-rate", "1e-3", "--log-learning-rate", "2e-2",
+    "--batch-norm", "keep", "--epochs", "2", "--finetune-epochs", "0", "--shift", "2", "--seed", "0",
 ]  # fmt: skip
 RUNS = {  # VGG-16's dropout wants more pretraining than ResNet-18 does before it leaves chance
     "vgg-16": ["--train-limit", "4000", "--batch-size", "16", "--pretrain-epochs", "12"],

@@ -58,7 +58,7 @@ def read_jpeg(path: Path) -> Arrays:
 def _picture(path: Path, name: str, data: bytes) -> np.ndarray:
     try:
         picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise DataError(f"'{name}' in '{path}' is not a readable picture ({error})") from None
     if picture.shape != (32, 32, 3):
         raise DataError(f"'{name}' in '{path}' has {picture.shape[1]} x {picture.shape[0]} pixels, not 32 x 32")
@@ -91,8 +91,10 @@ def _batches(path: Path, names: tuple[list[str], list[str]], read: Callable) -> 
     for part in names:
         try:
             batches = [read(found[name]) for name in part]
-        except (ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             raise DataError(f"'{path}' does not hold CIFAR-10's batches ({error})") from None
+        if any(len(x) != len(y) for x, y in batches):
+            raise DataError(f"'{path}' does not hold a class for each of its pictures")
         arrays += [np.concatenate(side) for side in zip(*batches, strict=True)]
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
@@ -109,9 +111,10 @@ def _python_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _labels(values: np.ndarray) -> np.ndarray:
-    if len(values) and values.max() >= len(CLASSES):
-        raise ValueError(f"a class is {values.max()}")
-    return values.astype(np.int64)
+    values = values.astype(np.int64)
+    for value in values[(values < 0) | (values >= len(CLASSES))]:
+        raise ValueError(f"a class is {value}")
+    return values
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -72,11 +72,13 @@ class Dataset:
 class Batches:
     """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
 
+    A last example that would be alone joins the batch before it, since batch normalisation has no variance of one.
+
     :param shuffle: off for evaluation.
     :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
 
     >>> [len(x) for x, y in Batches(torch.zeros(5, 1), torch.zeros(5), batch_size=2)]
-    [2, 2, 1]
+    [2, 3]
     """
 
     def __init__(
@@ -90,15 +92,21 @@ class Batches:
         self.x, self.y, self.batch_size, self.shuffle, self.augment = x, y, batch_size, shuffle, augment
 
     def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        return len(self._sizes())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.shuffle:
-            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+            yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
             return
-        for index in torch.randperm(len(self.x)).split(self.batch_size):
+        for index in torch.randperm(len(self.x)).split(self._sizes()):
             x = self.x[index]
             yield (x if self.augment is None else self.augment(x)), self.y[index]
+
+    def _sizes(self) -> list[int]:
+        whole, rest = divmod(len(self.x), self.batch_size)
+        if rest == 1 and whole and self.batch_size > 1:
+            return [self.batch_size] * (whole - 1) + [self.batch_size + 1]
+        return [self.batch_size] * whole + [rest] * bool(rest)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ def run(
         or plan.batch_size < 1
     ):
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
-    rates = [plan.learning_rate, plan.log_learning_rate, plan.pretrain_learning_rate or plan.learning_rate]
+    rates = [plan.learning_rate, plan.log_learning_rate]
+    if plan.pretrain_learning_rate is not None:
+        rates.append(plan.pretrain_learning_rate)
     weights = [plan.kl_weight, plan.finetune_kl_weight]
     if not (all(0 < rate < math.inf for rate in rates) and all(0 <= weight < math.inf for weight in weights)):
         raise UsageError("learning rates must be positive and KL weights not negative, all finite")
@@ -219,8 +221,6 @@ def _dense_network(net: nn.Module, data: Dataset, plan: Recipe, file: Path, prog
     net.train()
     for epoch in track(range(plan.pretrain_epochs), "dense network", disable=not progress, transient=True):
         for x, y in batches:
-            if len(x) == 1 and len(batches) > 1:
-                continue  # batch normalisation has no variance of one example
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
             loss.backward()

@@ -111,6 +111,11 @@ def test_what_is_no_cifar_is_one_clear_error_and_never_executed(tmp_path):
     binary["cifar-10-batches-bin/test_batch.bin"] = bytes([10]) + bytes(3072)
     with pytest.raises(DataError, match="a class is 10"):
         read_binary(unpack(tmp_path / "labels", binary.items()))
+    for labels, message in (([-1], "a class is -1"), ([3, 4], "a class for each of its pictures")):
+        batch = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": labels})
+        changed = dict(python_batches()) | {"cifar-10-batches-py/test_batch": batch}
+        with pytest.raises(DataError, match=message):
+            read_python(unpack(tmp_path / f"labels{len(labels)}", changed.items()))
     archive = tar(tmp_path / "whole.tar.gz", python_batches())
     archive.write_bytes(archive.read_bytes()[:-2000])
     with pytest.raises(DataError, match="not a readable archive"):

@@ -108,6 +108,7 @@ GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
         ({"--threshold": "fc9=1"}, "a threshold is given for 'fc9', but the layers are fc1, fc2, fc3"),
         ({"--threshold": "fc1=high"}, "--threshold takes LAYER=VALUE"),
         ({"--batch-norm": "drop"}, "batch_norm is fold or keep, not 'drop'"),
+        ({"--pretrain-learning-rate": "0"}, "learning rates must be positive"),
         ({"--pretrained": "/nowhere.safetensors"}, "'/nowhere.safetensors' is not a readable safetensors file"),
         ({"--train-limit": "9999"}, "the training set has 1,437 examples"),
         ({"--shift": "-1"}, "shifts at least 0"),

@@ -29,7 +29,8 @@ def test_batches_cover_the_set_once_in_an_order_of_torchs_generator():
     torch.manual_seed(1)
     assert torch.equal(first, torch.cat([a for a, _ in Batches(x, x, 3)])) and torch.equal(first.sort()[0], x)
     assert not torch.equal(first, x)
-    assert [len(a) for a, _ in Batches(x, x, 3, shuffle=False)] == [3, 3, 3, 1] and len(Batches(x, x, 3)) == 4
+    assert [len(a) for a, _ in Batches(x, x, 3, shuffle=False)] == [3, 3, 4] and len(Batches(x, x, 3)) == 3
+    assert [len(a) for a, _ in Batches(x, x, 4)] == [4, 4, 2] and len(Batches(x, x, 1)) == 10
 
 
 def test_mnist_is_read_from_the_original_files(mnist_folder, monkeypatch):
