@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from operator import attrgetter
@@ -22,13 +23,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .elbo import ElboTerms, elbo_terms
 from .errors import CheckpointError, NonFiniteLossError, UsageError
 from .graph import read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import summarize
 from .thresholds import choose_threshold
+from .training_step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
+
+#: more steps than this repay the time that compiling one takes.
+WORTH_COMPILING = 5000
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    compile: bool | None = None,
     after_epoch: Callable[[Epoch], None] | None = None,
 ) -> FitResult:
     r"""Maximise the ELBO with Adam; the guide holds the result.
@@ -97,6 +102,9 @@ def fit(
     :param checkpoint: file to write after each epoch.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
     :param progress: whether to show a progress bar.
+    :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to thirty
+        seconds); None to do so where there is a C++ compiler and more than :data:`WORTH_COMPILING` steps, and to go on
+        without where it fails. The noise is the same; sums are rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
@@ -117,7 +125,6 @@ def fit(
     if isinstance(model, BayesianNetwork):
         read_graph(model.skeleton, x)  # what compress cannot handle is said now, not after the training
     bounds = _log_variance_bounds(guide, max_scale or {})
-    optimizer = _optimizer(model, guide, learning_rate, log_learning_rate)
     settings = {
         "epochs": epochs,
         "steps": steps,
@@ -128,40 +135,41 @@ def fit(
         "decay": decay,
         "max_scale": dict(max_scale or {}),
         "seed": seed,
+        "format": 2,  # of the optimiser's state
         "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
     }
-    history: list[Epoch] = []
-    if checkpoint is not None:
-        checkpoint = Path(checkpoint)
-        if resume:
-            history = _restore(checkpoint, model, guide, optimizer, settings)
-        elif checkpoint.exists():
-            raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    if checkpoint is not None and checkpoint.exists() and not resume:
+        raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress,
     )  # fmt: skip
-    with bar, pyro.validation_enabled(False):
+    with bar, pyro.validation_enabled(False), FlatParameters(_parameters(model, guide)) as flat:
+        optimizer = _optimizer(flat, [learning_rate, log_learning_rate])
+        history = [] if not resume or checkpoint is None else _restore(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
+        plain = eager_step(model, guide, flat)
+        fast = plain
+        if _is_compiled(compile, model, (epochs - len(history)) * steps):
+            bar.update(task, state="compiling")
+            fast = _compiled(compile, plain, model, guide, flat, x, y)
+        shapes = x.shape, y.shape
         for epoch in range(len(history), epochs):
             start = time.perf_counter()
-            sums = torch.zeros(3)
+            sums = torch.zeros(3, device=flat.vectors[0].device)
             for step, (x, y) in enumerate(train_loader):
                 progress_now = epoch + step / steps
                 weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                 _set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
-                optimizer.zero_grad()
-                terms = elbo_terms(model, guide, x, y)
-                loss = terms.loss(weight) / model.num_data
-                if not math.isfinite(loss.item()):
-                    raise NonFiniteLossError(_diagnosis(terms, guide, epoch, step))
-                loss.backward()
+                result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
+                if not math.isfinite(result.loss.item()):
+                    raise NonFiniteLossError(_diagnosis(result, guide, epoch, step))
                 optimizer.step()
                 with torch.no_grad():
                     for parameter, bound in bounds:
                         parameter.clamp_(max=bound)
-                    error = model.likelihood.error(terms.outputs, y).mean()
-                sums += torch.stack([terms.log_likelihood.detach(), terms.total_kl().detach(), error]).cpu()
+                sums += torch.stack([result.log_likelihood, result.kl.sum(), result.error])
             log_likelihood, kl, error = (sums / steps).tolist()
             record = Epoch(
                 epoch=epoch + 1,
@@ -182,6 +190,23 @@ def fit(
             if after_epoch is not None:
                 after_epoch(record)
     return FitResult(tuple(history))
+
+
+def _is_compiled(wanted: bool | None, model: Any, steps: int) -> bool:
+    if wanted is None:
+        return isinstance(model, BayesianNetwork) and steps > WORTH_COMPILING and has_compiler()
+    return wanted
+
+
+def _compiled(wanted: bool | None, plain: Step, model: Any, guide: FactorizedGuide, *rest: Any) -> Step:
+    try:
+        return compiled_step(model, guide, *rest)
+    except Exception as error:  # whatever the compiler raises
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if wanted:
+            raise UsageError(f"the training step cannot be compiled: {reason}. Leave compile out") from error
+        warnings.warn(f"the training step is not compiled, and slower: {reason}", stacklevel=3)
+        return plain
 
 
 def groups_left(guide: FactorizedGuide) -> dict[str, int]:
@@ -218,15 +243,19 @@ def _log_variance_bounds(guide: FactorizedGuide, max_scale: Mapping[str, float])
     return bounds
 
 
-def _optimizer(model: Any, guide: FactorizedGuide, learning_rate: float, log_learning_rate: float) -> Any:
-    logs, means = list(guide.log_variances.parameters()), list(model.parameters())
+def _parameters(model: Any, guide: FactorizedGuide) -> list[list[Any]]:
+    """What is trained: what lives on a linear scale, and what lives on a log scale."""
+    logs, means = list(guide.log_variances.parameters()), [p for p in model.parameters() if p.requires_grad]
     for name, family in guide.families.items():
         (logs if family is pyro.distributions.LogNormal else means).append(attrgetter(name)(guide.locs))
-    groups = [{"params": means, "lr": learning_rate}, {"params": logs, "lr": log_learning_rate}]
-    optimizer = torch.optim.Adam(groups, fused=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+    return [means, logs]
+
+
+def _optimizer(flat: FlatParameters, rates: list[float]) -> Any:
+    groups = [
+        {"params": [vector], "lr": rate, "initial_lr": rate} for vector, rate in zip(flat.vectors, rates, strict=True)
+    ]
+    return torch.optim.Adam(groups, fused=True)
 
 
 def _set_rates(optimizer: Any, factor: float) -> None:
@@ -234,9 +263,10 @@ def _set_rates(optimizer: Any, factor: float) -> None:
         group["lr"] = factor * group["initial_lr"]
 
 
-def _diagnosis(terms: ElboTerms, guide: FactorizedGuide, epoch: int, step: int) -> str:
-    sites = [f"KL of site '{name}'" for name, value in terms.kl.items() if not torch.isfinite(value)]
-    if not torch.isfinite(terms.log_likelihood):
+def _diagnosis(result: StepResult, guide: FactorizedGuide, epoch: int, step: int) -> str:
+    finite = result.kl.isfinite().tolist()
+    sites = [f"KL of site '{name}'" for name, is_finite in zip(guide.families, finite, strict=True) if not is_finite]
+    if not torch.isfinite(result.log_likelihood):
         sites.append("the log-likelihood (check the inputs, and the network's outputs)")
     parameters = [name for name, value in guide.named_parameters() if not torch.isfinite(value).all()]
     text = f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {', '.join(sites) or 'their sum'}"

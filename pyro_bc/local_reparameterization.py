@@ -254,10 +254,10 @@ class _SampleNormal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        deviation = (variance + _TINY).sqrt_()
-        half_noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device).normal_(0, 0.5)
-        draw = torch.addcmul(mean, deviation, half_noise, value=2)
-        ctx.save_for_backward(half_noise.div_(deviation))
+        twice_deviation = (4 * variance).add_(4 * _TINY).sqrt_()
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+        draw = torch.addcmul(mean, twice_deviation, noise, value=0.5)
+        ctx.save_for_backward(noise.div_(twice_deviation))
         return draw
 
     @staticmethod
