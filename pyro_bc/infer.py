@@ -32,7 +32,7 @@ from .thresholds import choose_threshold
 from .training_step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 
 #: more steps than this repay the time that compiling one takes.
-WORTH_COMPILING = 5000
+WORTH_COMPILING = 10_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def fit(
     :param checkpoint: file to write after each epoch.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
     :param progress: whether to show a progress bar.
-    :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to thirty
+    :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
         seconds); None to do so where there is a C++ compiler and more than :data:`WORTH_COMPILING` steps, and to go on
         without where it fails. The noise is the same; sums are rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`.
