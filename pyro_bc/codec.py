@@ -8,7 +8,7 @@ machine with IEEE arithmetic computes alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import constriction
 import numpy as np
@@ -20,6 +20,20 @@ _FREQUENCIES = np.array([0, *(math.isqrt(2 ** (8 + c)) for c in range(31))], dty
 # Symbols of one table: codes are at most 24 bits wide, but a table of 2^16 is already longer than any layer needs.
 _MOST_SYMBOLS = 1 << 16
 _UNIFORM_BITS = 12
+# Symbols are coded so many at a time: what is needed beside the codes themselves stays small.
+_PART = 1 << 20
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _PART, count)) for start in range(0, count, _PART))
+
+
+def frequencies(codes: np.ndarray, size: int, lowest: int = 0) -> np.ndarray:
+    """How often each of the integers from ``lowest`` up to ``lowest + size - 1`` occurs, ``(size,)``."""
+    counts = np.zeros(size, dtype=np.int64)
+    for part in _parts(len(codes)):
+        counts += np.bincount(codes[part] - lowest, minlength=size)
+    return counts
 
 
 class Encoder:
@@ -28,20 +42,22 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def uniform(self, symbols: np.ndarray, bits: int) -> None:
-        """Integers in [0, 2^bits), each of ``bits`` bits; up to 24."""
+    def uniform(self, codes: np.ndarray, bits: int, lowest: int = 0) -> None:
+        """Integers from ``lowest`` on, each of ``bits`` bits; up to 24."""
         for shift in range(0, bits, _UNIFORM_BITS):
-            part = min(_UNIFORM_BITS, bits - shift)
-            digits = (np.asarray(symbols, dtype=np.int64) >> shift) & ((1 << part) - 1)
-            self._coder.encode(digits.astype(np.int32), _uniform_model(part))
+            width = min(_UNIFORM_BITS, bits - shift)
+            for part in _parts(len(codes)):
+                digits = ((codes[part] - lowest) >> shift) & ((1 << width) - 1)
+                self._coder.encode(digits.astype(np.int32), _uniform_model(width))
 
-    def table(self, symbols: np.ndarray, size: int) -> None:
-        """Integers in [0, size), after the table of their frequencies."""
-        counts = np.bincount(symbols, minlength=size)
-        entries = _entries(counts)
+    def table(self, codes: np.ndarray, size: int, lowest: int = 0) -> None:
+        """Integers from ``lowest`` up to ``lowest + size - 1``, after the table of their frequencies."""
+        entries = _entries(frequencies(codes, size, lowest))
         self.uniform(entries, 5)
         if np.count_nonzero(entries) > 1:
-            self._coder.encode(np.asarray(symbols, dtype=np.int32), _table_model(entries))
+            model = _table_model(entries)
+            for part in _parts(len(codes)):
+                self._coder.encode((codes[part] - lowest).astype(np.int32), model)
 
     def data(self) -> bytes:
         """All symbols so far, as bytes without the final zeros that a decoder adds by itself."""
@@ -68,17 +84,19 @@ class Decoder:
         except AssertionError as error:
             raise CompressedFileError(f"the file's data does not fit its header ({error})") from None
 
-    def uniform(self, count: int, bits: int) -> np.ndarray:
-        """``count`` integers in [0, 2^bits), int64."""
+    def uniform(self, count: int, bits: int, lowest: int = 0) -> np.ndarray:
+        """``count`` integers from ``lowest`` on, of ``bits`` bits, int64."""
         result = np.zeros(count, dtype=np.int64)
         self._bits += bits * count
         for shift in range(0, bits, _UNIFORM_BITS):
-            part = min(_UNIFORM_BITS, bits - shift)
-            result |= self._decode(_uniform_model(part), count).astype(np.int64) << shift
+            model = _uniform_model(min(_UNIFORM_BITS, bits - shift))
+            for part in _parts(count):
+                result[part] |= self._decode(model, part.stop - part.start).astype(np.int64) << shift
+        result += lowest
         return result
 
-    def table(self, count: int, size: int) -> np.ndarray:
-        """``count`` integers in [0, size), int64."""
+    def table(self, count: int, size: int, lowest: int = 0) -> np.ndarray:
+        """``count`` integers from ``lowest`` up to ``lowest + size - 1``, int64."""
         if not 0 < size <= _MOST_SYMBOLS:
             raise CompressedFileError(f"the file claims a table of {size} symbols")
         entries = self.uniform(size, 5)
@@ -86,11 +104,15 @@ class Decoder:
         if len(present) == 0:
             raise CompressedFileError("the file holds a table without symbols")
         if len(present) == 1:
-            return np.full(count, present[0], dtype=np.int64)
-        symbols = self._decode(_table_model(entries), count).astype(np.int64)
-        frequencies = np.maximum(_FREQUENCIES[entries], 1)
-        self._bits -= float(np.log2(frequencies[symbols] / _FREQUENCIES[entries].sum()).sum())
-        return symbols
+            return np.full(count, lowest + present[0], dtype=np.int64)
+        model, result = _table_model(entries), np.empty(count, dtype=np.int64)
+        for part in _parts(count):
+            result[part] = self._decode(model, part.stop - part.start)
+        claimed = _FREQUENCIES[entries]
+        probabilities = np.maximum(claimed, 1) / claimed.sum()
+        self._bits -= float((frequencies(result, size) * np.log2(probabilities)).sum())
+        result += lowest
+        return result
 
 
 def _uniform_model(bits: int):

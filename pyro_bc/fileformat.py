@@ -56,7 +56,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import Decoder, Encoder
+from .codec import Decoder, Encoder, frequencies
 from .errors import CompressedFileError
 from .graph import OPERATIONS, Graph, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
 from .precision import FixedPoint
@@ -282,13 +282,19 @@ def _with_layer_names(contents: Contents) -> Contents:
 def _check(contents: Contents) -> None:
     """Build the network without storage, and run it where the shape of its input is known: all must fit together."""
     try:
-        shapes = {name: values(stored).to("meta") for name, stored in contents.tensors.items()}
+        shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, shapes)
         if contents.input_shape:
             network(torch.empty(2, *contents.input_shape, device="meta"))
     except Exception as error:  # whatever torch raises on what a damaged file asks for
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
+
+
+def _without_storage(stored: Stored) -> Tensor:
+    if isinstance(stored, FixedPoint):
+        return torch.empty(stored.codes.shape, device="meta")
+    return values(stored).to("meta")
 
 
 def values(stored: Stored) -> Tensor:
@@ -329,11 +335,11 @@ def _uniform_bits(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def _table_is_shorter(symbols: np.ndarray, size: int) -> bool:
-    counts = np.bincount(symbols, minlength=size)
+def _table_is_shorter(codes: np.ndarray, size: int, lowest: int) -> bool:
+    counts = frequencies(codes, size, lowest)
     present = counts[counts > 0]
-    bits = 5 * size - float((present * np.log2(present / len(symbols))).sum())
-    return bits < len(symbols) * _uniform_bits(size)
+    bits = 5 * size - float((present * np.log2(present / len(codes))).sum())
+    return bits < len(codes) * _uniform_bits(size)
 
 
 def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
@@ -343,15 +349,15 @@ def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
         coder.table(read, 2)
         return
     lowest, size = _range(tensor.codes)
-    symbols = tensor.codes.flatten().numpy() - lowest
+    codes = tensor.codes.flatten().numpy()
     with_table = False
     if 1 < size <= _TABLE_SYMBOLS:
-        with_table = _table_is_shorter(symbols, size)
+        with_table = _table_is_shorter(codes, size, lowest)
         coder.uniform(np.array([with_table]), 1)
     if with_table:
-        coder.table(symbols, size)
+        coder.table(codes, size, lowest)
     else:
-        coder.uniform(symbols, _uniform_bits(size))
+        coder.uniform(codes, _uniform_bits(size), lowest)
 
 
 def _decode_tensor(coder: Decoder, plan: _Plan) -> Stored:
@@ -362,8 +368,9 @@ def _decode_tensor(coder: Decoder, plan: _Plan) -> Stored:
         return Selection(torch.from_numpy(indices), plan.limit)
     count = math.prod(plan.shape)
     with_table = 1 < plan.size <= _TABLE_SYMBOLS and bool(coder.uniform(1, 1)[0])
-    symbols = coder.table(count, plan.size) if with_table else coder.uniform(count, _uniform_bits(plan.size))
-    codes = torch.from_numpy((symbols + plan.lowest).reshape(plan.shape))
+    bits, lowest = _uniform_bits(plan.size), plan.lowest
+    read = coder.table(count, plan.size, lowest) if with_table else coder.uniform(count, bits, lowest)
+    codes = torch.from_numpy(read.reshape(plan.shape))
     return Integers(codes) if plan.kind == 1 else FixedPoint(codes, plan.fraction_bits)
 
 

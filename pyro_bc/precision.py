@@ -28,6 +28,7 @@ RULES = ("posterior", "paper")
 NOISE_RATIO = 0.05
 # A grid never gets finer than float32 itself, 24 bits over the layer's largest value.
 _MOST_BITS = 24
+_PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ class FixedPoint:
 
     def values(self) -> Tensor:
         """The numbers themselves, exact in float32, of the shape of ``codes``."""
-        return (self.codes.double() * 2.0**-self.fraction_bits).float()
+        result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
+        flat = self.codes.reshape(-1)
+        for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
+            part = slice(start, start + _PART)
+            result.view(-1)[part] = flat[part].double() * 2.0**-self.fraction_bits
+        return result
 
 
 def fraction_bits(variance: Tensor, rule: str = "posterior", noise_ratio: float = NOISE_RATIO) -> float:

@@ -1,5 +1,7 @@
 """The range coder's round trips, and code lengths close to the entropy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,3 +63,21 @@ def test_a_table_without_symbols_is_refused():
     encoder.uniform(np.zeros(7, dtype=int), 5)
     with pytest.raises(CompressedFileError, match="without symbols"):
         Decoder(encoder.data()).table(3, 7)
+
+
+def test_many_symbols_need_little_memory_beside_them():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-20, 20, 3 << 20) + rng.integers(-20, 20, 3 << 20)
+    held = codes.nbytes
+    for method, argument in (("table", 79), ("uniform", 7), ("uniform", 20)):
+        encoder = Encoder()
+        tracemalloc.start()
+        getattr(encoder, method)(codes, argument, -40)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * held
+        tracemalloc.stop()
+        data = encoder.data()
+        tracemalloc.start()
+        decoded = getattr(Decoder(data), method)(len(codes), argument, -40)
+        assert tracemalloc.get_traced_memory()[1] < 2.2 * held
+        tracemalloc.stop()
+        assert np.array_equal(decoded, codes)
