@@ -28,12 +28,8 @@ from pyro_bc.export import OnnxNetwork, to_onnx
 from pyro_bc.networks import network
 
 RESULTS = Path(__file__).parents[1] / "results"
-NETS, PRIORS, RUNTIMES, BATCHES = (
-    ("lenet-300-100", "lenet-5-caffe"),
-    ("gnj", "ghs"),
-    ("PyTorch", "ONNX Runtime"),
-    (1, 64, 8192),
-)
+NETS, PRIORS = ("lenet-300-100", "lenet-5-caffe"), ("gnj", "ghs")
+RUNTIMES, BATCHES = ("PyTorch", "ONNX Runtime"), (1, 64, 8192)
 
 
 def predictor(net: str, prior: str | None, runtime: str) -> Callable[[Tensor], Tensor]:
@@ -104,8 +100,8 @@ def table(rows: list[dict]) -> str:
     lines = [
         "# Prediction: the compressed network over the dense one",
         "",
-        f"`python analyses/benchmarks/inference.py`, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. "
-        "Medians of predictions in turns; memory beyond what the process held before its first prediction.",
+        f"`python analyses/benchmarks/inference.py`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        "float32. Medians of predictions in turns; memory beyond what the process held before its first prediction.",
         "",
         "| network | prior | runtime | batch | dense ms | compressed ms | times faster | dense MB | compressed MB |",
         "|---|---|---|---|---|---|---|---|---|",
