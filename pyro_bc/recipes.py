@@ -101,5 +101,5 @@ def _recipe(settings: Settings) -> Recipe:
             kl_weight=0.2, finetune_epochs=40, finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
         )  # fmt: skip
     if settings.prior == "gnj":
-        return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
-    return Recipe(epochs=60, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
+        return Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2)
+    return Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
