@@ -14,11 +14,12 @@ from .attention import separate_heads
 from .checkpoint import write_atomically
 from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
 from .fileformat import Contents, Integers, Selection, Stored, decode, encode, values
-from .graph import Graph, GraphNetwork, Named, Value, is_layer, layer_name, read_graph
+from .graph import Graph, Named, Value, is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import LayerPosterior, summarize
 from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
+from .prediction import PredictionNetwork
 from .pruning import PrunedNetwork, shrink
 from .thresholds import Threshold, choose_threshold
 
@@ -73,9 +74,14 @@ class CompressedNetwork(Contents):
             nonzero_percent=100 * nonzero / self.dense_parameters,
         )
 
-    def network(self) -> GraphNetwork:
-        """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights."""
-        return GraphNetwork(self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers)
+    def network(self) -> PredictionNetwork:
+        """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights.
+
+        It predicts fastest under ``torch.no_grad()``.
+        """
+        return PredictionNetwork(
+            self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers
+        )
 
     def to_bytes(self, net: nn.Module | None = None) -> bytes:
         """The file's content; the same network always gives the same bytes.

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .checkpoint import write_atomically
 from .errors import ExportError
+from .graph import GraphNetwork
+from .prediction import without_selections
 
 #: how far ONNX Runtime may be from PyTorch, as a part of the largest output (at least of 1).
 TOLERANCE = 1e-5
@@ -55,10 +57,11 @@ def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLik
     """
     _onnx_packages()
     net = net.eval()
+    arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(
-                net,
+                arranged,
                 (torch.rand(2, *input_shape),),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),

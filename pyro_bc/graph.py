@@ -7,7 +7,8 @@ nodes, to named tensors (weights, buffers) and to literals. It is run as it is b
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -148,11 +149,18 @@ def replace_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
-def apply(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The result of one operation."""
-    kwargs = {key: getattr(torch, value) if key == "dtype" else value for key, value in kwargs.items()}
-    function = _FUNCTIONS.get(op) or getattr(torch.ops.aten, op)
-    return function(*args, **kwargs)
+def function(op: str) -> Callable[..., Any]:
+    """What computes an operation."""
+    return _FUNCTIONS.get(op) or getattr(torch.ops.aten, op)
+
+
+def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a node's operation, what it refers to looked up."""
+    args = tuple(_as_list(replace_leaves(argument, lookup)) for argument in node.args)
+    kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+    if "dtype" in kwargs:
+        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
+    return args, kwargs
 
 
 def read_graph(net: nn.Module, example: Tensor) -> Graph:
@@ -349,6 +357,10 @@ class GraphNetwork(nn.Module):
 
     def run(self, nodes: tuple[Node, ...], x: Tensor) -> Tensor:
         """The output of this network's nodes, or of the same ones with other literals."""
+        return deque(self.results(nodes, x), maxlen=1).pop()
+
+    def results(self, nodes: tuple[Node, ...], x: Tensor) -> Iterator[Any]:
+        """What each node of :meth:`run` comes to, one after the other."""
         results: dict[int, Any] = {-1: x}
 
         def lookup(leaf: Any) -> Any:
@@ -360,14 +372,13 @@ class GraphNetwork(nn.Module):
             if is_layer(node) and layer_name(node) in self._layers:
                 results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
             else:
-                args = [_as_list(replace_leaves(argument, lookup)) for argument in node.args]
-                kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+                args, kwargs = arguments(node, lookup)
                 if node.op == "zeros":  # where the input is, wherever that was when the network was read
                     kwargs["device"] = x.device
-                results[index] = apply(node.op, tuple(args), kwargs)
+                results[index] = function(node.op)(*args, **kwargs)
+            yield results[index]
             for finished in self._done[index]:
                 del results[finished]
-        return results[len(nodes) - 1]
 
     def extra_repr(self) -> str:
         return " -> ".join(node.op for node in self._nodes)

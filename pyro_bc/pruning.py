@@ -28,7 +28,8 @@ from .graph import (
     Named,
     Node,
     Value,
-    apply,
+    arguments,
+    function,
     is_layer,
     layer_groups,
     layer_name,
@@ -540,7 +541,8 @@ def _through_elementwise(node, graph, constants, index) -> _Constant:
     if known is None or any(isinstance(leaf, Value | Named) for leaf in node.args[1:]):
         return None
     values = torch.from_numpy(known[1]).float()
-    return known[0], apply(node.op, (values, *node.args[1:]), dict(node.kwargs)).double().numpy()
+    args, kwargs = arguments(node, lambda leaf: values if isinstance(leaf, Value) else leaf)
+    return known[0], function(node.op)(*args, **kwargs).double().numpy()
 
 
 def _through_pool(node, graph, constants, index) -> _Constant:
@@ -564,7 +566,8 @@ def _through_binary(node, graph, constants, index) -> _Constant:
         return None
     a, b = (np.broadcast_to(np.nan if side is None else side, size) for side in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        result = apply(node.op, tuple(torch.from_numpy(side.copy()) for side in (a, b)), dict(node.kwargs)).numpy()
+        tensors = (torch.from_numpy(side.copy()) for side in (a, b))
+        result = function(node.op)(*tensors, **dict(node.kwargs)).numpy()
     if node.op == "mul":
         result = np.where((a == 0) | (b == 0), 0.0, result)
     return axis, result
