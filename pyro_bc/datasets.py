@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import processes
 from .cifar import Arrays, read_binary, read_jpeg, read_python
 from .errors import DataError
 
@@ -73,6 +74,8 @@ class Batches:
     """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
 
     A last example that would be alone joins the batch before it, since batch normalisation has no variance of one.
+    On several processes (:mod:`pyro_bc.processes`), where shuffled, each has its share of one common order; up to
+    ``processes - 1`` examples of an epoch are left over.
 
     :param shuffle: off for evaluation.
     :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
@@ -98,12 +101,13 @@ class Batches:
         if not self.shuffle:
             yield from zip(self.x.split(self._sizes()), self.y.split(self._sizes()), strict=True)
             return
-        for index in torch.randperm(len(self.x)).split(self._sizes()):
+        for index in processes.shuffled(len(self.x)).split(self._sizes()):
             x = self.x[index]
             yield (x if self.augment is None else self.augment(x)), self.y[index]
 
     def _sizes(self) -> list[int]:
-        whole, rest = divmod(len(self.x), self.batch_size)
+        own = len(self.x) // processes.count() if self.shuffle else len(self.x)
+        whole, rest = divmod(own, self.batch_size)
         if rest == 1 and whole and self.batch_size > 1:
             return [self.batch_size] * (whole - 1) + [self.batch_size + 1]
         return [self.batch_size] * whole + [rest] * bool(rest)

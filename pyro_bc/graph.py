@@ -181,6 +181,10 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
             warnings.simplefilter("ignore")
             program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             graph = _read(program)
+            if any(is_layer(node) and layer_name(node) == "weight" for node in graph.nodes):
+                raise UnsupportedNetworkError(
+                    "the network is a single layer, without a name for it; put it into an nn.Sequential"
+                )
             _verify(net, graph, example)
     except UnsupportedNetworkError:
         raise

@@ -4,6 +4,9 @@ What it adds to ``SVI.step`` under :func:`~pyro_bc.local_reparameterization`: th
 lives on a logarithmic scale (log-variances and the locations of log-normals) has a learning rate of its own,
 standard deviations are capped while the network learns, the learning rate decays linearly at the end, and a
 checkpoint after each epoch continues to the same result as an uninterrupted run.
+
+Where a ``torch.distributed`` process group exists, as in a script under ``torchrun`` that called
+``init_process_group``, :func:`fit` is one fit on all its processes (:mod:`pyro_bc.processes`).
 """
 
 import hashlib
@@ -22,6 +25,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from . import processes
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import CheckpointError, NonFiniteLossError, UsageError
 from .graph import read_graph
@@ -86,7 +90,9 @@ def fit(
 
     :param model: the network as a Pyro model.
     :param guide: its guide, set up or not.
-    :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator.
+    :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
+        processes each has its share of the examples, as :class:`~pyro_bc.Batches` and torch's ``DistributedSampler``
+        give it, in as many batches; N stays the size of the whole training set.
     :param epochs: passes over the loader.
     :param learning_rate: Adam's, of the means (and of deterministic parameters of the network).
     :param log_learning_rate: Adam's, of all that lives on a log scale: log-variances, and the locations of
@@ -99,7 +105,7 @@ def fit(
     :param max_scale: upper bound of the standard deviation of :math:`\tilde w` for layers by name, e.g.
         ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
     :param seed: seed of torch's global generator, None to leave it as it is.
-    :param checkpoint: file to write after each epoch.
+    :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
     :param progress: whether to show a progress bar.
     :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
@@ -116,14 +122,13 @@ def fit(
     warmup = 0.25 * epochs if kl_warmup_epochs is None else kl_warmup_epochs
     if not (warmup >= 0 and 0 <= kl_weight < math.inf):
         raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {kl_weight}")
+    processes.check_steps(steps)
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = next(iter(train_loader))
-    with torch.no_grad():
-        guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # sets the guide up, before labels are trusted
-        model.likelihood.check(pyro.poutine.replay(model, trace=guide_trace)(x, y), y)
-    if isinstance(model, BayesianNetwork):
-        read_graph(model.skeleton, x)  # what compress cannot handle is said now, not after the training
+    processes.on_all(lambda: _check(model, guide, x, y))
+    processes.start_alike([model, guide])
+    processes.draw_apart()
     bounds = _log_variance_bounds(guide, max_scale or {})
     settings = {
         "epochs": epochs,
@@ -136,14 +141,15 @@ def fit(
         "max_scale": dict(max_scale or {}),
         "seed": seed,
         "format": 2,  # of the optimiser's state
+        "processes": processes.count(),
         "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
     }
     checkpoint = None if checkpoint is None else Path(checkpoint)
-    if checkpoint is not None and checkpoint.exists() and not resume:
+    if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"), disable=not progress,
+        TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
     )  # fmt: skip
     with bar, pyro.validation_enabled(False), FlatParameters(_parameters(model, guide)) as flat:
         optimizer = _optimizer(flat, [learning_rate, log_learning_rate])
@@ -163,6 +169,8 @@ def fit(
                 weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                 _set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
                 result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
+                if processes.count() > 1:
+                    result = _averaged(result, flat)
                 if not math.isfinite(result.loss.item()):
                     raise NonFiniteLossError(_diagnosis(result, guide, epoch, step))
                 optimizer.step()
@@ -170,6 +178,7 @@ def fit(
                     for parameter, bound in bounds:
                         parameter.clamp_(max=bound)
                 sums += torch.stack([result.log_likelihood, result.kl.sum(), result.error])
+            processes.average_buffers_(model)
             log_likelihood, kl, error = (sums / steps).tolist()
             record = Epoch(
                 epoch=epoch + 1,
@@ -192,6 +201,17 @@ def fit(
     return FitResult(tuple(history))
 
 
+@torch.no_grad()
+def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> None:
+    """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
+    if isinstance(x, Tensor) and not x.isfinite().all():
+        raise UsageError("the first batch's inputs hold NaN or infinite numbers; clean the data")
+    guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
+    model.likelihood.check(pyro.poutine.replay(model, trace=guide_trace)(x, y), y)
+    if isinstance(model, BayesianNetwork):
+        read_graph(model.skeleton, x)
+
+
 def _is_compiled(wanted: bool | None, model: Any, steps: int) -> bool:
     if wanted is None:
         return isinstance(model, BayesianNetwork) and steps > WORTH_COMPILING and has_compiler()
@@ -207,6 +227,13 @@ def _compiled(wanted: bool | None, plain: Step, model: Any, guide: FactorizedGui
             raise UsageError(f"the training step cannot be compiled: {reason}. Leave compile out") from error
         warnings.warn(f"the training step is not compiled, and slower: {reason}", stacklevel=3)
         return plain
+
+
+def _averaged(result: StepResult, flat: FlatParameters) -> StepResult:
+    """The mean of all processes' steps, their gradients included; where one is not finite, none is."""
+    numbers = torch.cat([torch.stack([result.loss, result.log_likelihood, result.error]), result.kl])
+    processes.average_([numbers, *(vector.grad for vector in flat.vectors if vector.grad is not None)])
+    return StepResult(numbers[0], numbers[1], numbers[3:], numbers[2])
 
 
 def groups_left(guide: FactorizedGuide) -> dict[str, int]:
@@ -284,15 +311,20 @@ def _save(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping,
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors["rng"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for rank, (cpu, cuda) in enumerate(processes.gathered(_random_state())):
+        tensors[f"rng.{rank}"] = cpu
+        if cuda is not None:
+            tensors[f"rng.{rank}.cuda"] = cuda
     metadata = {"settings": dict(settings), "history": [asdict(record) for record in history]}
-    save_checkpoint(path, tensors, metadata)
+    processes.from_first(lambda: save_checkpoint(path, tensors, metadata))
+
+
+def _random_state() -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
 def _restore(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping) -> list[Epoch]:
-    tensors, metadata = load_checkpoint(path)
+    tensors, metadata = processes.from_first(lambda: load_checkpoint(path))
     saved = metadata.get("settings", {})
     if _fingerprint(saved) != _fingerprint(settings):
         differing = [key for key in settings if json.dumps(saved.get(key)) != json.dumps(settings[key])]
@@ -308,7 +340,8 @@ def _restore(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mappi
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    own = f"rng.{processes.rank()}"
+    torch.set_rng_state(tensors[own])
+    if f"{own}.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"{own}.cuda"])
     return [Epoch(**record) for record in metadata["history"]]

@@ -115,3 +115,8 @@ class Random(nn.Module):
 def test_what_cannot_be_read_is_named(net, message):
     with pytest.raises(UnsupportedNetworkError, match=message):
         read_graph(net, torch.rand(2, 3, 3))
+
+
+def test_a_single_layer_needs_a_name():
+    with pytest.raises(UnsupportedNetworkError, match=r"put it into an nn\.Sequential"):
+        read_graph(nn.Linear(4, 3), torch.rand(2, 4))

@@ -132,10 +132,10 @@ def test_a_non_finite_loss_stops_with_the_site_and_keeps_the_checkpoint(tmp_path
 
 def test_non_finite_inputs_point_at_the_inputs():
     x, y = problem()
-    x[7, 2] = math.inf
+    x[170, 2] = math.inf
     model, guide = fresh()
     with pytest.raises(NonFiniteLossError, match="inputs"):
-        pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 50), epochs=1, progress=False)
+        pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 50, shuffle=False), epochs=1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,10 @@ def test_a_network_that_cannot_be_compressed_is_refused_before_training():
     with pytest.raises(UnsupportedNetworkError, match="'sort'"):
         pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), batches, epochs=1, progress=False, after_epoch=epochs.append)
     assert epochs == []
+
+
+def test_inputs_that_are_not_finite_are_said_before_the_training():
+    x, y = problem()
+    x[3, 2] = torch.inf
+    with pytest.raises(UsageError, match="inputs hold NaN or infinite"):
+        pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y, 200), epochs=1, progress=False)

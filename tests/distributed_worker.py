@@ -1,0 +1,137 @@
+"""What tests/test_processes.py runs under torchrun: each process writes what it saw as JSON."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import pyro
+import torch
+import torch.distributed as distributed
+from torch import nn
+
+import pyro_bc
+from pyro_bc import processes
+from pyro_bc.errors import PyroBCError
+from pyro_bc.infer import _parameters
+from pyro_bc.training_step import FlatParameters, eager_step
+
+N, BATCH = 200, 25
+
+
+def data():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(N, 6, generator=generator)
+    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+
+
+def fresh(seed=0):
+    pyro.clear_param_store()
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=N)
+    return model, pyro_bc.FactorizedGuide(model)
+
+
+def train(model, guide, loader=None, epochs=60, **options):
+    loader = pyro_bc.Batches(*data(), BATCH) if loader is None else loader
+    return pyro_bc.fit(model, guide, loader, epochs=epochs, progress=False, learning_rate=1e-2, **options)
+
+
+def numbers(model, guide):
+    return {
+        name: value.double().flatten().tolist()
+        for module in (model, guide)
+        for name, value in module.state_dict().items()
+    }
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(record):
+    if record.epoch == 2:
+        raise Stop
+
+
+def message(call):
+    try:
+        call()
+    except PyroBCError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def gradient(rank):
+    """The gradient that this rank's half of the data and noise of its own give, and what the average makes of it."""
+    model, guide = fresh()
+    x, y = data()
+    guide(x, y)
+    with FlatParameters(_parameters(model, guide)) as flat:
+        half = slice(rank * N // 2, (rank + 1) * N // 2)
+        torch.manual_seed(10 + rank)
+        eager_step(model, guide, flat)(x[half], y[half], 0.7)
+        gradients = [vector.grad for vector in flat.vectors]
+        processes.average_(gradients)
+        return [gradient.tolist() for gradient in gradients]
+
+
+class Later:
+    """Batches of which one is spoilt, after the one that fit looks at before it starts."""
+
+    def __init__(self, x, spoilt, y):
+        self.batches = [(x[:BATCH], y[:BATCH]), (spoilt[:BATCH], y[:BATCH])]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return 2
+
+
+def main(folder):
+    distributed.init_process_group("gloo")
+    rank = processes.rank()
+    found = {"gradient": gradient(rank)}
+
+    seen = [x[:, 0] for x, _ in pyro_bc.Batches(torch.arange(float(N))[:, None], torch.zeros(N), BATCH)]
+    found["seen"] = torch.cat(seen).tolist()
+
+    model, guide = fresh(seed=rank)  # the first process's start is everyone's
+    history = train(model, guide).history
+    found |= {"trained": numbers(model, guide), "history": [record.loss for record in history]}
+    found |= {"kl": history[-1].kl, "noise": torch.rand(3).tolist()}
+
+    model, guide = fresh()
+    torch.manual_seed(8)
+    train(model, guide, epochs=1, seed=None)
+    found["unseeded_noise"] = torch.rand(3).tolist()
+
+    model, guide = fresh()
+    found["whole"] = [record.loss for record in train(model, guide, epochs=4, compile=True).history]
+    found["whole_end"] = numbers(model, guide)
+    checkpoint = folder / "checkpoint"
+    with contextlib.suppress(Stop):
+        train(*fresh(), epochs=4, checkpoint=checkpoint, after_epoch=stop, compile=True)
+    model, guide = fresh(seed=9 + rank)
+    resumed = train(model, guide, epochs=4, checkpoint=checkpoint, resume=True, compile=True).history
+    found |= {"resumed": [record.loss for record in resumed], "resumed_end": numbers(model, guide)}
+
+    x, y = data()
+    found["exists"] = message(lambda: train(*fresh(), epochs=4, checkpoint=checkpoint))
+    uneven = pyro_bc.Batches(x[:100], y[:100], BATCH // (1 + rank))
+    found["uneven"] = message(lambda: train(*fresh(), uneven))
+    spoilt = x.clone()
+    if rank == 1:
+        spoilt[:, 2] = torch.nan
+    found["spoilt"] = message(lambda: train(*fresh(), pyro_bc.Batches(spoilt, y, BATCH)))
+
+    found["not_finite"] = message(lambda: train(*fresh(), Later(x, spoilt, y)))
+
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
