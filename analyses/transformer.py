@@ -18,7 +18,7 @@ from torch import nn
 
 import pyro_bc
 from pyro_bc.checkpoint import write_atomically
-from pyro_bc.run import error_percent
+from pyro_bc.diagnostics import error_percent
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, LAYERS, WIDTH, HIDDEN = 8, 2, 64, 256

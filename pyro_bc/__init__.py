@@ -10,6 +10,7 @@
 >>> small = pyro_bc.compress(model, guide)
 """
 
+from . import diagnostics, plots
 from .compressed import CompressedNetwork, Compression, compress, load, read
 from .datasets import Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
@@ -18,6 +19,7 @@ from .errors import PyroBCError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .guides import FactorizedGuide
 from .infer import Epoch, FitResult, fit
+from .inference_data import save_inference_data, to_inference_data
 from .likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from .local_reparameterization import local_reparameterization
 from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
@@ -55,6 +57,7 @@ __all__ = [
     "StandardNormal",
     "bayesianize",
     "compress",
+    "diagnostics",
     "elbo_terms",
     "fit",
     "fold_batch_norm",
@@ -62,8 +65,11 @@ __all__ = [
     "load",
     "load_dataset",
     "local_reparameterization",
+    "plots",
     "read",
+    "save_inference_data",
     "summarize",
+    "to_inference_data",
     "to_int8",
     "to_onnx",
 ]

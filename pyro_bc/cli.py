@@ -1,4 +1,4 @@
-"""The command ``pyro-bc``: run, evaluate, inspect, export."""
+"""The command ``pyro-bc``: run, evaluate, inspect, export, report."""
 
 import argparse
 import json
@@ -10,12 +10,14 @@ from typing import Any
 
 from . import compressed
 from .datasets import DATASETS, Dataset, load_dataset
+from .diagnostics import error_percent
 from .errors import CompressedFileError, PyroBCError, UsageError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .networks import NETWORKS
 from .precision import RULES
 from .recipes import Settings
-from .run import PRIORS, error_percent, report, run
+from .report import markdown, write_report
+from .run import PRIORS, run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,7 +93,14 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     other.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
     other.add_argument("--json", action="store_true")
+
+    page = commands.add_parser("report", help="one HTML page with figures, pictures and diagnostics of a run")
+    page.add_argument("dir", metavar="DIR", help="folder of a finished run")
     return top
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(write_report(args.dir))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -112,7 +121,7 @@ def _run(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr),
     )
-    print(json.dumps(metrics, indent=2) if args.json else report(metrics))
+    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
@@ -217,7 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export}[args.command](args)
+        {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export, "report": _report}[args.command](
+            args
+        )
     except PyroBCError as error:
         print(f"pyro-bc: {error}", file=sys.stderr)
         return 2

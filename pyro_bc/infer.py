@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Epoch:
 
     :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
     :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
+    :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
     """
 
     epoch: int
@@ -55,6 +56,7 @@ class Epoch:
     error: float
     groups_left: dict[str, int]
     seconds: float
+    kl_by_layer: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def fit(
         shapes = x.shape, y.shape
         for epoch in range(len(history), epochs):
             start = time.perf_counter()
-            sums = torch.zeros(3, device=flat.vectors[0].device)
+            sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
             for step, (x, y) in enumerate(train_loader):
                 progress_now = epoch + step / steps
                 weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
@@ -177,9 +179,10 @@ def fit(
                 with torch.no_grad():
                     for parameter, bound in bounds:
                         parameter.clamp_(max=bound)
-                sums += torch.stack([result.log_likelihood, result.kl.sum(), result.error])
+                sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
             processes.average_buffers_(model)
-            log_likelihood, kl, error = (sums / steps).tolist()
+            log_likelihood, error, *kl_by_site = (sums / steps).tolist()
+            kl = sum(kl_by_site)
             record = Epoch(
                 epoch=epoch + 1,
                 loss=(kl - log_likelihood) / model.num_data,
@@ -189,6 +192,7 @@ def fit(
                 error=model.likelihood.summary(error),
                 groups_left=groups_left(guide),
                 seconds=time.perf_counter() - start,
+                kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
             )
             history.append(record)
             if checkpoint is not None:
@@ -234,6 +238,15 @@ def _averaged(result: StepResult, flat: FlatParameters) -> StepResult:
     numbers = torch.cat([torch.stack([result.loss, result.log_likelihood, result.error]), result.kl])
     processes.average_([numbers, *(vector.grad for vector in flat.vectors if vector.grad is not None)])
     return StepResult(numbers[0], numbers[1], numbers[3:], numbers[2])
+
+
+def _by_layer(guide: FactorizedGuide, by_site: list[float]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for site, value in zip(guide.families, by_site, strict=True):
+        layer = site.rpartition(".")[0]
+        name = layer if layer in guide.layers else site
+        sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 def groups_left(guide: FactorizedGuide) -> dict[str, int]:

@@ -319,6 +319,11 @@ class StandardNormal(Prior):
         return None
 
 
+def known_priors() -> tuple[type[Prior], ...]:
+    """Every prior class that there is, those of users too."""
+    return tuple(_KNOWN)
+
+
 def bias_prior(features: int):
     """Standard normal over a layer's bias, event shape ``(features,)``."""
     return _standard_normal((features,))

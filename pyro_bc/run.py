@@ -8,20 +8,25 @@ Everything goes into one folder, from which an interrupted run continues:
 ``checkpoint``       guide, optimiser and random state after the last whole epoch
 ``finetune``         the same, of the pruned network's training
 ``network.pbc``      the compressed network
+``posterior.nc``     the posterior for ArviZ, of the first training
+``finetune.nc``      the same, of the pruned network's training
+``report.md``        the figures as a table
+``plots``            pictures, refreshed while training goes on
+``report.html``      figures, pictures and diagnostics on one page
 ``metrics.json``     the figures, written last
-``report.md``        the same figures as a table
 ===================  ===========================================================================
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import safetensors.torch
 import torch
@@ -31,16 +36,27 @@ from torch import Tensor, nn
 from . import compressed
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .datasets import Batches, Dataset, ShiftAndFlip, load_dataset
+from .diagnostics import (
+    calibration,
+    error_percent,
+    importance_ratios,
+    leave_one_out,
+    mean_network,
+    sampled_probabilities,
+)
 from .errors import CheckpointError, NonFiniteLossError, UsageError
 from .graph import is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .infer import Epoch, fit
+from .inference_data import arviz_package, save_inference_data
 from .networks import network
 from .nn import BayesianNetwork
+from .posterior import summarize
 from .precision import RULES
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
 from .pruning import fold_batch_norm
 from .recipes import Recipe, Settings, recipe
+from .report import markdown, progress_pictures, write_report
 
 #: priors by the command's names.
 PRIORS: dict[str, type[Prior]] = {
@@ -51,15 +67,9 @@ PRIORS: dict[str, type[Prior]] = {
 }
 
 
-@torch.no_grad()
-def error_percent(net: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
-    """Classification error in percent, from the count of wrong answers."""
-    net.eval()
-    wrong = sum(
-        int((net(part).argmax(1) != target).sum())
-        for part, target in zip(x.split(batch_size), y.split(batch_size), strict=True)
-    )
-    return 100 * wrong / len(x)
+_SECONDS_BETWEEN_PICTURES = 60
+# From so many weights on, predictions under drawn weights are for fewer points: they take a pass for every draw.
+_MANY_WEIGHTS = 2_000_000
 
 
 def run(
@@ -132,6 +142,7 @@ def run(
         _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
     )
     model, guide, history = train(dense, plan=plan, checkpoint=out / "checkpoint", after_epoch=epochs_here.append)
+    export_posterior(out / "posterior.nc", guide, data, history)
     how = partial(compressed.compress, model, guide, thresholds=settings.thresholds, batch_norm_loader=collect)
     if plan.finetune_epochs:
         first = how()
@@ -141,17 +152,22 @@ def run(
         model, guide, more = train(
             first.network(), plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append
         )
+        export_posterior(out / "finetune.nc", guide, data, more)
         history = (*history, *more)
         how = partial(compressed.compress, model, guide, dense=first)
     small = how(precision=settings.precision)
     file_bytes = small.save(out / "network.pbc")
     decoded = compressed.load(out / "network.pbc")
     metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history)
+    if plan.finetune_epochs:
+        metrics["pruning_thresholds"] = {name: asdict(threshold) for name, threshold in first.thresholds.items()}
+    metrics["diagnostics"] = _diagnostics(model, guide, decoded, data, plan, metrics["measured_on"], out)
     metrics["other_precision"] = _other_precision(how, settings, data)
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
     metrics["file_bytes"] = (out / "network.pbc").stat().st_size
-    write_atomically(out / "report.md", report(metrics).encode())
+    write_atomically(out / "report.md", markdown(metrics).encode())
+    write_report(out, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
 
@@ -253,6 +269,18 @@ def _fit(
     pyro.clear_param_store()
     model = BayesianNetwork(net, prior, num_data=len(data.train_x))
     guide = FactorizedGuide(model)
+    resume = resume and checkpoint.exists()
+    course = [Epoch(**record) for record in load_checkpoint(checkpoint)[1]["history"]] if resume else []
+    drawn = time.monotonic()
+
+    def refresh(epoch: Epoch) -> None:
+        nonlocal drawn
+        course.append(epoch)
+        after_epoch(epoch)
+        if time.monotonic() > drawn + _SECONDS_BETWEEN_PICTURES:
+            progress_pictures(checkpoint.parent / "plots", course, summarize(guide))
+            drawn = time.monotonic()
+
     result = fit(
         model,
         guide,
@@ -263,11 +291,60 @@ def _fit(
         kl_weight=plan.kl_weight,
         seed=seed,
         checkpoint=checkpoint,
-        resume=resume and checkpoint.exists(),
+        resume=resume,
         progress=progress,
-        after_epoch=after_epoch,
+        after_epoch=refresh,
     )
     return model, guide, result.history
+
+
+def export_posterior(path: Path, guide: FactorizedGuide, data: Dataset, history: Sequence[Epoch]) -> None:
+    """Write a fit for ArviZ, with predictions of a spread of training points; fewer of them for a large network."""
+    points, draws = _effort(guide)
+    index = torch.linspace(0, len(data.train_x) - 1, min(points, len(data.train_x))).long()
+    save_inference_data(path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history)
+
+
+def _effort(guide: FactorizedGuide) -> tuple[int, int]:
+    """Points and draws of predictions under drawn weights."""
+    weights = sum(layer.weight_mean.numel() for layer in summarize(guide).values())
+    return (1000, 200) if weights < _MANY_WEIGHTS else (100, 50)
+
+
+def _diagnostics(
+    model: BayesianNetwork,
+    guide: FactorizedGuide,
+    decoded: nn.Module,
+    data: Dataset,
+    plan: Recipe,
+    measured_on: str,
+    out: Path,
+) -> dict[str, Any]:
+    """How far the final fit can be trusted, as JSON."""
+    points, draws = _effort(guide)
+    found: dict[str, Any] = {"measured_on": measured_on}
+    x, y = data.train_x[: 2 * points], data.train_y[: 2 * points]
+    if plan.kl_weight > 0:
+        ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=plan.kl_weight)
+        found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
+    x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
+    with torch.no_grad():
+        probabilities = {
+            "sampled": sampled_probabilities(guide, x, draws=max(10, draws // 10)),
+            "mean": mean_network(model, guide)(x).softmax(1),
+            "compressed": decoded(x).softmax(1),
+        }
+    found["calibration_points"] = len(x)
+    found["calibration"] = {
+        label: {
+            key: value if isinstance(value, float) else np.nan_to_num(value).tolist()
+            for key, value in asdict(calibration(p, y)).items()
+        }
+        for label, p in probabilities.items()
+    }
+    file = out / "finetune.nc"
+    found["loo"] = asdict(leave_one_out(arviz_package().from_netcdf(file if file.exists() else out / "posterior.nc")))
+    return found
 
 
 def _metrics(
@@ -314,41 +391,3 @@ def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[s
             "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
         }
     return others
-
-
-def report(metrics: Mapping[str, Any]) -> str:
-    """The metrics as a Markdown page."""
-    rows = [(metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])]
-    rows += [(r, o["error_percent"], o["bits"], o["compression"]) for r, o in metrics["other_precision"].items()]
-    dense = metrics["dense"]
-    lines = [
-        f"# {metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}, seed {metrics['seed']}",
-        "",
-        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
-        f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
-        "",
-        "| bits by rule | error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    shape = "-".join(map(str, metrics["architecture"]))
-    for rule, error, bits, c in rows:
-        lines.append(
-            f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
-            f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
-        )
-    recipe, also = metrics["recipe"], ""
-    if recipe["finetune_epochs"]:
-        also = f"{recipe['finetune_epochs']} epochs of what was left, KL weight {recipe['finetune_kl_weight']:g}, "
-    for phase, pixels in (("", recipe["shift"]), (" of what was left", recipe["finetune_shift"])):
-        if pixels:
-            also += f"training pictures{phase} moved by up to {pixels} pixels, "
-    if recipe["flip"]:
-        also += "and mirrored, "
-    cuts = ", ".join(f"{name} {t['value']:.2f} ({t['method']})" for name, t in metrics["thresholds"].items())
-    lines += [
-        "",
-        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
-        f"{recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, {also}{metrics['seconds']:.0f} s in all.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -34,6 +34,9 @@ def test_run_writes_what_it_promises_and_evaluate_agrees_exactly(finished):
         "dense.safetensors",
         "metrics.json",
         "network.pbc",
+        "plots",
+        "posterior.nc",
+        "report.html",
         "report.md",
         "run.json",
     ]
@@ -63,14 +66,14 @@ def test_inspect_accounts_for_every_byte(finished):
 
 
 def test_a_finished_run_is_not_run_again_nor_overwritten(finished):
-    before = {p.name: p.read_bytes() for p in finished.iterdir()}
+    before = {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     refused = command("run", *SHORT, "--prior", "gnj", "--out", finished)
     assert refused.returncode == 2 and "--resume" in refused.stderr
     other = command("run", *SHORT, "--prior", "ghs", "--out", finished, "--resume")
     assert other.returncode == 2 and "prior 'gnj'" in other.stderr
     again = command("run", *SHORT, "--prior", "gnj", "--out", finished, "--resume", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(before["metrics.json"])
-    assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_a_killed_run_resumes_to_the_same_file(finished, tmp_path):

@@ -45,6 +45,8 @@ def test_the_kl_is_warmed_up_linearly_and_the_losses_add_up():
     assert [record.kl_weight for record in history] == [0.375, 0.875, 1.0, 1.0]
     for record in history:
         assert record.loss == pytest.approx(record.negative_log_likelihood + record.kl)
+        assert list(record.kl_by_layer) == ["net.0", "net.2"]
+        assert sum(record.kl_by_layer.values()) == pytest.approx(record.kl)
     tempered = train(*fresh(), epochs=2, kl_warmup_epochs=0, kl_weight=0.25).history
     assert [record.kl_weight for record in tempered] == [0.25, 0.25]
 

@@ -7,18 +7,12 @@ from torch import nn
 
 from pyro_bc import load_dataset, read
 from pyro_bc.checkpoint import load_checkpoint
+from pyro_bc.diagnostics import error_percent
 from pyro_bc.errors import CheckpointError, UsageError
 from pyro_bc.networks import NETWORKS, lenet_300_100
 from pyro_bc.recipes import Settings
-from pyro_bc.run import PRIORS, error_percent, report, run
-
-
-def test_error_percent_counts_every_wrong_answer_once():
-    x = torch.eye(4).repeat(30, 1)
-    y = torch.arange(4).repeat(30)
-    y[:7] = (y[:7] + 1) % 4
-    for batch_size in (7, 60, 1000):
-        assert error_percent(nn.Identity(), x, y, batch_size) == 100 * 7 / 120
+from pyro_bc.report import markdown
+from pyro_bc.run import PRIORS, run
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -27,7 +21,7 @@ def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     metrics = run(settings, tmp_path / "out", progress=False)
     assert metrics["measured_on"] == "held-out training data" and metrics["n"] == 180
     assert metrics["compressed"]["error_percent"] < 25  # chance is 90
-    text = report(metrics)
+    text = markdown(metrics)
     assert text == (tmp_path / "out" / "report.md").read_text()
     assert f"{metrics['file_bytes']:,} bytes" in text and f"| {metrics['compressed']['error_percent']:.2f} |" in text
     assert set(metrics["other_precision"]) == {"paper"}
@@ -45,7 +39,7 @@ def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_p
     # Without a KL the training fits the data only: its likelihood is higher.
     name = "negative_log_likelihood_per_example"
     assert metrics["loss_nats"][name] < plain["loss_nats"][name]
-    assert "15 epochs of what was left, KL weight 0" in report(metrics)
+    assert "15 epochs of what was left, KL weight 0" in markdown(metrics)
     # Interrupted after the second training: the same file again.
     file = (tmp_path / "again" / "network.pbc").read_bytes()
     (tmp_path / "again" / "metrics.json").unlink()
@@ -68,7 +62,7 @@ def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_no
     settings = Settings("normalised", "gnj", "digits", **few, batch_norm=batch_norm, development=True)
     metrics = run(settings, tmp_path / "out", progress=False)
     assert metrics["compressed"]["error_percent"] < 15  # chance is 90
-    assert metrics["recipe"]["batch_size"] == 20 and "moved by up to 1 pixel" in report(metrics)
+    assert metrics["recipe"]["batch_size"] == 20 and "moved by up to 1 pixel" in markdown(metrics)
     names = load_checkpoint(tmp_path / "out" / "checkpoint")[0]
     assert any("running_var" in name for name in names) is (batch_norm == "keep")
     small = read(tmp_path / "out" / "network.pbc")
