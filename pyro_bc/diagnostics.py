@@ -40,7 +40,8 @@ def error_percent(net: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) 
 class ImportanceRatios:
     """Pareto smoothed importance sampling of a fit (Yao et al. 2018).
 
-    :param k: shape of the generalised Pareto distribution of the largest ratios :math:`p(D, w)/q(w)`.
+    :param k: shape of the generalised Pareto distribution of the largest ratios :math:`p(D, w)/q(w)`; infinite where
+        one ratio outweighs all others, so that nothing can be fitted.
     :param log_ratios: of every draw up to a constant, ``(draws,)``.
     """
 
@@ -51,6 +52,8 @@ class ImportanceRatios:
     def message(self) -> str:
         """What this k says, in words."""
         figure = f"Pareto k = {self.k:.2f} from {len(self.log_ratios)} draws"
+        if not np.isfinite(self.k):
+            figure = f"No Pareto k, as one of {len(self.log_ratios)} draws outweighs all others: as good as infinite"
         if self.k <= 0.5:
             return f"{figure}: the fit is close to the posterior; importance weights would correct what is left."
         if self.k <= RELIABLE_K:

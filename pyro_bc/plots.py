@@ -342,9 +342,9 @@ def reliability(calibrations: Mapping[str, Calibration], ax: "Axes | None" = Non
 
 
 def forest(data: Any, layer: str, groups: int = 25, ax: "Axes | None" = None) -> "Axes":
-    """Scales of a layer's groups with their 94 % intervals, the largest first.
+    """Scales of a layer's groups with their 94 % intervals, the best determined first (mean over standard deviation).
 
-    Read: scales away from zero with narrow intervals are groups in use.
+    Read: intervals away from zero are groups in use; an interval around zero is a group that could go.
 
     :param data: of :func:`~pyro_bc.to_inference_data`, or read from its file.
     :param layer: its full name (``net.fc1``).
@@ -357,7 +357,8 @@ def forest(data: Any, layer: str, groups: int = 25, ax: "Axes | None" = None) ->
     draws = posterior[name]
     ax = _axes(ax, 4.5, 0.16 * groups + 1)
     arviz = arviz_package()
-    order = np.argsort(-np.abs(draws.mean(("chain", "draw")).values))[:groups]
+    mean, deviation = draws.mean(("chain", "draw")).values, draws.std(("chain", "draw")).values
+    order = np.argsort(-np.abs(mean) / deviation)[:groups]
     values = draws.values[:, :, order]
     intervals = np.array([np.asarray(arviz.hdi(values[:, :, i].reshape(-1), **_hdi(arviz))) for i in range(len(order))])
     places = np.arange(len(order))[::-1]
@@ -367,7 +368,7 @@ def forest(data: Any, layer: str, groups: int = 25, ax: "Axes | None" = None) ->
     ax.set_yticks(places, [str(draws.coords[draws.dims[2]].values[i]) for i in order], fontsize="x-small")
     ax.set_ylabel(str(draws.dims[2]).rpartition(".")[2])
     ax.set_xlabel("scale")
-    ax.set_title(f"{layer}: the {len(order)} largest of {draws.shape[2]}")
+    ax.set_title(f"{layer}: {len(order)} of {draws.shape[2]}")
     return ax
 
 

@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -54,7 +55,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
             also += f"training pictures{phase} moved by up to {pixels} pixels, "
     if recipe["flip"]:
         also += "and mirrored, "
-    cuts = ", ".join(f"{name} {t['value']:.2f} ({t['method']})" for name, t in metrics["thresholds"].items())
+    cuts = _cuts(metrics["thresholds"])
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {cuts}. "
@@ -62,6 +63,14 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _cuts(thresholds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Thresholds in words."""
+    return ", ".join(
+        f"{name} none" if cut["value"] is None else f"{name} {cut['value']:.2f} ({cut['method']})"
+        for name, cut in thresholds.items()
+    )
 
 
 def history_of(data: Any) -> list[Epoch]:
@@ -141,9 +150,9 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     first = arviz.from_netcdf(folder / "posterior.nc")
     last = arviz.from_netcdf(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
     layers, last_layers = layer_posteriors(first), layer_posteriors(last)
-    cuts = {name: Threshold(**cut) for name, cut in metrics["thresholds"].items()}
+    cuts = metrics.get("pruning_thresholds", metrics["thresholds"])
     pruning_cuts = {
-        name: Threshold(**cut) for name, cut in metrics.get("pruning_thresholds", metrics["thresholds"]).items()
+        name: Threshold(math.inf if cut["value"] is None else cut["value"], cut["method"]) for name, cut in cuts.items()
     }
     history = history_of(first)
     shape = np.atleast_1d(first["constant_data"].attrs.get("input_shape", ()))
@@ -193,7 +202,7 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
             for label, c in checks["calibration"].items()
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
-    page = _page(metrics, settings, cuts, checks, pages)
+    page = _page(metrics, settings, _cuts(cuts), checks, pages)
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
 
@@ -258,7 +267,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
 """
 
 
-def _page(metrics: Mapping[str, Any], settings: Any, cuts: Any, checks: Any, pictures: list[Any]) -> str:
+def _page(metrics: Mapping[str, Any], settings: Any, cuts: str, checks: Any, pictures: list[Any]) -> str:
     figures, dense = metrics["compression"], metrics["dense"]
     error = metrics["compressed"]["error_percent"]
     key = [
@@ -277,9 +286,8 @@ def _page(metrics: Mapping[str, Any], settings: Any, cuts: Any, checks: Any, pic
         '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
         '<div class="wide">', _table(metrics), "</div>",
     ]  # fmt: skip
-    cut_text = ", ".join(f"{name} {cut.value:.2f} ({cut.method})" for name, cut in cuts.items())
     parts.append(
-        f'<p class="soft">Error is that of the network decoded from the file. Thresholds: {html.escape(cut_text)}.</p>'
+        f'<p class="soft">Error is that of the network decoded from the file. Thresholds: {html.escape(cuts)}.</p>'
     )
     sections = list(dict.fromkeys(section for section, *_ in pictures))
     for section in sections:

@@ -32,6 +32,7 @@ import safetensors.torch
 import torch
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import compressed
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
@@ -68,8 +69,8 @@ PRIORS: dict[str, type[Prior]] = {
 
 
 _SECONDS_BETWEEN_PICTURES = 60
-# From so many weights on, predictions under drawn weights are for fewer points: they take a pass for every draw.
-_MANY_WEIGHTS = 2_000_000
+# What predictions under drawn weights may cost, in floating point operations: some seconds of a processor.
+_OPERATIONS = 1e11
 
 
 def run(
@@ -142,7 +143,7 @@ def run(
         _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
     )
     model, guide, history = train(dense, plan=plan, checkpoint=out / "checkpoint", after_epoch=epochs_here.append)
-    export_posterior(out / "posterior.nc", guide, data, history)
+    _export_posterior(out / "posterior.nc", model, guide, data, history)
     how = partial(compressed.compress, model, guide, thresholds=settings.thresholds, batch_norm_loader=collect)
     if plan.finetune_epochs:
         first = how()
@@ -152,7 +153,7 @@ def run(
         model, guide, more = train(
             first.network(), plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append
         )
-        export_posterior(out / "finetune.nc", guide, data, more)
+        _export_posterior(out / "finetune.nc", model, guide, data, more)
         history = (*history, *more)
         how = partial(compressed.compress, model, guide, dense=first)
     small = how(precision=settings.precision)
@@ -160,7 +161,7 @@ def run(
     decoded = compressed.load(out / "network.pbc")
     metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history)
     if plan.finetune_epochs:
-        metrics["pruning_thresholds"] = {name: asdict(threshold) for name, threshold in first.thresholds.items()}
+        metrics["pruning_thresholds"] = _thresholds(first)
     metrics["diagnostics"] = _diagnostics(model, guide, decoded, data, plan, metrics["measured_on"], out)
     metrics["other_precision"] = _other_precision(how, settings, data)
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
@@ -168,7 +169,7 @@ def run(
     metrics["file_bytes"] = (out / "network.pbc").stat().st_size
     write_atomically(out / "report.md", markdown(metrics).encode())
     write_report(out, metrics)
-    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     return metrics
 
 
@@ -298,17 +299,21 @@ def _fit(
     return model, guide, result.history
 
 
-def export_posterior(path: Path, guide: FactorizedGuide, data: Dataset, history: Sequence[Epoch]) -> None:
+def _export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Dataset, history: Sequence[Epoch]) -> None:
     """Write a fit for ArviZ, with predictions of a spread of training points; fewer of them for a large network."""
-    points, draws = _effort(guide)
+    points, draws = _effort(model, data.train_x)
     index = torch.linspace(0, len(data.train_x) - 1, min(points, len(data.train_x))).long()
     save_inference_data(path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history)
 
 
-def _effort(guide: FactorizedGuide) -> tuple[int, int]:
-    """Points and draws of predictions under drawn weights."""
-    weights = sum(layer.weight_mean.numel() for layer in summarize(guide).values())
-    return (1000, 200) if weights < _MANY_WEIGHTS else (100, 50)
+def _effort(model: BayesianNetwork, x: Tensor) -> tuple[int, int]:
+    """Points and draws of predictions under drawn weights, by what one prediction costs; the same on any machine."""
+    net = model.skeleton.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x[:1])
+    affordable = _OPERATIONS / max(1, counter.get_total_flops())
+    points = int(min(1000, max(100, affordable / 200)))
+    return points, int(min(200, max(25, affordable / points)))
 
 
 def _diagnostics(
@@ -321,12 +326,12 @@ def _diagnostics(
     out: Path,
 ) -> dict[str, Any]:
     """How far the final fit can be trusted, as JSON."""
-    points, draws = _effort(guide)
+    points, draws = _effort(model, data.train_x)
     found: dict[str, Any] = {"measured_on": measured_on}
     x, y = data.train_x[: 2 * points], data.train_y[: 2 * points]
     if plan.kl_weight > 0:
         ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=plan.kl_weight)
-        found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
+        found["importance"] = {"pareto_k": ratios.k if math.isfinite(ratios.k) else None, "message": ratios.message}
     x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
     with torch.no_grad():
         probabilities = {
@@ -365,7 +370,7 @@ def _metrics(
         "compressed": {"error_percent": error_percent(decoded, data.test_x, data.test_y)},
         "architecture": list(small.architecture),
         "bits": list(small.bits),
-        "thresholds": {name: asdict(threshold) for name, threshold in small.thresholds.items()},
+        "thresholds": _thresholds(small),
         "precision": settings.precision,
         "compression": {name: round(value, 3) for name, value in asdict(figures).items()},
         "file_bytes": file_bytes,
@@ -376,6 +381,12 @@ def _metrics(
         },
         "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
     }
+
+
+def _thresholds(small: compressed.CompressedNetwork) -> dict[str, dict[str, Any]]:
+    """Thresholds as JSON, which has no infinity: the value is None where nothing is pruned."""
+    cuts = small.thresholds.items()
+    return {name: {"value": c.value if math.isfinite(c.value) else None, "method": c.method} for name, c in cuts}
 
 
 def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[str, Any]:

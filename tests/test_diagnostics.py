@@ -89,6 +89,7 @@ def test_messages_follow_k():
     ratios = np.zeros(100)
     assert "correct what is left" in ImportanceRatios(0.2, ratios).message
     assert "slowly" in ImportanceRatios(0.6, ratios).message
+    assert "one of 100 draws outweighs all" in ImportanceRatios(math.inf, ratios).message
 
 
 def test_calibration_by_hand():

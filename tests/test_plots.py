@@ -121,7 +121,8 @@ def test_reliability_and_forest(fit):
     assert ax.collections[0].get_offsets().tolist() == [[pytest.approx(0.8), pytest.approx(0.6)]]
     exported = pyro_bc.to_inference_data(guide, draws=200)
     ax = plots.forest(exported, "net.1", groups=5)
-    means = np.abs(exported.posterior["net.1.scale"].mean(("chain", "draw")).values)
+    drawn = exported.posterior["net.1.scale"].values[0]
+    means = np.abs(drawn.mean(0)) / drawn.std(0)
     assert sorted(int(label.get_text()) for label in ax.get_yticklabels()) == sorted(np.argsort(-means)[:5].tolist())
 
 
