@@ -1,5 +1,6 @@
-"""README's Pyro example, run as written."""
+"""README's examples, run as written."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,12 +11,33 @@ import pyro_bc
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+def example(number: int) -> str:
+    """One of the two Python examples."""
+    codes = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(codes) == 2
+    return codes[number]
+
+
+def run_python(code: str, folder: Path) -> str:
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600, env=environment
+    )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
+    run_python(example(0), tmp_path)
     data = pyro_bc.load_dataset("digits")
     net = pyro_bc.load(tmp_path / "net.pbc")
     wrong = (net(data.test_x).argmax(1) != data.test_y).float().mean()
     assert wrong < 0.15
     assert (tmp_path / "net.pbc").stat().st_size < 4 * 7_510 / 4
+
+
+def test_arviz_reads_the_posterior_of_the_main_job(tmp_path):
+    command = "run --net lenet-300-100 --prior ghs --data digits --epochs 2 --pretrain-epochs 2 --out runs/digits"
+    subprocess.run([sys.executable, "-m", "pyro_bc", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    printed = run_python(example(1), tmp_path)
+    assert "net.fc1.scale[20]" in printed and "elpd_loo" in printed
