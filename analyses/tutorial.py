@@ -93,6 +93,18 @@ again = az.from_netcdf(OUT / "posterior.nc")
 print(again.posterior["net.1.scale"].dims)
 
 # %% [markdown]
+# Three of the pictures above, from that file, with ArviZ's own functions (of 0.2x; in ArviZ 1 `plot_dist` draws both
+# histogram and densities).
+
+# %%
+keep(az.plot_forest(again, var_names=["net.1.scale"], combined=True, figsize=(5, 9))[0], "arviz-forest")
+keep(az.plot_dist(again.constant_data["net.1.statistic"].values, kind="hist"), "arviz-statistics")
+keep(az.plot_kde(again.posterior["net.1.scale"].sel({"net.1.input": 20}).values), "arviz-scale")
+fig, ax = plt.subplots()
+again.sample_stats["kl_by_layer"].plot.line(x="epoch", ax=ax)
+keep(ax, "arviz-kl")
+
+# %% [markdown]
 # ## The small network
 #
 # Pruned groups are gone, what is left has as many bits as the posterior's variances ask for.

@@ -5,6 +5,7 @@ gives for points of the training set.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .guides import FactorizedGuide
-from .inference_data import arviz_package, observed_sites
+from .inference_data import arviz_package, is_before_1, observed_sites
 from .nn import BayesianNetwork
 from .posterior import summarize
 
@@ -113,11 +114,16 @@ def pareto_k(log_ratios: np.ndarray) -> float:
     """
     centred = log_ratios - log_ratios.max()
     arviz = arviz_package()
-    if hasattr(arviz, "psislw"):
+    if np.ptp(centred) < 1e-3:
+        return 0.0  # all the same: there is no tail
+    if is_before_1():
         return float(arviz.psislw(centred)[1])
-    from arviz_stats.base import array_stats  # ArviZ 1
+    from arviz_stats.base import array_stats
 
-    return float(array_stats.psislw(centred, axis=-1)[1])
+    try:
+        return float(array_stats.psislw(-centred, axis=-1)[1])  # which takes log-likelihoods
+    except ValueError:  # the others are as good as zero beside the largest
+        return math.inf
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from typing import Any
 import h5netcdf
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def to_inference_data(
         coords = {dim: content.coords[dim] for dim in dims}
         datasets[group] = xarray.Dataset(data, coords, content.attributes)
     arviz = arviz_package()
-    if hasattr(arviz, "InferenceData"):
+    if is_before_1():
         return arviz.InferenceData(attrs=content.attributes, **datasets)
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=content.attributes), **datasets})
 
@@ -130,6 +131,11 @@ def arviz_package() -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz
+
+
+def is_before_1() -> bool:
+    """Whether ArviZ has ``InferenceData`` of its own; from version 1 on it is xarray's ``DataTree``."""
+    return int(version("arviz").split(".")[0]) < 1
 
 
 def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: Any, **options: Any) -> None:
@@ -252,7 +258,7 @@ def _content(
                 raise UsageError(
                     f"the observed site '{name}' has shape {tuple(observed.shape)} for two points, not (2,)"
                 )
-            add("log_likelihood", name, ("point",), [len(x)])
+            add("log_likelihood", name, ("point",), [len(x)], np.float64)
             add("posterior_predictive", name, ("point",), [len(x)], _numpy(observed).dtype)
             add_values("observed_data", name, ("point",), _numpy(y))
     _add_history(list(history), add_values, coords)
@@ -312,9 +318,21 @@ def _predict(guide: FactorizedGuide, draw: Mapping[str, Tensor], x: Tensor, y: T
     parts: dict[tuple[str, str], list[Tensor]] = {}
     for x_part, y_part in zip(x.split(_POINTS), y.split(_POINTS), strict=True):
         for name, site in observed_sites(guide._source[0], draw, x_part, y_part).items():
-            parts.setdefault(("log_likelihood", name), []).append(site["fn"].log_prob(site["value"]))
+            parts.setdefault(("log_likelihood", name), []).append(_log_prob(site["fn"], site["value"]))
             parts.setdefault(("posterior_predictive", name), []).append(site["fn"].sample())
     return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """Log-density in float64: of a class that is as good as certain, float32 makes exactly 0, under every draw."""
+    if isinstance(fn, dist.Categorical):
+        own = value.long().unsqueeze(-1)
+        logits = fn.logits.double()
+        others = (logits - logits.gather(-1, own)).scatter(-1, own, -torch.inf)
+        return -torch.nn.functional.softplus(others.logsumexp(-1))
+    if isinstance(fn, dist.Bernoulli):
+        return dist.Bernoulli(logits=fn.logits.double(), validate_args=False).log_prob(value.double())
+    return fn.log_prob(value).double()
 
 
 def _observed(guide: FactorizedGuide, x: Tensor, y: Tensor) -> dict[str, Tensor]:

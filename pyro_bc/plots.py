@@ -16,7 +16,7 @@ from .diagnostics import Calibration, error_percent
 from .errors import PyroBCError, UsageError
 from .guides import FactorizedGuide
 from .infer import Epoch
-from .inference_data import arviz_package
+from .inference_data import arviz_package, is_before_1
 from .posterior import LayerPosterior, summarize
 from .thresholds import Threshold, choose_threshold
 
@@ -360,7 +360,7 @@ def forest(data: Any, layer: str, groups: int = 25, ax: "Axes | None" = None) ->
     mean, deviation = draws.mean(("chain", "draw")).values, draws.std(("chain", "draw")).values
     order = np.argsort(-np.abs(mean) / deviation)[:groups]
     values = draws.values[:, :, order]
-    intervals = np.array([np.asarray(arviz.hdi(values[:, :, i].reshape(-1), **_hdi(arviz))) for i in range(len(order))])
+    intervals = np.array([np.asarray(arviz.hdi(values[:, :, i].reshape(-1), **_hdi())) for i in range(len(order))])
     places = np.arange(len(order))[::-1]
     ax.hlines(places, intervals[:, 0], intervals[:, 1], color=KEPT)
     ax.plot(values.mean((0, 1)), places, "o", color=KEPT, markersize=3)
@@ -372,5 +372,5 @@ def forest(data: Any, layer: str, groups: int = 25, ax: "Axes | None" = None) ->
     return ax
 
 
-def _hdi(arviz: Any) -> dict[str, float]:
-    return {"hdi_prob": 0.94} if hasattr(arviz, "InferenceData") else {"prob": 0.94}
+def _hdi() -> dict[str, float]:
+    return {"hdi_prob": 0.94} if is_before_1() else {"prob": 0.94}

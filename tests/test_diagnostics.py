@@ -48,7 +48,7 @@ def conjugate(scale=1.0):
 
 def test_the_exact_posterior_has_constant_ratios_and_a_narrow_one_a_heavy_tail():
     exact = importance_ratios(*conjugate(), draws=400)
-    assert np.ptp(exact.log_ratios) < 1e-3
+    assert np.ptp(exact.log_ratios) < 1e-3 and exact.k == 0
     narrow = importance_ratios(*conjugate(0.3), draws=2000)
     assert narrow.k > 0.7 and "above 0.7" in narrow.message
     wide = importance_ratios(*conjugate(1.5), draws=2000)
@@ -154,7 +154,8 @@ def test_leave_one_out_is_arvizs():
     exported = pyro_bc.to_inference_data(guide, data.train_x[:50], data.train_y[:50], draws=100)
     found = leave_one_out(exported)
     expected = az.loo(exported, reff=1.0, pointwise=True)
-    assert found.elpd == pytest.approx(expected.elpd_loo) and found.points == 50
+    elpd = expected.elpd_loo if hasattr(expected, "elpd_loo") else expected.elpd  # ArviZ before 1, and since
+    assert found.elpd == pytest.approx(elpd) and found.points == 50
     assert found.unreliable == int((expected.pareto_k > 0.7).sum())
     other = pyro_bc.to_inference_data(
         digits(prior=pyro_bc.GroupHorseshoe())[2], data.train_x[:50], data.train_y[:50], draws=100
