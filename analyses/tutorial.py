@@ -97,12 +97,14 @@ print(again.posterior["net.1.scale"].dims)
 # histogram and densities).
 
 # %%
-keep(az.plot_forest(again, var_names=["net.1.scale"], combined=True, figsize=(5, 9))[0], "arviz-forest")
-keep(az.plot_dist(again.constant_data["net.1.statistic"].values, kind="hist"), "arviz-statistics")
-keep(az.plot_kde(again.posterior["net.1.scale"].sel({"net.1.input": 20}).values), "arviz-scale")
-fig, ax = plt.subplots()
-again.sample_stats["kl_by_layer"].plot.line(x="epoch", ax=ax)
-keep(ax, "arviz-kl")
+axes = [plt.subplots(figsize=(5, 4), layout="constrained")[1] for _ in range(4)]
+some = {"net.1.input": range(16, 32)}
+az.plot_forest(again, var_names=["net.1.scale"], coords=some, combined=True, textsize=8, ax=axes[0])
+az.plot_dist(again.constant_data["net.1.statistic"].values, kind="hist", ax=axes[1])
+az.plot_kde(again.posterior["net.1.scale"].sel({"net.1.input": 20}).values, ax=axes[2])
+again.sample_stats["kl_by_layer"].plot.line(x="epoch", ax=axes[3])
+for ax, name in zip(axes, ("arviz-forest", "arviz-statistics", "arviz-scale", "arviz-kl"), strict=True):
+    keep(ax, name)
 
 # %% [markdown]
 # ## The small network
