@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .guides import FactorizedGuide
-from .inference_data import arviz_package, is_before_1, observed_sites
+from .inference_data import arviz_package, is_before_1
 from .nn import BayesianNetwork
 from .posterior import summarize
+from .predictive import observed_sites
 
 #: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
 RELIABLE_K = 0.7

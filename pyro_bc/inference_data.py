@@ -29,7 +29,6 @@ from typing import Any
 import h5netcdf
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -38,10 +37,10 @@ from .errors import UsageError
 from .guides import FactorizedGuide
 from .infer import Epoch
 from .posterior import LayerPosterior, summarize
+from .predictive import observed_values, predict
 from .priors import base_distribution, group_dim, known_priors
 
 _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
-_POINTS = 1000  # of one pass through the network
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def _content(
         shape = tuple(base_distribution(q[name]).loc.shape)
         add("posterior", name, tuple(f"{name}.{axis}" for axis in range(len(shape))), shape)
     if x is not None and y is not None:
-        for name, observed in _observed(guide, x[:2], y[:2]).items():
+        for name, observed in observed_values(guide, x[:2], y[:2]).items():
             if observed.dim() != 1 or len(observed) != 2:
                 raise UsageError(
                     f"the observed site '{name}' has shape {tuple(observed.shape)} for two points, not (2,)"
@@ -307,61 +306,10 @@ def _draw(guide, q, names: list[str], variables, x, y, size: int) -> dict[tuple[
             result["prior", f"{layer}.scale"] = torch.vmap(prior.scale)(prior_values)
     result |= {("posterior", site): value for site, value in values.items() if site in wanted}
     if x is not None:
-        predicted = [_predict(guide, {site: value[i] for site, value in values.items()}, x, y) for i in range(size)]
+        predicted = [predict(guide, {site: value[i] for site, value in values.items()}, x, y) for i in range(size)]
         for key in predicted[0]:
             result[key] = torch.stack([draw[key] for draw in predicted])
     return {key: _numpy(value)[None].astype(variables[key].dtype, copy=False) for key, value in result.items()}
-
-
-def _predict(guide: FactorizedGuide, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[tuple[str, str], Tensor]:
-    """Log-likelihood and a draw of every point's target, given a value of every site."""
-    parts: dict[tuple[str, str], list[Tensor]] = {}
-    for x_part, y_part in zip(x.split(_POINTS), y.split(_POINTS), strict=True):
-        for name, site in observed_sites(guide._source[0], draw, x_part, y_part).items():
-            parts.setdefault(("log_likelihood", name), []).append(_log_prob(site["fn"], site["value"]))
-            parts.setdefault(("posterior_predictive", name), []).append(site["fn"].sample())
-    return {key: torch.cat(values) for key, values in parts.items()}
-
-
-def _log_prob(fn: Any, value: Tensor) -> Tensor:
-    """Log-density in float64: of a class that is as good as certain, float32 makes exactly 0, under every draw."""
-    if isinstance(fn, dist.Categorical):
-        own = value.long().unsqueeze(-1)
-        logits = fn.logits.double()
-        others = (logits - logits.gather(-1, own)).scatter(-1, own, -torch.inf)
-        return -torch.nn.functional.softplus(others.logsumexp(-1))
-    if isinstance(fn, dist.Bernoulli):
-        return dist.Bernoulli(logits=fn.logits.double(), validate_args=False).log_prob(value.double())
-    return fn.log_prob(value).double()
-
-
-def _observed(guide: FactorizedGuide, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    draw = {name: base_distribution(site).mean for name, site in guide.posterior().items()}
-    return {name: site["value"] for name, site in observed_sites(guide._source[0], draw, x, y).items()}
-
-
-def observed_sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Any]:
-    """The model's observed sites, its latent ones fixed, in evaluation mode."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
-    try:
-        for module in modes:
-            module.training = False
-        with pyro.validation_enabled(False), pyro.poutine.trace() as tracer, pyro.poutine.condition(data=dict(draw)):
-            model(x, y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    nodes = tracer.trace.nodes.items()
-    # What was conditioned counts as observed, too.
-    return {
-        name: site
-        for name, site in nodes
-        if site["type"] == "sample" and site["is_observed"] and name not in draw and not _is_subsample(site)
-    }
-
-
-def _is_subsample(site: Mapping[str, Any]) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _weight_dims(layer: str, dims: int) -> tuple[str, ...]:

@@ -106,24 +106,6 @@ def test_log_likelihoods_are_those_of_the_drawn_weights():
     assert (predicted == y.numpy()).mean() == pytest.approx(probability, abs=0.1)
 
 
-def test_the_log_likelihood_of_what_is_certain_still_tells_draws_apart():
-    class Certain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(1, 2)
-
-        def forward(self, x):
-            return self.layer(x) + torch.tensor([25.0, -5.0])
-
-    pyro.clear_param_store()
-    x, y = torch.ones(8, 1), torch.zeros(8, dtype=torch.long)
-    guide = pyro_bc.FactorizedGuide(pyro_bc.BayesianNetwork(Certain(), num_data=8), init_log_variance=-3.0)
-    guide(x, y)
-    found = pyro_bc.to_inference_data(guide, x, y, draws=30).log_likelihood["y"].values
-    assert found.dtype == np.float64 and found.max() < 0 and len(np.unique(found[0, :, 0])) == 30
-    assert np.log(-found).mean() == pytest.approx(-30, abs=3)
-
-
 def test_the_file_holds_what_memory_does_and_arviz_reads_it(tmp_path, monkeypatch):
     guide, history = fitted(pyro_bc.GroupHorseshoe())
     x, y = problem()

@@ -1,0 +1,65 @@
+"""What a model says of data, its latent sites fixed to a draw from the posterior: weights, not pre-activations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .guides import FactorizedGuide
+from .priors import base_distribution
+
+_POINTS = 1000  # of one pass through the network
+
+
+def predict(guide: FactorizedGuide, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[tuple[str, str], Tensor]:
+    """Log-likelihood and a draw of every point's target, given a value of every site."""
+    parts: dict[tuple[str, str], list[Tensor]] = {}
+    for x_part, y_part in zip(x.split(_POINTS), y.split(_POINTS), strict=True):
+        for name, site in observed_sites(guide._source[0], draw, x_part, y_part).items():
+            parts.setdefault(("log_likelihood", name), []).append(_log_prob(site["fn"], site["value"]))
+            parts.setdefault(("posterior_predictive", name), []).append(site["fn"].sample())
+    return {key: torch.cat(values) for key, values in parts.items()}
+
+
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """Log-density in float64: of a class that is as good as certain, float32 makes exactly 0, under every draw."""
+    if isinstance(fn, dist.Categorical):
+        own = value.long().unsqueeze(-1)
+        logits = fn.logits.double()
+        others = (logits - logits.gather(-1, own)).scatter(-1, own, -torch.inf)
+        return -torch.nn.functional.softplus(others.logsumexp(-1))
+    if isinstance(fn, dist.Bernoulli):
+        return dist.Bernoulli(logits=fn.logits.double(), validate_args=False).log_prob(value.double())
+    return fn.log_prob(value).double()
+
+
+def observed_values(guide: FactorizedGuide, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    draw = {name: base_distribution(site).mean for name, site in guide.posterior().items()}
+    return {name: site["value"] for name, site in observed_sites(guide._source[0], draw, x, y).items()}
+
+
+def observed_sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Any]:
+    """The model's observed sites, its latent ones fixed, in evaluation mode."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
+    try:
+        for module in modes:
+            module.training = False
+        with pyro.validation_enabled(False), pyro.poutine.trace() as tracer, pyro.poutine.condition(data=dict(draw)):
+            model(x, y)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    nodes = tracer.trace.nodes.items()
+    # What was conditioned counts as observed, too.
+    return {
+        name: site
+        for name, site in nodes
+        if site["type"] == "sample" and site["is_observed"] and name not in draw and not _is_subsample(site)
+    }
+
+
+def _is_subsample(site: Mapping[str, Any]) -> bool:
+    return type(site["fn"]).__name__ == "_Subsample"
