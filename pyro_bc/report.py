@@ -233,6 +233,12 @@ def findings(checks: Mapping[str, Any]) -> list[str]:
         f"{small:.1f} % of the compressed network."
     )
     loo = checks["loo"]
+    if loo["elpd"] is None:
+        lines.append(
+            "Leave-one-out cross-validation has no finite result: of some points all draws say the same, or one "
+            "outweighs all others."
+        )
+        return lines
     reliable = "all of them reliable" if not loo["unreliable"] else (
         f"{loo['unreliable']:,} of them with a Pareto k above 0.7, so that the estimate is no more than a rough one"
     )  # fmt: skip

@@ -167,6 +167,7 @@ def run(
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
     metrics["file_bytes"] = (out / "network.pbc").stat().st_size
+    metrics = _without_nan(metrics)
     write_atomically(out / "report.md", markdown(metrics).encode())
     write_report(out, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
@@ -331,7 +332,7 @@ def _diagnostics(
     x, y = data.train_x[: 2 * points], data.train_y[: 2 * points]
     if plan.kl_weight > 0:
         ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=plan.kl_weight)
-        found["importance"] = {"pareto_k": ratios.k if math.isfinite(ratios.k) else None, "message": ratios.message}
+        found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
     x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
     with torch.no_grad():
         probabilities = {
@@ -383,10 +384,17 @@ def _metrics(
     }
 
 
+def _without_nan(tree: Any) -> Any:
+    """JSON has neither NaN nor infinity: None in their place."""
+    if isinstance(tree, dict):
+        return {key: _without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 def _thresholds(small: compressed.CompressedNetwork) -> dict[str, dict[str, Any]]:
-    """Thresholds as JSON, which has no infinity: the value is None where nothing is pruned."""
-    cuts = small.thresholds.items()
-    return {name: {"value": c.value if math.isfinite(c.value) else None, "method": c.method} for name, c in cuts}
+    return {name: asdict(threshold) for name, threshold in small.thresholds.items()}
 
 
 def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[str, Any]:
