@@ -225,10 +225,9 @@ def _export(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
+    commands = {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export, "report": _report}
     try:
-        {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export, "report": _report}[args.command](
-            args
-        )
+        commands[args.command](args)
     except PyroBCError as error:
         print(f"pyro-bc: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from .guides import FactorizedGuide
 from .inference_data import arviz_package, is_before_1
 from .nn import BayesianNetwork
 from .posterior import summarize
-from .predictive import observed_sites
+from .predictive import observed_sites, outputs, sites
 
 #: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
 RELIABLE_K = 0.7
@@ -99,10 +98,8 @@ def importance_ratios(
                 for site in observed_sites(model, draw, x_part, y_part).values():
                     log_likelihood = log_likelihood + site["fn"].log_prob(site["value"]).sum()
             log_likelihood = log_likelihood * (model.num_data / len(x))
-            with pyro.poutine.trace() as tracer, pyro.poutine.condition(data=draw):
-                model(x[:2], y[:2])
-            sites: Any = tracer.trace.nodes
-            log_prior = sum(sites[name]["fn"].log_prob(draw[name]).sum() for name in q)
+            latent = sites(model, draw, x[:2], y[:2])
+            log_prior = sum(latent[name]["fn"].log_prob(draw[name]).sum() for name in q)
             ratios.append(float(log_likelihood / kl_weight + log_prior - log_q))
     log_ratios = np.array(ratios)
     return ImportanceRatios(pareto_k(log_ratios), log_ratios)
@@ -212,18 +209,8 @@ def sampled_probabilities(guide: FactorizedGuide, x: Tensor, *, draws: int = 50,
         torch.manual_seed(seed)
         for _ in range(draws):
             draw = {name: site.sample() for name, site in q.items()}
-            total = total + _outputs(model, draw, x).softmax(-1)
+            total = total + torch.cat([outputs(model, draw, part) for part in x.split(1000)]).softmax(-1)
     return total / draws
-
-
-def _outputs(model: Any, draw: dict[str, Tensor], x: Tensor) -> Tensor:
-    mode = model.training
-    try:
-        model.eval()
-        with pyro.validation_enabled(False), pyro.poutine.condition(data=draw):
-            return torch.cat([model(part) for part in x.split(1000)])
-    finally:
-        model.train(mode)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -163,6 +164,18 @@ def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...]
     return args, kwargs
 
 
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """A context in which a network is in evaluation mode; each of its modules returns to the mode that it had."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def read_graph(net: nn.Module, example: Tensor) -> Graph:
     """The graph that a network computes in evaluation mode; dropout falls away.
 
@@ -171,13 +184,11 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
     :raises UnsupportedNetworkError: where the network has no fixed graph, or an operation that a file cannot hold;
         it is named, with the module that holds it.
     """
-    training = {name: module.training for name, module in net.named_modules()}
-    net.eval()
     example = example[:1].expand(2, *example.shape[1:]).contiguous()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels hide the layers
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(net):
             warnings.simplefilter("ignore")
             program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             graph = _read(program)
@@ -195,8 +206,6 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for name, module in net.named_modules():
-            module.training = training[name]
     return graph
 
 

@@ -26,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
 import numpy as np
 import pyro
 import torch
@@ -145,6 +144,8 @@ def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: 
     :param path: an existing file is replaced.
     :param args: and ``options`` as of :func:`to_inference_data`.
     """
+    import h5netcdf  # here, as reading HDF5 is no part of most programs
+
     path = Path(path)
     content = _content(guide, *args, **options)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -165,6 +166,8 @@ def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: 
 
 
 def _write(file: Any, variable: _Variable, content: _Content) -> None:
+    import h5py
+
     if variable.group not in file.groups:
         file.create_group(variable.group).attrs.update(content.attributes)
     group = file[variable.group]
@@ -173,7 +176,7 @@ def _write(file: Any, variable: _Variable, content: _Content) -> None:
             group.dimensions[dim] = size
             labels = content.coords[dim]
             if labels.dtype.kind == "U":
-                group.create_variable(dim, (dim,), dtype=h5netcdf.core.h5py.string_dtype())[...] = labels.astype(object)
+                group.create_variable(dim, (dim,), dtype=h5py.string_dtype())[...] = labels.astype(object)
             else:
                 group.create_variable(dim, (dim,), data=labels)
     # A chunk has as many draws as a block of this variable alone.

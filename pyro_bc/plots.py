@@ -291,7 +291,6 @@ def tradeoff(
     :param layer: name in the network (``fc1``).
     :param points: thresholds, at quantiles of the statistic.
     """
-
     by_name = {name.removeprefix("net."): value for name, value in summarize(guide).items()}
     if layer not in by_name or by_name[layer].statistic is None:
         raise UsageError(f"'{layer}' is no layer with a threshold; there are {', '.join(by_name)}")

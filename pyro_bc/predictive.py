@@ -1,6 +1,7 @@
 """What a model says of data, its latent sites fixed to a draw from the posterior: weights, not pre-activations."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -8,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .graph import evaluating
 from .guides import FactorizedGuide
 from .priors import base_distribution
 
@@ -43,23 +45,23 @@ def observed_values(guide: FactorizedGuide, x: Tensor, y: Tensor) -> dict[str, T
 
 def observed_sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Any]:
     """The model's observed sites, its latent ones fixed, in evaluation mode."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
-    try:
-        for module in modes:
-            module.training = False
-        with pyro.validation_enabled(False), pyro.poutine.trace() as tracer, pyro.poutine.condition(data=dict(draw)):
-            model(x, y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    nodes = tracer.trace.nodes.items()
-    # What was conditioned counts as observed, too.
     return {
         name: site
-        for name, site in nodes
-        if site["type"] == "sample" and site["is_observed"] and name not in draw and not _is_subsample(site)
+        for name, site in sites(model, draw, x, y).items()
+        # What was conditioned counts as observed, too, and so does a plate's choice of examples.
+        if site["is_observed"] and name not in draw and type(site["fn"]).__name__ != "_Subsample"
     }
 
 
-def _is_subsample(site: Mapping[str, Any]) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
+def sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Any]:
+    """All sample sites of the model, its latent ones fixed, in evaluation mode."""
+    with pyro.poutine.trace() as tracer:
+        outputs(model, draw, x, y)
+    return {name: site for name, site in tracer.trace.nodes.items() if site["type"] == "sample"}
+
+
+def outputs(model: Any, draw: Mapping[str, Tensor], *args: Tensor) -> Any:
+    """What the model returns, its latent sites fixed, in evaluation mode."""
+    mode = evaluating(model) if isinstance(model, torch.nn.Module) else nullcontext()
+    with mode, pyro.validation_enabled(False), pyro.poutine.condition(data=dict(draw)):
+        return model(*args)

@@ -73,15 +73,16 @@ def on_all(compute: Callable[[], T]) -> T:
 
     :raises PyroBCError: on every process, where it does on one; none waits for one that has stopped.
     """
-    result, error = None, None
+    outcome: list[T] = []
+    error = None
     try:
-        result = compute()
+        outcome.append(compute())
     except PyroBCError as own:
         error = own
     for raised in gathered(error):
         if raised is not None:
             raise raised
-    return result  # type: ignore[return-value]
+    return outcome[0]
 
 
 @torch.no_grad()

@@ -27,10 +27,15 @@ from .recipes import Settings
 from .thresholds import Threshold
 
 
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, float, list[int], Mapping[str, float]]]:
+    """Rule, error, bits and compression under every rule of precision, the chosen one first."""
+    chosen = (metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])
+    others = metrics["other_precision"].items()
+    return [chosen, *((rule, o["error_percent"], o["bits"], o["compression"]) for rule, o in others)]
+
+
 def markdown(metrics: Mapping[str, Any]) -> str:
     """The metrics as a Markdown page."""
-    rows = [(metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])]
-    rows += [(r, o["error_percent"], o["bits"], o["compression"]) for r, o in metrics["other_precision"].items()]
     dense = metrics["dense"]
     lines = [
         f"# {metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}, seed {metrics['seed']}",
@@ -42,7 +47,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     shape = "-".join(map(str, metrics["architecture"]))
-    for rule, error, bits, c in rows:
+    for rule, error, bits, c in _rows(metrics):
         lines.append(
             f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
@@ -320,11 +325,9 @@ def _page(metrics: Mapping[str, Any], settings: Any, cuts: str, checks: Any, pic
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    rows = [(metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])]
-    rows += [(r, o["error_percent"], o["bits"], o["compression"]) for r, o in metrics["other_precision"].items()]
     head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
     lines = ["<table>", "<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
-    for rule, error, bits, c in rows:
+    for rule, error, bits, c in _rows(metrics):
         cells = (
             rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
             f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
