@@ -1,14 +1,27 @@
 r"""Integers to bytes: one range-coded stream, with models that are integers themselves.
 
 Everything that a file holds beyond its header goes through one coder (constriction's range coder), so that no
-section is padded. A symbol's probability comes from a table of small integers which the file carries, quantised
-to half-octaves: :math:`f \in \{0\} \cup \{\lfloor 2^{4 + c/2} \rfloor : c = 0 \dots 30\}`, five bits an entry. Against
-the exact frequencies this costs about 0.01 bits a symbol. Probabilities are ratios of integers below 2^53, which every
-machine with IEEE arithmetic computes alike.
+section is padded. Two models of integers:
+
+``table``
+    A symbol's probability comes from a table of small integers which the file carries, quantised to half-octaves:
+    :math:`f \in \{0\} \cup \{\lfloor 2^{4 + c/2} \rfloor : c = 0 \dots 30\}`, five bits an entry. Against the exact
+    frequencies this costs about 0.01 bits a symbol. For any number of symbols.
+``adaptive``
+    An integer is a row of yes-or-no decisions: is it zero; its sign; is its magnitude above 1, above 2, … up to
+    :data:`_UNARY`; what is left of it in an Exp-Golomb code. Each decision but the sign and the last has a probability
+    of its own, which starts at 1/2 and is learned on the way from the decisions already coded (Krichevsky and Trofimov
+    1981): :math:`p = (n_1 + 1/2) / (n_0 + n_1 + 1)`. Where integers come in classes, such as the frequency of a cosine
+    coefficient, zeros are learned by class, with that probability as :data:`_BELIEF` decisions seen before:
+    :math:`p_c = (n_{c1} + 4 p) / (n_{c0} + n_{c1} + 4)`. Nothing but the integers is stored, which is what small layers
+    need, and it takes Python a microsecond or two a decision, which large ones do not.
+
+Probabilities are ratios of integers below 2^53, which every machine with IEEE arithmetic computes alike.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -22,6 +35,13 @@ _MOST_SYMBOLS = 1 << 16
 _UNIFORM_BITS = 12
 # Symbols are coded so many at a time: what is needed beside the codes themselves stays small.
 _PART = 1 << 20
+# Decisions of the adaptive model about a magnitude; beyond, magnitudes are large and none is like the other.
+_UNARY = 15
+# Digits of what is left of a magnitude: codes are at most 25 bits wide.
+_MOST_DIGITS = 26
+_HALF = 0.5
+# How many decisions of a class the layer's own probability counts for.
+_BELIEF = 4
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -59,6 +79,16 @@ class Encoder:
             for part in _parts(len(codes)):
                 self._coder.encode((codes[part] - lowest).astype(np.int32), model)
 
+    def adaptive(self, codes: np.ndarray, classes: np.ndarray | None = None) -> None:
+        """Any integers, below 2^25 in magnitude, with probabilities that are learned on the way.
+
+        :param classes: of each integer, from 0 on, which the decoder knows too.
+        """
+        decisions, probabilities = _decisions(codes, classes)
+        if decisions:
+            model = constriction.stream.model.Bernoulli(perfect=False)
+            self._coder.encode(np.array(decisions, dtype=np.int32), model, np.array(probabilities))
+
     def data(self) -> bytes:
         """All symbols so far, as bytes without the final zeros that a decoder adds by itself."""
         words = self._coder.get_compressed().astype("<u4").tobytes()
@@ -78,9 +108,9 @@ class Decoder:
         bits, self._bits = self._bits, 0.0
         return bits
 
-    def _decode(self, model, count: int) -> np.ndarray:
+    def _decode(self, model, *count: int) -> Any:
         try:
-            return self._coder.decode(model, count)
+            return self._coder.decode(model, *count)
         except AssertionError as error:
             raise CompressedFileError(f"the file's data does not fit its header ({error})") from None
 
@@ -113,6 +143,102 @@ class Decoder:
         self._bits -= float((frequencies(result, size) * np.log2(probabilities)).sum())
         result += lowest
         return result
+
+    def adaptive(self, count: int, classes: np.ndarray | None = None) -> np.ndarray:
+        """``count`` integers, int64; ``classes`` as they were encoded with."""
+        counts, result = _Counts(), np.zeros(count, dtype=np.int64)
+        for index, kind in enumerate(_kinds(count, classes)):
+            if not counts.add_zero(kind, self._bit(counts.of_zero(kind))):
+                continue
+            negative, magnitude = self._bit(_HALF), 1
+            while magnitude <= _UNARY and counts.add(magnitude, self._bit(counts.probability(magnitude))):
+                magnitude += 1
+            if magnitude > _UNARY:
+                digits = 0
+                while self._bit(_HALF):
+                    digits += 1
+                    if digits > _MOST_DIGITS:
+                        raise CompressedFileError("the file holds an integer that is too large")
+                rest = 1
+                for _ in range(digits):
+                    rest = 2 * rest + self._bit(_HALF)
+                magnitude += rest - 1
+            result[index] = -magnitude if negative else magnitude
+        return result
+
+    def _bit(self, probability: float) -> int:
+        bit = self._decode(constriction.stream.model.Bernoulli(probability, perfect=False))
+        self._bits -= math.log2(probability if bit else 1 - probability)
+        return int(bit)
+
+
+class _Counts:
+    """How often each decision of the adaptive model was yes, and how often it was taken."""
+
+    def __init__(self) -> None:
+        self.yes, self.all = [0] * (_UNARY + 1), [0] * (_UNARY + 1)
+        self.by_class: dict[int, tuple[int, int]] = {}
+
+    def probability(self, decision: int) -> float:
+        return (2 * self.yes[decision] + 1) / (2 * self.all[decision] + 2)
+
+    def add(self, decision: int, bit: int) -> int:
+        self.yes[decision] += bit
+        self.all[decision] += 1
+        return bit
+
+    def of_zero(self, kind: int) -> float:
+        """Probability that an integer of this class is not zero; −1 is that of integers without classes."""
+        if kind < 0:
+            return self.probability(0)
+        yes, seen = self.by_class.get(kind, (0, 0))
+        layer = 2 * self.all[0] + 2
+        return (yes * layer + _BELIEF * (2 * self.yes[0] + 1)) / ((seen + _BELIEF) * layer)
+
+    def add_zero(self, kind: int, bit: int) -> int:
+        if kind >= 0:
+            yes, seen = self.by_class.get(kind, (0, 0))
+            self.by_class[kind] = (yes + bit, seen + 1)
+        return self.add(0, bit)
+
+
+def _kinds(count: int, classes: np.ndarray | None) -> list[int]:
+    return [-1] * count if classes is None else classes.tolist()
+
+
+def _decisions(codes: np.ndarray, classes: np.ndarray | None) -> tuple[list[int], list[float]]:
+    """The decisions that integers are made of in the adaptive model, and the probability of 1 for each."""
+    counts = _Counts()
+    decisions: list[int] = []
+    probabilities: list[float] = []
+
+    def plain(bit: int) -> None:
+        probabilities.append(_HALF)
+        decisions.append(bit)
+
+    for code, kind in zip(codes.tolist(), _kinds(len(codes), classes), strict=True):
+        probabilities.append(counts.of_zero(kind))
+        decisions.append(counts.add_zero(kind, int(code != 0)))
+        if not code:
+            continue
+        plain(int(code < 0))
+        magnitude = abs(code)
+        for above in range(1, min(magnitude, _UNARY) + 1):
+            probabilities.append(counts.probability(above))
+            decisions.append(counts.add(above, int(magnitude > above)))
+        if magnitude > _UNARY:
+            rest = magnitude - _UNARY
+            digits = rest.bit_length() - 1
+            for bit in [1] * digits + [0] + [rest >> shift & 1 for shift in reversed(range(digits))]:
+                plain(bit)
+    return decisions, probabilities
+
+
+def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float:
+    """Code length of integers under the adaptive model."""
+    decisions, probabilities = _decisions(codes, classes)
+    yes = np.array(probabilities)
+    return float(-np.log2(np.where(np.array(decisions, dtype=bool), yes, 1 - yes)).sum())
 
 
 def _uniform_model(bits: int):

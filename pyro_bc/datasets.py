@@ -18,6 +18,7 @@ set: whatever is chosen by looking (thresholds, epochs) is chosen there.
 
 import gzip
 import hashlib
+import math
 import os
 import struct
 import zlib
@@ -135,6 +136,35 @@ class ShiftAndFlip:
         # Two indices around a slice: the channels come last.
         moved = padded[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         return moved.permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Every picture of a batch ``(N, C, H, W)`` rotated, scaled, sheared and moved at random, black where it came from.
+
+    :param rotation: at most so many degrees, either way.
+    :param scale: height and width each by at most this part, either way.
+    :param shear: at most this part, either way.
+    :param shift: at most so many pixels in each direction, not rounded.
+    """
+
+    rotation: float = 8.0
+    scale: float = 0.08
+    shear: float = 0.1
+    shift: float = 1.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        def either_way(limit: float) -> Tensor:
+            return limit * (2 * torch.rand(len(x), device=x.device) - 1)
+
+        height, width = x.shape[-2:]
+        angle = either_way(math.pi / 180 * self.rotation)
+        across, along = 1 + either_way(self.scale), 1 + either_way(self.scale)
+        cos, sin, shear = angle.cos(), angle.sin(), either_way(self.shear)
+        first = torch.stack([cos * across, shear - sin * along, either_way(2 * self.shift / width)], 1)
+        second = torch.stack([sin * across, cos * along, either_way(2 * self.shift / height)], 1)
+        grid = torch.nn.functional.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
+        return torch.nn.functional.grid_sample(x, grid, align_corners=False)
 
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

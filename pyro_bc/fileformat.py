@@ -1,13 +1,15 @@
 r"""The file format ``.pbc``: a compressed network to bytes and back.
 
-Byte layout, version 2; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
+Byte layout, version 3; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
 
 ==============  ====================================================================================
 bytes           content
 ==============  ====================================================================================
 3               ``PBC``
-1               version, 2
+1               version, 3
 4               CRC-32 (little-endian) of everything after it
+varint          form of the header: 0 for a graph, as follows here; from 1 on for a chain, see below. Version 2 knows
+                graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph`): a varint, index into
@@ -36,10 +38,22 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
     by row: where there are at most 4,096 different codes, one bit whether a table is used, else uniform;
   - kind 1, the same, but the numbers are integers;
   - kind 3, as kind 0, for numbers that training leaves alone (statistics of a normalisation);
+  - kind 4, numbers, coded adaptively: zigzag fraction bits. The stream holds the codes, row by row;
+  - kind 5, as kind 4, but the codes are cosine coefficients (:mod:`pyro_bc.cosine`), in the adaptive model's
+    classes by their frequency: behind the fraction bits a varint, number of dimensions of the grid, and each of them;
   - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
     for each number below it whether it is among them, with a table of two symbols.
 
   The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
+
+A chain (:mod:`pyro_bc.chain`) has a header of its own. Form 1 says it in full: number of dimensions of one input and
+each of them; number of steps and each of them, a byte that is 0 for a fully connected layer, 1 for a convolution (2
+more where there is no bias), or 4 and the position of another operation in :data:`~pyro_bc.chain.PLAIN`; behind that of
+a layer a varint, its outputs before pruning, and for a convolution one byte each for kernel, stride and padding. Form 2
+and on are the chains in :data:`~pyro_bc.chain.KNOWN`. Then follow, for all forms, the outputs left of every layer, and
+of every tensor, in the order of use, a varint: three times its zigzag fraction bits, plus 0 for kind 0 (lowest code and
+number of codes follow as above), 1 for kind 4, 2 for kind 5 with the chain's own grid: a convolution's kernel, or the
+positions that a fully connected layer reads behind a flattening.
 
 A number is ``(lowest + symbol) · 2^-fraction_bits``. Nothing in the file is executed or unpickled: operations are those
 of a fixed list, applied to tensors of the file and to the input.
@@ -56,17 +70,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import Decoder, Encoder, frequencies
+from .chain import KNOWN, MOST, PLAIN, Chain, Layer, Pruned, find_chain, prune
+from .codec import Decoder, Encoder, adaptive_bits, frequencies
+from .cosine import frequencies as spatial_frequencies
 from .errors import CompressedFileError
 from .graph import OPERATIONS, Graph, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
 from .precision import FixedPoint
 
-_MAGIC, _VERSION = b"PBC", 2
+_MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
 _TABLE_SYMBOLS = 4096
+# The adaptive model takes Python a few microseconds a number; tables cost layers that are larger nothing.
+_MOST_ADAPTIVE = 1 << 16
+_MOST_COSINES = 1 << 20
+_NUMBERS, _INTEGERS, _SELECTION, _BUFFER, _ADAPTIVE, _COSINES = range(6)
 # What a file may claim: more is refused before anything is allocated.
 _MOST_PARAMETERS, _MOST_NODES, _MOST_TENSORS, _MOST_HEADER = 1 << 28, 1 << 16, 1 << 16, 1 << 24
 _NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
 _CONSTANTS = (None, False, True)
+_CHAIN_KINDS = (_NUMBERS, _ADAPTIVE, _COSINES)
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,11 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     :param dense: the dense network's graph, if the file is to leave out what follows from it.
     """
     header = _Writer(contents)
+    chain = _chain(contents) if dense is None else None
+    if chain is not None:
+        header.chain(*chain)
+        return _file(header)
+    header.varint(0)
     header.varint(contents.dense_parameters)
     header.varint(len(contents.input_shape))
     for size in contents.input_shape:
@@ -177,8 +203,27 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
         header.data += struct.pack("<I", zlib.crc32(dictionary))
         header.varint(len(deflated))
         header.data += deflated
+    return _file(header)
+
+
+def _chain(contents: Contents) -> tuple[Chain, tuple[int, ...]] | None:
+    """The chain that the contents are, if they are one and a chain's header can say how its tensors are coded."""
+    stored = contents.tensors
+    numbers = {name: tensor for name, tensor in stored.items() if isinstance(tensor, FixedPoint)}
+    if contents.buffers or len(numbers) < len(stored):
+        return None
+    shapes = {name: tuple(tensor.codes.shape) for name, tensor in numbers.items()}
+    found = find_chain(contents.nodes, shapes, contents.dense_shapes, contents.dense_parameters, contents.input_shape)
+    if found is None:
+        return None
+    grids = prune(*found).grids
+    fit = all(t.grid in ((), grids.get(f"tensor{number}", ())) for number, t in enumerate(numbers.values()))
+    return found if fit else None
+
+
+def _file(header: "_Writer") -> bytes:
     coder = Encoder()
-    for tensor in contents.tensors.values():
+    for tensor in header.contents.tensors.values():
         _encode_tensor(coder, tensor)
     body = bytes(header.data) + coder.data()
     return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
@@ -228,24 +273,21 @@ def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None)
     """
     if data[:3] != _MAGIC or len(data) < 8:
         raise CompressedFileError("this is not a .pbc file")
-    if data[3] != _VERSION:
+    if not _OLDEST <= data[3] <= _VERSION:
         advice = "update it" if data[3] > _VERSION else "it was written by a version before the first release"
         raise CompressedFileError(
-            f"the file has format version {data[3]}; this pyro_bc reads version {_VERSION}: {advice}"
+            f"the file has format version {data[3]}; this pyro_bc reads versions {_OLDEST} to {_VERSION}: {advice}"
         )
     body = data[8:]
     if zlib.crc32(body) != struct.unpack("<I", data[4:8])[0]:
         raise CompressedFileError("the file is damaged: its checksum does not fit its content")
     reader = _Reader(body)
-    dense_parameters = reader.varint()
-    input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
-    outer, count = reader, reader.at_most(_MOST_NODES)
-    if not count:
-        reader = _inflated(outer, dense(input_shape) if dense is not None else None)
-        count = reader.at_most(_MOST_NODES)
-    nodes = tuple(reader.node(index) for index in range(count))
-    if not nodes or dense_parameters < 1:
-        raise CompressedFileError("the file claims an empty network")
+    form = reader.varint() if data[3] > 2 else 0
+    if form:
+        input_shape, pruned = reader.chain(form)
+        outer, nodes, dense_parameters = reader, pruned.nodes, pruned.dense_parameters
+    else:
+        outer, nodes, dense_parameters, input_shape, reader = _read_graph(reader, dense)
     sections = {"header": 8.0 + outer.position}
     coder = Decoder(body[outer.position :])
     tensors: dict[str, Stored] = {}
@@ -257,6 +299,22 @@ def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None)
     )
     _check(contents)
     return contents, sections
+
+
+def _read_graph(
+    reader: "_Reader", dense: Callable[[tuple[int, ...]], Graph] | None
+) -> tuple["_Reader", tuple[Node, ...], int, tuple[int, ...], "_Reader"]:
+    """What a header of form 0 says: the reader behind it, nodes, dense parameters, input shape, reader of the nodes."""
+    dense_parameters = reader.varint()
+    input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
+    outer, count = reader, reader.at_most(_MOST_NODES)
+    if not count:
+        reader = _inflated(outer, dense(input_shape) if dense is not None else None)
+        count = reader.at_most(_MOST_NODES)
+    nodes = tuple(reader.node(index) for index in range(count))
+    if not nodes or dense_parameters < 1:
+        raise CompressedFileError("the file claims an empty network")
+    return outer, nodes, dense_parameters, input_shape, reader
 
 
 def _with_layer_names(contents: Contents) -> Contents:
@@ -314,15 +372,28 @@ class _Plan:
     lowest: int = 0
     size: int = 0
     limit: int = 0
+    grid: tuple[int, ...] = ()
 
 
 def _plan(tensor: Stored) -> _Plan:
     if isinstance(tensor, Selection):
-        return _Plan(2, (len(tensor.indices),), limit=tensor.size)
+        return _Plan(_SELECTION, (len(tensor.indices),), limit=tensor.size)
     lowest, size = _range(tensor.codes)
+    shape = tuple(tensor.codes.shape)
     if isinstance(tensor, Integers):
-        return _Plan(1, tuple(tensor.codes.shape), 0, lowest, size)
-    return _Plan(0, tuple(tensor.codes.shape), tensor.fraction_bits, lowest, size)
+        return _Plan(_INTEGERS, shape, 0, lowest, size)
+    if tensor.grid:
+        return _Plan(_COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
+    if _adaptive_is_shorter(tensor.codes.flatten().numpy(), size, lowest):
+        return _Plan(_ADAPTIVE, shape, tensor.fraction_bits)
+    return _Plan(_NUMBERS, shape, tensor.fraction_bits, lowest, size)
+
+
+def _adaptive_is_shorter(codes: np.ndarray, size: int, lowest: int) -> bool:
+    if len(codes) > _MOST_ADAPTIVE:
+        return False
+    described = 8 * (1 + (lowest.bit_length() + 1) // 7 + 1 + size.bit_length() // 7)  # lowest code, number of codes
+    return adaptive_bits(codes) <= described + min(_table_bits(codes, size, lowest), len(codes) * _uniform_bits(size))
 
 
 def _range(codes: Tensor) -> tuple[int, int]:
@@ -335,11 +406,13 @@ def _uniform_bits(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def _table_is_shorter(codes: np.ndarray, size: int, lowest: int) -> bool:
+def _table_bits(codes: np.ndarray, size: int, lowest: int) -> float:
+    """Length of codes behind the table of their frequencies; infinite where the table would be too large."""
+    if size > _TABLE_SYMBOLS:
+        return math.inf
     counts = frequencies(codes, size, lowest)
     present = counts[counts > 0]
-    bits = 5 * size - float((present * np.log2(present / len(codes))).sum())
-    return bits < len(codes) * _uniform_bits(size)
+    return 5 * size - float((present * np.log2(present / len(codes))).sum())
 
 
 def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
@@ -350,9 +423,12 @@ def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
         return
     lowest, size = _range(tensor.codes)
     codes = tensor.codes.flatten().numpy()
+    if _plan(tensor).kind in (_ADAPTIVE, _COSINES):
+        coder.adaptive(codes, _classes(tuple(tensor.codes.shape), getattr(tensor, "grid", ())))
+        return
     with_table = False
     if 1 < size <= _TABLE_SYMBOLS:
-        with_table = _table_is_shorter(codes, size, lowest)
+        with_table = _table_bits(codes, size, lowest) < len(codes) * _uniform_bits(size)
         coder.uniform(np.array([with_table]), 1)
     if with_table:
         coder.table(codes, size, lowest)
@@ -361,17 +437,25 @@ def _encode_tensor(coder: Encoder, tensor: Stored) -> None:
 
 
 def _decode_tensor(coder: Decoder, plan: _Plan) -> Stored:
-    if plan.kind == 2:
+    if plan.kind == _SELECTION:
         indices = np.flatnonzero(coder.table(plan.limit, 2))
         if len(indices) != plan.shape[0]:
             raise CompressedFileError("the file's indices are not as many as it says")
         return Selection(torch.from_numpy(indices), plan.limit)
     count = math.prod(plan.shape)
+    if plan.kind in (_ADAPTIVE, _COSINES):
+        read = coder.adaptive(count, _classes(plan.shape, plan.grid))
+        return FixedPoint(torch.from_numpy(read.reshape(plan.shape)), plan.fraction_bits, plan.grid)
     with_table = 1 < plan.size <= _TABLE_SYMBOLS and bool(coder.uniform(1, 1)[0])
     bits, lowest = _uniform_bits(plan.size), plan.lowest
     read = coder.table(count, plan.size, lowest) if with_table else coder.uniform(count, bits, lowest)
     codes = torch.from_numpy(read.reshape(plan.shape))
-    return Integers(codes) if plan.kind == 1 else FixedPoint(codes, plan.fraction_bits)
+    return Integers(codes) if plan.kind == _INTEGERS else FixedPoint(codes, plan.fraction_bits)
+
+
+def _classes(shape: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray | None:
+    """Classes of the codes of a tensor in the adaptive model: the frequencies of cosine coefficients."""
+    return spatial_frequencies(shape, grid).flatten().numpy() if grid else None
 
 
 class _Writer:
@@ -442,15 +526,50 @@ class _Writer:
                 self.tensor(_plan(self.contents.tensors[argument.name]), argument.name in self.contents.buffers)
 
     def tensor(self, plan: _Plan, buffer: bool) -> None:
-        self.data.append(16 * (3 if buffer and plan.kind == 0 else plan.kind) + len(plan.shape))
+        self.data.append(16 * (_BUFFER if buffer and plan.kind == _NUMBERS else plan.kind) + len(plan.shape))
         for size in plan.shape:
             self.varint(size)
-        if plan.kind == 2:
+        if plan.kind == _SELECTION:
             self.varint(plan.limit)
             return
         self.signed(plan.fraction_bits)
-        self.signed(plan.lowest)
-        self.varint(plan.size)
+        if plan.kind == _COSINES:
+            self.varint(len(plan.grid))
+            for size in plan.grid:
+                self.varint(size)
+        elif plan.kind != _ADAPTIVE:
+            self.signed(plan.lowest)
+            self.varint(plan.size)
+
+    def chain(self, chain: Chain, widths: tuple[int, ...]) -> None:
+        if chain in KNOWN:
+            self.varint(2 + KNOWN.index(chain))
+        else:
+            self.varint(1)
+            self.varint(len(chain.input_shape))
+            for size in chain.input_shape:
+                self.varint(size)
+            self.varint(len(chain.steps))
+            for step in chain.steps:
+                self.step(step)
+        for width in widths:
+            self.varint(width)
+        for tensor in self.contents.tensors.values():
+            plan = _plan(tensor)
+            zigzag = 2 * plan.fraction_bits if plan.fraction_bits >= 0 else -2 * plan.fraction_bits - 1
+            self.varint(3 * zigzag + _CHAIN_KINDS.index(plan.kind))
+            if plan.kind == _NUMBERS:
+                self.signed(plan.lowest)
+                self.varint(plan.size)
+
+    def step(self, step: Layer | int) -> None:
+        if isinstance(step, int):
+            self.data.append(4 + step)
+            return
+        self.data.append((step.kernel > 0) + 2 * (not step.bias))
+        self.varint(step.outputs)
+        if step.kernel:
+            self.data += bytes((step.kernel, step.stride, step.padding))
 
 
 class _Reader:
@@ -532,19 +651,86 @@ class _Reader:
     def tensor(self, name: str) -> _Plan:
         byte = self.take(1)[0]
         kind, dims = byte >> 4, byte & 15
-        if kind == 3:
-            kind = 0
+        if kind == _BUFFER:
+            kind = _NUMBERS
             self.buffers.add(name)
         shape = tuple(self.at_most(1 << 24) for _ in range(dims))
-        self.parameters += math.prod(shape)
-        if kind > 2 or not all(shape) or self.parameters > _MOST_PARAMETERS:
-            raise CompressedFileError("the file claims a tensor of impossible size")
-        if kind == 2:
+        self.size(shape)
+        if kind > _COSINES:
+            raise CompressedFileError("the file claims a tensor of an unknown kind")
+        if kind in (_ADAPTIVE, _COSINES):
+            fraction_bits = self.signed()
+            grid = tuple(self.at_most(1 << 12) for _ in range(self.at_most(3) if kind == _COSINES else 0))
+            return self.numbers(_Plan(kind, shape, fraction_bits, grid=grid))
+        if kind == _SELECTION:
             limit = self.at_most(_MOST_PARAMETERS)
             if dims != 1 or shape[0] > limit:
                 raise CompressedFileError("the file claims more indices than there are")
             return _Plan(kind, shape, limit=limit)
-        plan = _Plan(kind, shape, self.signed(), self.signed(), self.varint())
-        if not (abs(plan.fraction_bits) <= 160 and abs(plan.lowest) < 1 << 25 and 0 < plan.size <= 1 << 25):
+        return self.numbers(_Plan(kind, shape, self.signed(), self.signed(), self.varint()))
+
+    def size(self, shape: tuple[int, ...]) -> None:
+        """Count a tensor in, and refuse it where it is empty or all of them would be too large."""
+        self.parameters += math.prod(shape)
+        if not all(shape) or self.parameters > _MOST_PARAMETERS:
+            raise CompressedFileError("the file claims a tensor of impossible size")
+
+    def numbers(self, plan: _Plan) -> _Plan:
+        adaptive = plan.kind in (_ADAPTIVE, _COSINES)
+        if adaptive and math.prod(plan.shape) > (_MOST_COSINES if plan.grid else _MOST_ADAPTIVE):
+            raise CompressedFileError("the file claims a tensor that is too large for how it is coded")
+        if plan.kind == _COSINES and not _is_grid(plan.shape, plan.grid):
+            raise CompressedFileError("the file claims a tensor over a grid that does not fit it")
+        in_range = adaptive or (abs(plan.lowest) < 1 << 25 and 0 < plan.size <= 1 << 25)
+        if not (in_range and abs(plan.fraction_bits) <= 160):
             raise CompressedFileError("the file's header holds fixed-point numbers out of range")
         return plan
+
+    def chain(self, form: int) -> tuple[tuple[int, ...], Pruned]:
+        """A chain's header; fills in plans and shapes as reading a graph's nodes does."""
+        if form > 1 + len(KNOWN):
+            raise CompressedFileError(f"the file's header has an unknown form, {form}")
+        if form > 1:
+            chain = KNOWN[form - 2]
+        else:
+            input_shape = tuple(self.at_most(1 << 24) for _ in range(self.at_most(3)))
+            if len(input_shape) not in (1, 3):
+                raise CompressedFileError(f"the file claims a chain with inputs of {len(input_shape)} dimensions")
+            chain = Chain(input_shape, tuple(self.step() for _ in range(self.at_most(_MOST_NODES))))
+        widths = tuple(self.at_most(1 << 24) for step in chain.steps if isinstance(step, Layer))
+        try:
+            pruned = prune(chain, widths)
+        except ValueError as error:
+            raise CompressedFileError(f"the file's header is damaged: {error}") from None
+        if not widths:
+            raise CompressedFileError("the file claims an empty network")
+        for name, shape in pruned.shapes.items():
+            self.size(shape)
+            zigzag, kind = divmod(self.varint(), 3)
+            fraction_bits = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
+            plan = _Plan(_CHAIN_KINDS[kind], shape, fraction_bits)
+            if plan.kind == _NUMBERS:
+                plan = replace(plan, lowest=self.signed(), size=self.varint())
+            elif plan.kind == _COSINES:
+                plan = replace(plan, grid=pruned.grids.get(name, ()))
+            self.plans[name] = self.numbers(plan)
+        self.dense_shapes = pruned.dense_shapes
+        return chain.input_shape, pruned
+
+    def step(self) -> Layer | int:
+        code = self.take(1)[0]
+        if code >= 4:
+            if code - 4 >= len(PLAIN):
+                raise CompressedFileError(f"the file's header holds an unknown operation, {code - 4}")
+            return code - 4
+        outputs = self.at_most(1 << 24)
+        kernel, stride, padding = self.take(3) if code & 1 else (0, 1, 0)
+        if not stride or (code & 1 and not kernel) or max(kernel, stride, padding) > MOST:
+            raise CompressedFileError("the file's header holds an impossible convolution")
+        return Layer(outputs, kernel, stride, padding, not code & 2)
+
+
+def _is_grid(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    """Whether a tensor's last entries are a whole number of grids."""
+    cells = math.prod(grid)
+    return bool(grid) and cells > 0 and math.prod(shape[1:]) % cells == 0

@@ -155,7 +155,7 @@ def fit(
     )  # fmt: skip
     with bar, pyro.validation_enabled(False), FlatParameters(_parameters(model, guide)) as flat:
         optimizer = _optimizer(flat, [learning_rate, log_learning_rate])
-        history = [] if not resume or checkpoint is None else _restore(checkpoint, model, guide, optimizer, settings)
+        history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
         plain = eager_step(model, guide, flat)
         fast = plain
@@ -196,7 +196,7 @@ def fit(
             )
             history.append(record)
             if checkpoint is not None:
-                _save(checkpoint, model, guide, optimizer, settings, history)
+                save_fit(checkpoint, model, guide, optimizer, settings, history)
             left = "-".join(map(str, record.groups_left.values()))
             state = f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}"
             bar.update(task, advance=1, state=state)
@@ -319,7 +319,8 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _save(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping, history: list[Epoch]) -> None:
+def save_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping, history: list[Epoch]) -> None:
+    """Write a checkpoint of everything that a training needs to go on, random state included."""
     tensors = {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -336,7 +337,11 @@ def _random_state() -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-def _restore(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping) -> list[Epoch]:
+def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping) -> list[Epoch]:
+    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history.
+
+    :raises CheckpointError: where the checkpoint cannot be read, or was written with other settings.
+    """
     tensors, metadata = processes.from_first(lambda: load_checkpoint(path))
     saved = metadata.get("settings", {})
     if _fingerprint(saved) != _fingerprint(settings):

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from .errors import UsageError
 
@@ -58,6 +60,49 @@ class Categorical(Likelihood):
             raise UsageError(
                 f"labels lie in [{int(targets.min())}, {int(targets.max())}], but the network has {classes} outputs"
             )
+
+
+class _Taught(TorchDistribution):
+    """Expected log-probability of classes that are given by their probabilities."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.simplex
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
+
+    def sample(self, sample_shape=()):
+        return dist.OneHotCategorical(logits=self.logits).sample(sample_shape)
+
+    def log_prob(self, value):
+        return (value * self.logits.log_softmax(-1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class SoftCategorical(Likelihood):
+    r"""Classes that a teacher gives by their probabilities (Hinton et al. 2015, 1503.02531): outputs are logits
+    ``(batch, classes)``, targets probabilities :math:`t`, ``(batch, classes)``.
+
+    :math:`\log p(t) = \sum_c t_c \log p(c)`, the expected log-likelihood of a class drawn from the teacher.
+    """
+
+    metric: ClassVar[str] = "error %"
+
+    def __call__(self, outputs):
+        return _Taught(outputs)
+
+    def error(self, outputs, targets):
+        return 100.0 * (outputs.argmax(-1) != targets.argmax(-1))
+
+    def check(self, outputs, targets):
+        if targets.shape != outputs.shape or not targets.is_floating_point():
+            raise UsageError(
+                f"SoftCategorical targets are probabilities of shape {tuple(outputs.shape)}, not {targets.dtype} of "
+                f"shape {tuple(targets.shape)}"
+            )
+        if not bool((targets >= 0).all()) or not torch.allclose(targets.sum(-1), torch.ones(()), atol=1e-3):
+            raise UsageError("SoftCategorical targets are probabilities: not negative, their sum 1")
 
 
 @dataclass(frozen=True)

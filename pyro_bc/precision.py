@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cosine import from_cosines
 from .errors import UsageError
 
 #: rules by name.
@@ -37,10 +38,13 @@ class FixedPoint:
 
     :param codes: integers (int64), of the tensor's shape.
     :param fraction_bits: t; the step is :math:`2^{-t}`, and negative t is allowed.
+    :param grid: where the codes are cosine coefficients (:mod:`pyro_bc.cosine`), sizes of the spatial grid in the
+        tensor's last entries; empty where they are the numbers themselves.
     """
 
     codes: Tensor
     fraction_bits: int
+    grid: tuple[int, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -49,13 +53,13 @@ class FixedPoint:
         return max(1, 1 + max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0))
 
     def values(self) -> Tensor:
-        """The numbers themselves, exact in float32, of the shape of ``codes``."""
+        """The numbers themselves, of the shape of ``codes``: exact in float32, but where there is a grid."""
         result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
         flat = self.codes.reshape(-1)
         for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
             part = slice(start, start + _PART)
             result.view(-1)[part] = flat[part].double() * 2.0**-self.fraction_bits
-        return result
+        return from_cosines(result.double(), self.grid).float() if self.grid else result
 
 
 def fraction_bits(variance: Tensor, rule: str = "posterior", noise_ratio: float = NOISE_RATIO) -> float:

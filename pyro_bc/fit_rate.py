@@ -1,0 +1,184 @@
+r"""The training loop of a :class:`~pyro_bc.rate.RateNetwork`: rate–distortion, then the quantiser in the loop.
+
+First the network computes with draws from the cells, while the KL is warmed up; then with rounded codes, in steps that
+are fixed to powers of two. The learning rate falls as a cosine over all of it, so that codes come to rest.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .infer import Epoch, FitResult, restore_fit, save_fit
+from .rate import CellGuide, RateNetwork
+
+# Learning rates of steps and of the prior, as parts of that of the codes.
+_OF_STEPS, _OF_PRIOR = 0.2, 0.5
+# Warm-up of the learning rate, and where its cosine ends, as parts of all.
+_RISE, _END = 0.02, 0.002
+_SECOND_MOMENT = 0.99
+
+
+def fit_rate(
+    model: RateNetwork,
+    guide: CellGuide,
+    train_loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    epochs: int,
+    kl_weight: float = 1.0,
+    learning_rate: float = 0.04,
+    warmup: float = 0.2,
+    rounding: float = 0.5,
+    seed: int | None = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    after_epoch: Callable[[Epoch], None] | None = None,
+) -> FitResult:
+    r"""Maximise the ELBO with Adam; codes in the guide, steps and prior in the model hold the result.
+
+    :param model: the network and its prior.
+    :param guide: its guide.
+    :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator; targets as
+        the model's likelihood takes them.
+    :param epochs: passes over the loader.
+    :param kl_weight: :math:`\beta`, nats of likelihood that a nat of the file is worth: more makes smaller files.
+    :param learning_rate: Adam's, of the codes, in steps of the quantiser.
+    :param warmup: part of the training over which the KL's weight rises from 0.
+    :param rounding: part of the training, at its end, in which the network computes with rounded codes.
+    :param seed: seed of torch's global generator, None to leave it as it is.
+    :param checkpoint: file to write after each epoch.
+    :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
+    :param after_epoch: called with each new :class:`~pyro_bc.Epoch`, whose ``kl`` is the rate in nats per training
+        example, and whose ``groups_left`` are codes that are not zero, by parameter.
+    :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
+    :raises NonFiniteLossError: where the loss is NaN or infinite. The checkpoint of the last good epoch stays.
+    :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
+    """
+    steps = _validate(train_loader, epochs, kl_weight, learning_rate, warmup, rounding)
+    settings = {
+        "objective": "rate", "epochs": epochs, "steps": steps, "kl_weight": kl_weight, "learning_rate": learning_rate,
+        "warmup": warmup, "rounding": rounding, "seed": seed,
+        "sites": {name: list(code.shape) for name, code in zip(guide.names, guide.codes, strict=True)},
+    }  # fmt: skip
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    if checkpoint is not None and not resume and checkpoint.exists():
+        raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    x, y = next(iter(train_loader))
+    with torch.no_grad():
+        model.likelihood.check(model.net(x), y)
+    optimizer = _optimizer(model, guide, learning_rate)
+    history = restore_fit(checkpoint, model, guide, optimizer, settings) if resume and checkpoint is not None else []
+    rounded_from = epochs - math.floor(rounding * epochs)
+    if len(history) > rounded_from:
+        model.log_steps.requires_grad_(False)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"), disable=not progress,
+    )  # fmt: skip
+    elbo = Trace_ELBO()
+    with bar, pyro.validation_enabled(False):
+        task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
+        for epoch in range(len(history), epochs):
+            start = time.perf_counter()
+            if epoch == rounded_from:
+                model.snap_steps_(guide)
+            loss_sum = torch.zeros(())
+            for step, (x, y) in enumerate(train_loader):
+                part = (epoch + step / steps) / epochs
+                weight = kl_weight * (min(1.0, part / warmup) if warmup else 1.0)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * _rate_at(part)
+                codes = guide.rounded() if epoch >= rounded_from else None
+                loss = elbo.differentiable_loss(model, guide, x, y, weight, codes) / model.num_data
+                if not math.isfinite(loss.item()):
+                    raise NonFiniteLossError(
+                        f"the loss is not finite in epoch {epoch + 1}, step {step + 1}. A smaller learning rate "
+                        f"usually helps; the last checkpoint is of the epoch before"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach()
+            record = _record(model, guide, epoch, loss_sum.item() / steps, weight, x, y, time.perf_counter() - start)
+            history.append(record)
+            if checkpoint is not None:
+                save_fit(checkpoint, model, guide, optimizer, settings, history)
+            bar.update(task, advance=1, state=f"loss {record.loss:.4f}  {code_bytes(model, guide):,.0f} bytes")
+            if after_epoch is not None:
+                after_epoch(record)
+    if rounded_from == epochs:
+        model.snap_steps_(guide)
+    return FitResult(tuple(history))
+
+
+def _rate_at(part: float) -> float:
+    """Learning rate at a part of the training, as a part of its largest."""
+    return min(1.0, part / _RISE) * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def _optimizer(model: RateNetwork, guide: CellGuide, learning_rate: float) -> Any:
+    prior = [*model.log_scales, *model.logits]
+    parts = ((list(guide.codes), 1.0), ([model.log_steps], _OF_STEPS), (prior, _OF_PRIOR))
+    groups = [
+        {"params": params, "lr": part * learning_rate, "initial_lr": part * learning_rate} for params, part in parts
+    ]
+    return torch.optim.Adam(groups, betas=(0.9, _SECOND_MOMENT), fused=True)
+
+
+@torch.no_grad()
+def code_bytes(model: RateNetwork, guide: CellGuide) -> float:
+    """Bytes that the rounded codes take under the learned prior, header not included."""
+    return sum(_nats(model, guide).values()) / math.log(2) / 8
+
+
+def _nats(model: RateNetwork, guide: CellGuide) -> dict[str, float]:
+    pairs = zip(guide.names, guide.codes, strict=True)
+    return {name: -float(model.prior(name).log_prob(code.round()).sum()) for name, code in pairs}
+
+
+@torch.no_grad()
+def _record(
+    model: RateNetwork, guide: CellGuide, epoch: int, loss: float, weight: float, x: Tensor, y: Tensor, seconds: float
+) -> Epoch:
+    """One epoch's figures; the error is that of the last batch under rounded codes."""
+    nats = _nats(model, guide)
+    kl = sum(nats.values()) / model.num_data
+    outputs = torch.func.functional_call(model.net, model.weights(guide.rounded()), (x,))
+    return Epoch(
+        epoch=epoch + 1,
+        loss=loss,
+        negative_log_likelihood=loss - weight * kl,
+        kl=kl,
+        kl_weight=weight,
+        error=model.likelihood.summary(model.likelihood.error(outputs, y).mean().item()),
+        groups_left={
+            name: int(code.round().count_nonzero()) for name, code in zip(guide.names, guide.codes, strict=True)
+        },
+        seconds=seconds,
+        kl_by_layer={name: value / model.num_data for name, value in nats.items()},
+    )
+
+
+def _validate(loader: Any, epochs: int, kl_weight: float, learning_rate: float, warmup: float, rounding: float) -> int:
+    if not (isinstance(epochs, int) and epochs > 0):
+        raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    if not (math.isfinite(learning_rate) and learning_rate > 0 and 0 <= kl_weight < math.inf):
+        raise UsageError(
+            f"learning_rate must be positive and kl_weight 0 or more, both finite, not {learning_rate} and {kl_weight}"
+        )
+    if not (0 <= warmup <= 1 and 0 <= rounding <= 1):
+        raise UsageError(f"warmup and rounding are parts of the training, 0 to 1, not {warmup} and {rounding}")
+    if len(loader) == 0:
+        raise UsageError("the training loader is empty")
+    return len(loader)
