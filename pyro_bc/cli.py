@@ -15,8 +15,9 @@ from .errors import CompressedFileError, PyroBCError, UsageError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .networks import NETWORKS
 from .precision import RULES
+from .rate_run import LEARNED, run_rate
 from .recipes import Settings
-from .report import markdown, write_report
+from .report import markdown, rate_markdown, write_report
 from .run import PRIORS, run
 
 
@@ -36,7 +37,18 @@ def parser() -> argparse.ArgumentParser:
 
     job = commands.add_parser("run", help="train, compress and measure, into a folder")
     job.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
-    job.add_argument("--prior", required=True, help=f"prior over the weights: {', '.join(PRIORS)}")
+    job.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}; learned with --objective rate")
+    job.add_argument(
+        "--objective", default="elbo", choices=("elbo", "rate"),
+        help="elbo: the posterior prunes and sets bits; rate: its KL is the file's size, for the smallest files",
+    )  # fmt: skip
+    job.add_argument("--widths", metavar="N-N-…", help="rate: outputs of every layer but the last at the start")
+    job.add_argument("--widths-from", metavar="FILE.pbc", help="rate: start from the widths of a compressed network")
+    job.add_argument("--teacher", metavar="NET", help="rate: network to learn from (default: the dense one)")
+    job.add_argument("--teacher-share", type=float, help="rate: its share in the targets, 0 to 1; the rest is labels")
+    job.add_argument("--affine", type=float, help="rate: strength of random rotation, scaling, shear and shift")
+    job.add_argument("--passes", type=int, help="rate: augmented passes over the data that are made once")
+    job.add_argument("--rounding", type=float, help="rate: part of the training, at its end, with rounded codes")
     job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
     job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
@@ -112,8 +124,13 @@ def _run(args: argparse.Namespace) -> None:
         except ValueError:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
     given = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "thresholds"}
+    if args.objective == "rate":
+        given["prior"] = given["prior"] or LEARNED
+    elif not args.prior:
+        raise UsageError(f"--prior is needed: {', '.join(PRIORS)} (or --objective rate, which learns its own)")
     settings = Settings(**given, thresholds=thresholds or None)
-    metrics = run(
+    job, table = (run_rate, rate_markdown) if args.objective == "rate" else (run, markdown)
+    metrics = job(
         settings,
         args.out,
         args.data_dir,
@@ -121,7 +138,7 @@ def _run(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr),
     )
-    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+    print(json.dumps(metrics, indent=2) if args.json else table(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:

@@ -27,6 +27,16 @@ class Settings:
     :param precision: rule that sets the bits.
     :param train_limit: train on the first so many examples only, None for all.
     :param development: hold out the end of the training set and report on it, instead of the test set.
+    :param objective: ``elbo``, a posterior that prunes and sets bits; or ``rate``, under the prior ``learned``, a
+        posterior whose KL is the file's size. What follows is for ``rate`` alone, None for the recipe's:
+    :param widths: outputs of every layer but the last that the training starts from, as ``8-12-32``.
+    :param widths_from: a ``.pbc`` file whose widths to start from instead.
+    :param teacher: network by whose probabilities the small one learns; it is trained first.
+    :param teacher_share: of its probabilities in the targets, 0 to 1; the rest is the label.
+    :param affine: strength of random rotations, scalings, shears and shifts; 1 is up to 8 degrees, 8 %, 0.1 and 1.5
+        pixels.
+    :param passes: augmented passes over the data that are made and taught once.
+    :param rounding: part of the training, at its end, with rounded codes.
     """
 
     net: str
@@ -50,6 +60,14 @@ class Settings:
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
     development: bool = False
+    objective: str = "elbo"
+    widths: str | None = None
+    widths_from: str | None = None
+    teacher: str | None = None
+    teacher_share: float | None = None
+    affine: float | None = None
+    passes: int | None = None
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,16 +91,51 @@ class Recipe:
     flip: bool = False
 
 
+@dataclass(frozen=True)
+class RateRecipe:
+    """Training settings under the objective ``rate``, chosen on held-out data."""
+
+    epochs: int
+    pretrain_epochs: int
+    kl_weight: float
+    widths: str | None = None
+    teacher: str | None = None
+    teacher_share: float = 0.7
+    affine: float = 1.0
+    passes: int = 12
+    rounding: float = 0.5
+    learning_rate: float = 0.04
+    pretrain_learning_rate: float = 1e-3
+    batch_size: int = 256
+
+
 def recipe(settings: Settings) -> Recipe:
     """The recipe of a run, with what its settings override."""
-    given = {name: value for name, value in asdict(settings).items() if name in _OVERRIDABLE and value is not None}
     plan = _recipe(settings)
     if settings.pretrained is not None:
         plan = replace(plan, pretrain_epochs=0)
-    return replace(plan, **given)
+    return replace(plan, **_given(settings, Recipe))
 
 
-_OVERRIDABLE = {field.name for field in fields(Recipe)}
+def rate_recipe(settings: Settings) -> RateRecipe:
+    """The recipe of a run under the objective ``rate``, with what its settings override."""
+    plan = _rate_recipe(settings)
+    if settings.pretrained is not None:
+        plan = replace(plan, pretrain_epochs=0)
+    return replace(plan, **_given(settings, RateRecipe))
+
+
+def _given(settings: Settings, kind: type) -> dict:
+    overridable = {field.name for field in fields(kind)}
+    return {name: value for name, value in asdict(settings).items() if name in overridable and value is not None}
+
+
+def _rate_recipe(settings: Settings) -> RateRecipe:
+    if settings.data == "digits":
+        return RateRecipe(epochs=150, pretrain_epochs=100, kl_weight=0.1, widths="40-24", affine=0.5, batch_size=128)
+    if settings.net == "lenet-5-caffe":
+        return RateRecipe(epochs=300, pretrain_epochs=20, kl_weight=1.7, widths="8-12-32")
+    return RateRecipe(epochs=300, pretrain_epochs=20, kl_weight=0.3, widths="48-24")
 
 
 def _recipe(settings: Settings) -> Recipe:

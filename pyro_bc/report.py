@@ -70,6 +70,38 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rate_markdown(metrics: Mapping[str, Any]) -> str:
+    """The metrics of a run under the objective ``rate`` as a Markdown page."""
+    dense, teacher, recipe, c = (metrics[key] for key in ("dense", "teacher", "recipe", "compression"))
+    shape, bits = ("-".join(map(str, metrics[key])) for key in ("architecture", "bits"))
+    return "\n".join([
+        f"# {metrics['net']} on {metrics['data_name']}, objective rate, seed {metrics['seed']}",
+        "",
+        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
+        f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
+        "",
+        "| error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
+        "|---|---|---|---|---|---|---|",
+        f"| {metrics['compressed']['error_percent']:.2f} | {shape} | {bits} | {c['pruning']:.1f} | "
+        f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |",
+        "",
+        f"File: {metrics['file_bytes']:,} bytes. {recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, started "
+        f"from widths {'-'.join(map(str, metrics['started_from'])) or 'of the dense network'}, taught by "
+        f"{teacher['net']} ({teacher['error_percent']:.2f} %), affine augmentation {recipe['affine']:g}, "
+        f"{metrics['seconds']:.0f} s in all.",
+        "",
+    ])  # fmt: skip
+
+
+def coded_pictures(folder: Path, small: compressed.CompressedNetwork, history: Sequence[Epoch]) -> None:
+    """The pictures of a run under the objective ``rate``, into ``folder``."""
+    _save(folder / "architecture.png", lambda ax: plots.architecture(small, ax))
+    _save(folder / "file.png", lambda ax: plots.file_sections(small, ax))
+    _save(folder / "training.png", lambda ax: plots.training(history, ax))
+    _save(folder / "kl.png", lambda ax: plots.kl_by_layer(history, ax))
+    _save(folder / "codes_left.png", lambda ax: plots.groups_left(history, ax))
+
+
 def _cuts(thresholds: Mapping[str, Mapping[str, Any]]) -> str:
     """Thresholds in words."""
     return ", ".join(

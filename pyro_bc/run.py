@@ -120,14 +120,16 @@ def run(
     net = build(data.picture_shape, data.classes)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
-    out = _open_folder(Path(out), settings, resume)
+    out = open_folder(Path(out), settings, resume)
     if (out / "metrics.json").exists():
         say(f"{out} is complete; nothing to resume")
         return json.loads((out / "metrics.json").read_text())
     started = time.perf_counter()
     epochs_here: list[Epoch] = []
 
-    dense = _dense_network(net, data, plan, out / "dense.safetensors", progress)
+    rate = plan.learning_rate if plan.pretrain_learning_rate is None else plan.pretrain_learning_rate
+    batches = _batches(data, plan)
+    dense = dense_network(net, batches, plan.pretrain_epochs, rate, out / "dense.safetensors", progress)
     dense_error = error_percent(dense, data.test_x, data.test_y)
     parameters = sum(p.numel() for p in dense.parameters())
     say(f"dense network: {parameters:,} parameters, error {dense_error:.2f} %")
@@ -174,7 +176,12 @@ def run(
     return metrics
 
 
-def _open_folder(out: Path, settings: Settings, resume: bool) -> Path:
+def open_folder(out: Path, settings: Settings, resume: bool) -> Path:
+    """The folder of a new run, with its settings in it, or of one to resume.
+
+    :raises CheckpointError: where there is nothing to resume, or it has other settings.
+    :raises UsageError: where a new run's folder is in use, or cannot be written.
+    """
     written = json.dumps(asdict(settings), indent=2) + "\n"
     file = out / "run.json"
     if resume:
@@ -225,19 +232,17 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     net.load_state_dict(weights, strict=False)
 
 
-def _dense_network(net: nn.Module, data: Dataset, plan: Recipe, file: Path, progress: bool) -> nn.Module:
+def dense_network(
+    net: nn.Module, batches: Batches, epochs: int, learning_rate: float, file: Path, progress: bool
+) -> nn.Module:
     """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
     if file.exists():
         net.load_state_dict(load_checkpoint(file)[0])
         return net.eval()
-    rate = plan.learning_rate if plan.pretrain_learning_rate is None else plan.pretrain_learning_rate
-    optimizer = torch.optim.Adam(net.parameters(), rate, fused=True)
-    batches = _batches(data, plan)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, 0.05, total_iters=max(1, plan.pretrain_epochs * len(batches))
-    )
+    optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
     net.train()
-    for epoch in track(range(plan.pretrain_epochs), "dense network", disable=not progress, transient=True):
+    for epoch in track(range(epochs), "dense network", disable=not progress, transient=True):
         for x, y in batches:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
@@ -246,7 +251,7 @@ def _dense_network(net: nn.Module, data: Dataset, plan: Recipe, file: Path, prog
             schedule.step()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
-    save_checkpoint(file, net.state_dict(), {"epochs": plan.pretrain_epochs})
+    save_checkpoint(file, net.state_dict(), {"epochs": epochs})
     return net.eval()
 
 
