@@ -17,6 +17,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import embedding
 
 # A probability below this costs 30 bits: more than any code takes, and far from where float32 has no logarithm.
 _LEAST = 1e-9
@@ -97,7 +98,8 @@ class LaplaceCells(TorchDistribution):
         """:returns: the logarithm of the cell's probability around ``value``, of its shape; at least −20.7."""
         inverse, probabilities = (-self.log_scales).exp(), self.logits.softmax(-1)
         if self.classes is not None:
-            inverse, probabilities = inverse[self.classes], probabilities[self.classes]
+            # An embedding's gradient is summed up faster than that of an index.
+            inverse, probabilities = (embedding(self.classes, table) for table in (inverse, probabilities))
         v = value.abs()[..., None]
         above = -0.5 * torch.exp(-(v + 0.5) * inverse)  # F(v + 1/2) - 1
         # F(v - 1/2) - 1; both branches are computed, so that neither may overflow.

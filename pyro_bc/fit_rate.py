@@ -100,7 +100,8 @@ def fit_rate(
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * _rate_at(part)
                 codes = guide.rounded() if epoch >= rounded_from else None
-                loss = elbo.differentiable_loss(model, guide, x, y, weight, codes) / model.num_data
+                # Their forward methods, since calling a PyroModule registers every parameter anew.
+                loss = elbo.differentiable_loss(model.forward, guide.forward, x, y, weight, codes) / model.num_data
                 if not math.isfinite(loss.item()):
                     raise NonFiniteLossError(
                         f"the loss is not finite in epoch {epoch + 1}, step {step + 1}. A smaller learning rate "
