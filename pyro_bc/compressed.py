@@ -69,7 +69,7 @@ class CompressedNetwork(Contents):
         nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
         return Compression(
             pruning=self.dense_parameters / sum(tensor.codes.numel() for tensor in numbers),
-            fast_prediction=32 * self.dense_parameters / sum(t.codes.numel() * t.bits for t in numbers),
+            fast_prediction=32 * self.dense_parameters / sum(t.codes.numel() * _bits_to_multiply(t) for t in numbers),
             maximum=4 * self.dense_parameters / size,
             nonzero_percent=100 * nonzero / self.dense_parameters,
         )
@@ -110,6 +110,11 @@ class CompressedNetwork(Contents):
         data = self.to_bytes(net)
         write_atomically(path, data)
         return len(data)
+
+
+def _bits_to_multiply(tensor: FixedPoint) -> int:
+    """Bits of the numbers that a prediction multiplies with: of cosine coefficients' weights, which are float32."""
+    return 32 if tensor.grid else tensor.bits
 
 
 def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:

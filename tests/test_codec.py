@@ -1,5 +1,6 @@
 """The range coder's round trips, and code lengths close to the entropy."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_bc.codec import Decoder, Encoder
+from pyro_bc.codec import Decoder, Encoder, adaptive_bits
 from pyro_bc.errors import CompressedFileError
 
 SECTION = st.one_of(
@@ -81,3 +82,66 @@ def test_many_symbols_need_little_memory_beside_them():
         assert tracemalloc.get_traced_memory()[1] < 2.2 * held
         tracemalloc.stop()
         assert np.array_equal(decoded, codes)
+
+
+INTEGERS = st.lists(
+    st.one_of(st.integers(-3, 3), st.integers(-40, 40), st.integers(-(2**25) + 1, 2**25 - 1)), min_size=1, max_size=80
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(INTEGERS, st.integers(0, 5), st.integers(0, 2**31))
+def test_adaptive_integers_come_back_between_other_sections(integers, kinds, seed):
+    codes = np.array(integers)
+    classes = np.random.default_rng(seed).integers(0, kinds, len(codes)) if kinds else None
+    encoder = Encoder()
+    encoder.uniform(np.array([5]), 4)
+    encoder.adaptive(codes, classes)
+    encoder.uniform(np.array([9]), 4)
+    decoder = Decoder(encoder.data())
+    assert decoder.uniform(1, 4).tolist() == [5]
+    np.testing.assert_array_equal(decoder.adaptive(len(codes), classes), codes)
+    assert decoder.uniform(1, 4).tolist() == [9]
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.6, 4.0])
+def test_the_adaptive_code_is_shorter_than_a_table_and_close_to_the_entropy(spread):
+    rng = np.random.default_rng(0)
+    codes = np.rint(rng.laplace(0, spread, 2000)).astype(int)
+    encoder, table = Encoder(), Encoder()
+    encoder.adaptive(codes)
+    table.table(codes, int(np.ptp(codes)) + 1, int(codes.min()))
+    p = np.bincount(codes - codes.min()) / len(codes)
+    entropy = -(p[p > 0] * np.log2(p[p > 0])).sum() * len(codes)
+    decisions = min(16, np.abs(codes).max() + 1)  # each learns its probability for half a logarithm of its number
+    assert 8 * len(encoder.data()) <= 1.01 * entropy + 0.5 * decisions * np.log2(len(codes)) + 32
+    assert len(encoder.data()) <= len(table.data())
+    decoder = Decoder(encoder.data())
+    decoder.adaptive(len(codes))
+    assert decoder.take_bits() == pytest.approx(adaptive_bits(codes), rel=1e-9)
+    assert adaptive_bits(codes) == pytest.approx(8 * len(encoder.data()), abs=24)
+
+
+def test_classes_pay_where_zeros_gather():
+    rng = np.random.default_rng(0)
+    classes = np.arange(3000) % 6
+    codes = np.where(rng.random(3000) < 0.5 ** (1 + classes), rng.integers(1, 4, 3000), 0)
+    assert adaptive_bits(codes, classes) < 0.9 * adaptive_bits(codes)
+    # Classes that mean nothing cost next to nothing.
+    assert adaptive_bits(codes, rng.integers(0, 6, 3000)) < 1.02 * adaptive_bits(codes)
+
+
+def test_the_first_probabilities_are_those_of_the_docstring():
+    codes, classes = np.array([0, 3, 0]), np.array([1, 1, 0])
+    # Zero or not: 1/2; then class 1 has seen one zero, (0 + 4·1/4) / (1 + 4); then class 0, new, has the layer's 1/2.
+    not_zero = [0.5, (4 * 0.25) / 5, 0.5]
+    bits = -math.log2(1 - not_zero[0]) - math.log2(not_zero[1]) - math.log2(1 - not_zero[2])
+    magnitude = -math.log2(0.5 * 0.5 * 0.5)  # above 1, above 2, not above 3
+    assert adaptive_bits(codes, classes) == pytest.approx(bits + 1 + magnitude)
+
+
+def test_an_endless_magnitude_is_refused():
+    encoder = Encoder()
+    encoder.adaptive(np.array([2**40]))
+    with pytest.raises(CompressedFileError, match="too large"):
+        Decoder(encoder.data()).adaptive(1)

@@ -1,0 +1,102 @@
+"""Training shortens codes at the price of likelihood, resumes to the same result, and says what is wrong."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bc import Batches
+from pyro_bc.errors import CheckpointError, NonFiniteLossError, UsageError
+from pyro_bc.fit_rate import code_bytes, fit_rate
+from pyro_bc.rate import CellGuide, RateNetwork
+
+TRUE = torch.tensor([[2.0, 0.0, 0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.5, 0.0, 0.0, 0.0], [0.0] * 6])
+
+
+def problem(examples: int = 200):
+    torch.manual_seed(0)
+    x = torch.randn(examples, 6)
+    return Batches(x, (x @ TRUE.T).argmax(-1), 50)
+
+
+def fresh():
+    torch.manual_seed(1)
+    model = RateNetwork(nn.Sequential(nn.Linear(6, 3)), num_data=200)
+    return model, CellGuide(model)
+
+
+def test_more_weight_on_the_divergence_makes_smaller_codes():
+    sizes, errors = [], []
+    for kl_weight in (0.01, 1.0, 10.0):
+        model, guide = fresh()
+        history = fit_rate(
+            model, guide, problem(), epochs=80, kl_weight=kl_weight, learning_rate=0.2, progress=False
+        ).history
+        sizes.append(code_bytes(model, guide))
+        errors.append(history[-1].error)
+        nats = sum(
+            -float(model.prior(n).log_prob(c.detach().round()).sum().detach())
+            for n, c in zip(guide.names, guide.codes, strict=True)
+        )
+        assert history[-1].kl * 200 == pytest.approx(nats, rel=1e-5)
+        assert sizes[-1] == pytest.approx(nats / math.log(2) / 8, rel=1e-5)
+    assert sizes[0] > 1.1 * sizes[1] > 1.1 * 1.1 * sizes[2] and errors[0] < 10
+
+
+def test_what_is_stored_is_rounded_and_in_steps_of_powers_of_two():
+    model, guide = fresh()
+    fit_rate(model, guide, problem(), epochs=4, rounding=0.0, progress=False)
+    exponents = model.steps().log2()
+    assert torch.allclose(exponents, exponents.round(), atol=1e-5)
+
+
+def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop_after(epoch):
+        def after(record):
+            if record.epoch == epoch:
+                raise Stopped
+
+        return after
+
+    whole, resumed = fresh(), fresh()
+    result = fit_rate(*whole, problem(), epochs=8, progress=False)
+    for epoch in (2, 6):  # before and after the codes are rounded
+        with pytest.raises(Stopped):
+            fit_rate(
+                *resumed, problem(), epochs=8, progress=False, checkpoint=tmp_path / "c", resume=epoch > 2,
+                after_epoch=stop_after(epoch),
+            )  # fmt: skip
+        resumed = fresh()
+    again = fit_rate(*resumed, problem(), epochs=8, progress=False, checkpoint=tmp_path / "c", resume=True)
+    assert [record.loss for record in again.history] == [record.loss for record in result.history]
+    assert all(torch.equal(a, b) for a, b in zip(whole[1].codes, resumed[1].codes, strict=True))
+    assert torch.equal(whole[0].log_steps, resumed[0].log_steps)
+    with pytest.raises(CheckpointError, match="exists"):
+        fit_rate(*fresh(), problem(), epochs=8, progress=False, checkpoint=tmp_path / "c")
+    with pytest.raises(CheckpointError, match="kl_weight"):
+        fit_rate(*fresh(), problem(), epochs=8, kl_weight=2.0, progress=False, checkpoint=tmp_path / "c", resume=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0}, {"epochs": 2.5}, {"kl_weight": -1.0}, {"kl_weight": math.inf}, {"learning_rate": 0.0},
+        {"rounding": 1.1}, {"warmup": -0.1},
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        fit_rate(*fresh(), problem(), **{"epochs": 2, "progress": False} | wrong)
+
+
+def test_data_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="empty"):
+        fit_rate(*fresh(), [], epochs=1, progress=False)
+    with pytest.raises(UsageError, match="labels"):
+        fit_rate(*fresh(), [(torch.rand(2, 6), torch.tensor([0, 3]))], epochs=1, progress=False)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        fit_rate(*fresh(), [(torch.full((2, 6), torch.nan), torch.tensor([0, 1]))], epochs=1, progress=False)
