@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_bc.datasets import Batches, Dataset, ShiftAndFlip, load_dataset
+from pyro_bc.datasets import Affine, Batches, Dataset, ShiftAndFlip, load_dataset
 from pyro_bc.errors import DataError
 
 
@@ -127,3 +127,28 @@ def test_a_limited_set_keeps_its_test_part():
     for examples in (0, 1438):
         with pytest.raises(DataError, match="1,437 examples"):
             data.limited(examples)
+
+
+def test_affine_pictures_keep_their_ink_and_move_it():
+    x = torch.zeros(200, 2, 28, 28)
+    x[:, :, 12:16, 12:16] = 1.0
+    moved = Affine()(x)
+    assert moved.shape == x.shape and moved.min() >= 0 and moved.max() <= 1
+    ink = moved.sum((1, 2, 3)) / x.sum((1, 2, 3))
+    assert ink.mean().item() == pytest.approx(1, abs=0.03) and ink.min() > 0.75  # scaled by 8 % either way, twice
+    rows = torch.arange(28.0)[:, None]
+    centre = (moved[:, 0] * rows).sum((1, 2)) / moved[:, 0].sum((1, 2)) - 13.5
+    assert centre.abs().max() < 1.7 and centre.std().item() == pytest.approx(1.5 / 3**0.5, abs=0.15)
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert torch.allclose(Affine(0, 0, 0, 0)(x), x, atol=1e-5)
+
+
+def test_affine_rotates_about_the_centre():
+    x = torch.zeros(1, 1, 29, 29)
+    x[0, 0, 14, 4:25] = 1.0  # a horizontal line
+    found = set()
+    for _ in range(40):
+        turned = Affine(90.0, 0, 0, 0)(x)[0, 0]
+        assert turned[14, 14] > 0.5
+        found.add(bool(turned.sum(0).count_nonzero() < 15))
+    assert found == {True, False}  # steep ones and flat ones

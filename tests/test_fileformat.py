@@ -2,7 +2,9 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyro_bc.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError
-from pyro_bc.fileformat import Contents, Integers, Selection, decode, encode
-from pyro_bc.graph import Named, Node, Value, read_graph
+from pyro_bc.fileformat import Contents, Integers, Selection, decode, encode, values
+from pyro_bc.graph import Named, Node, Value, read_graph, replace_leaves
 from pyro_bc.precision import FixedPoint
 
+GOLDEN = Path(__file__).parents[1] / "analyses" / "results"
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
 
 
@@ -82,7 +86,7 @@ def test_every_truncation_and_every_changed_byte_is_noticed():
 
 
 def with_checksum(body: bytes) -> bytes:
-    return b"PBC\x02" + struct.pack("<I", zlib.crc32(body)) + body
+    return b"PBC\x03" + struct.pack("<I", zlib.crc32(body)) + body
 
 
 @settings(deadline=None, max_examples=400)
@@ -100,8 +104,8 @@ def test_changes_under_a_right_checksum_are_a_clear_error_or_a_network(seed, noi
 
 def test_newer_versions_and_other_files_say_so():
     data = random_network(1).to_bytes()
-    with pytest.raises(CompressedFileError, match=r"version 3.*update"):
-        CompressedNetwork.from_bytes(data[:3] + b"\x03" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"version 4.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x04" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")
 
@@ -125,3 +129,95 @@ def test_a_file_without_its_graph_survives_damage_as_a_clear_error():
             except CompressedFileError:
                 outcomes["refused"] += 1
     assert outcomes["refused"] > 20 and sum(outcomes.values()) == 4 * (len(data) - 8)
+
+
+def random_chain(seed: int, known: Chain | None = None) -> CompressedNetwork:
+    """A chain with some codes as cosine coefficients and some layers too large for the adaptive code."""
+    rng = np.random.default_rng(seed)
+    chain = known or Chain(
+        (2, 9, 9),
+        (Layer(6, 3, 2, 1, bool(seed % 2)), 3, 1, Layer(5, 1), 0, 2, Layer(7, bias=bool(seed % 3)), 4, Layer(400), 0,
+         Layer(3)),
+    )  # fmt: skip
+    layers = [step for step in chain.steps if isinstance(step, Layer)]
+    widths = [int(rng.integers(1, layer.outputs + 1)) for layer in layers[:-1]]
+    pruned = prune(chain, (*widths, layers[-1].outputs))
+    tensors = {}
+    for name, shape in pruned.shapes.items():
+        codes = torch.from_numpy(np.rint(rng.laplace(0, 10.0 ** rng.uniform(-1, 2), shape)).astype(np.int64))
+        grid = pruned.grids.get(name, ()) if rng.random() < 0.5 else ()
+        tensors[name] = FixedPoint(codes, int(rng.integers(-4, 20)), grid if len(grid) > 1 else ())
+    dense, parameters = pruned.dense_shapes, pruned.dense_parameters
+    return CompressedNetwork(pruned.nodes, tensors, dense, parameters, chain.input_shape, frozenset(), {})
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.sampled_from([None, *KNOWN]))
+def test_a_chain_comes_back_from_a_short_header(seed, known):
+    network = random_chain(seed, known)
+    data = network.to_bytes()
+    again, sections = read_sections(data)
+    assert again.to_bytes() == data and sections["header"] < (90 if known is None else 40)
+    assert again.nodes == tuple(replace(node, args=replace_leaves(node.args, renamed(again))) for node in network.nodes)
+    assert again.dense_parameters == network.dense_parameters and again.architecture == network.architecture
+    for ours, theirs in zip(network.tensors.values(), again.tensors.values(), strict=True):
+        assert ours.grid == theirs.grid and torch.equal(ours.codes, theirs.codes)
+        assert torch.equal(ours.values(), theirs.values())
+    x = torch.rand(3, *network.input_shape)
+    assert torch.equal(network.network()(x), again.network()(x))
+
+
+def renamed(again: CompressedNetwork):
+    names = {f"tensor{number}": name for number, name in enumerate(again.tensors)}
+    return lambda leaf: Named(names[leaf.name]) if isinstance(leaf, Named) else leaf
+
+
+def test_every_truncation_and_changed_byte_of_a_chain_is_noticed_under_a_right_checksum_too():
+    data = random_chain(4, KNOWN[2]).to_bytes()[:300]
+    whole = random_chain(4, KNOWN[2]).to_bytes()
+    outcomes = {"network": 0, "refused": 0}
+    for length in range(8, len(data), 3):
+        with pytest.raises(CompressedFileError):
+            CompressedNetwork.from_bytes(whole[:length])
+    for position in [*range(8, 40), *range(40, len(whole), 101)]:
+        for change in (1, 2, 16, 255):
+            body = bytearray(whole[8:])
+            body[position - 8] ^= change
+            try:
+                assert CompressedNetwork.from_bytes(with_checksum(bytes(body))).to_bytes()
+                outcomes["network"] += 1
+            except CompressedFileError:
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 20 and outcomes["network"] > 5  # the rest: other numbers
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"\x09", "unknown form, 9"),
+        (b"\x01\x02\x04\x04\x00", "2 dimensions"),
+        (b"\x01\x01\x04\x00", "empty network"),
+        (b"\x01\x01\x04\x01\x63", "unknown operation, 95"),
+        (b"\x01\x01\x04\x01\x01\x04\x00\x01\x00", "impossible convolution"),
+        (b"\x01\x01\x04\x01\x00\x04\x05", "impossible widths"),
+        (b"\x01\x01\x04\x01\x00\x04\x04\x02", "does not fit it"),  # cosine coefficients without a grid
+        (b"\x01\x01\xff\xff\xff\x07\x01\x00\xff\xff\xff\x07\xff\xff\xff\x07", "impossible size"),
+        (b"\x01\x01\xff\xff\x07\x01\x00\x04\x04\x01", "too large for how it is coded"),
+    ],
+)
+def test_impossible_chains_are_refused_before_anything_is_allocated(body, message):
+    with pytest.raises(CompressedFileError, match=message):
+        decode(with_checksum(body))
+
+
+def test_files_of_version_2_still_open():
+    """Golden files of the first release, beside what this version writes of them."""
+    for file in sorted(GOLDEN.glob("*/network.pbc")):
+        data = file.read_bytes()
+        if data[3] != 2:
+            continue
+        small = CompressedNetwork.from_bytes(data)
+        again = CompressedNetwork.from_bytes(small.to_bytes())
+        assert again.to_bytes()[3] == 3 and len(again.to_bytes()) <= len(data)
+        for ours, theirs in zip(small.tensors.values(), again.tensors.values(), strict=True):
+            assert torch.equal(values(ours), values(theirs))

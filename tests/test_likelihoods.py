@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_bc import BayesianNetwork, Bernoulli, Categorical, FactorizedGuide, Normal, StandardNormal, elbo_terms
 from pyro_bc.errors import UsageError
+from pyro_bc.likelihoods import SoftCategorical
 
 
 def test_categorical_log_probabilities_are_log_softmax():
@@ -125,3 +126,26 @@ def test_several_outputs_and_other_dtypes_are_refused():
         Normal().check(torch.zeros(4, 3), torch.zeros(4, 3))
     with pytest.raises(UsageError, match="floating-point"):
         Bernoulli().check(torch.zeros(4), torch.ones(4, dtype=torch.long))
+
+
+def test_a_taught_likelihood_is_the_expected_one_over_the_teachers_classes():
+    outputs = torch.randn(5, 3, dtype=torch.double)
+    targets = torch.rand(5, 3, dtype=torch.double)
+    targets /= targets.sum(-1, keepdim=True)
+    density = SoftCategorical()(outputs)
+    one_by_one = sum(targets[:, c] * Categorical()(outputs).log_prob(torch.full((5,), c)) for c in range(3))
+    assert torch.allclose(density.log_prob(targets), one_by_one)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    hard = nn.functional.one_hot(labels, 3).double()
+    assert torch.allclose(density.log_prob(hard), Categorical()(outputs).log_prob(labels))
+    assert torch.equal(SoftCategorical().error(outputs, hard), Categorical().error(outputs, labels))
+    draws = density.sample((2000,))
+    assert torch.allclose(draws.mean(0), outputs.softmax(-1), atol=0.06)
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.tensor([0, 1]), torch.zeros(2, 3), torch.tensor([[1.5, -0.5, 0.0], [1.0, 0.0, 0.0]])]
+)
+def test_what_are_no_probabilities_is_refused(targets):
+    with pytest.raises(UsageError, match="probabilities"):
+        SoftCategorical().check(torch.zeros(2, 3), targets)
