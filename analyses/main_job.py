@@ -59,6 +59,16 @@ def one_run(net: str, prior: str, data: str, data_dir: str | None, seed: int, ru
         shutil.copy(out / name, target / name)
 
 
+def results_of(net: str, prior: str, seeds: list[int] | None, data_dir: str | None, runs: Path) -> list[dict]:
+    """Metrics on MNIST by seed; those that are missing are made, where seeds are named, else left out."""
+    for seed in seeds or []:
+        if not (RESULTS / f"{net}-mnist-{prior}-seed{seed}" / "metrics.json").exists():
+            one_run(net, prior, "mnist", data_dir, seed, runs)
+    files = sorted(RESULTS.glob(f"{net}-mnist-{prior}-seed*/metrics.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    return [metrics for metrics in found if seeds is None or metrics["seed"] in seeds]
+
+
 def table() -> str:
     """All results that there are, in Markdown."""
     lines = [

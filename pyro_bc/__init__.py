@@ -11,25 +11,30 @@
 """
 
 from . import diagnostics, plots
+from .coded import compress_codes, narrowed, spatial_grids
 from .compressed import CompressedNetwork, Compression, compress, load, read
-from .datasets import Batches, ShiftAndFlip, load_dataset
+from .datasets import Affine, Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
 from .elbo import ElboTerms, elbo_terms
 from .errors import PyroBCError
 from .export import OnnxNetwork, to_int8, to_onnx
+from .fit_rate import fit_rate
 from .guides import FactorizedGuide
 from .infer import Epoch, FitResult, fit
 from .inference_data import save_inference_data, to_inference_data
-from .likelihoods import Bernoulli, Categorical, Likelihood, Normal
+from .likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
 from .local_reparameterization import local_reparameterization
 from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
 from .posterior import LayerPosterior, summarize
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
 from .pruning import fold_batch_norm
+from .rate import CellGuide, RateNetwork
+from .teaching import TaughtBatches
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Batches",
     "BayesianConv1d",
     "BayesianConv2d",
@@ -37,6 +42,7 @@ __all__ = [
     "BayesianNetwork",
     "Bernoulli",
     "Categorical",
+    "CellGuide",
     "CompressedNetwork",
     "Compression",
     "ElboTerms",
@@ -53,21 +59,28 @@ __all__ = [
     "OnnxNetwork",
     "Prior",
     "PyroBCError",
+    "RateNetwork",
     "ShiftAndFlip",
+    "SoftCategorical",
     "StandardNormal",
+    "TaughtBatches",
     "bayesianize",
     "compress",
+    "compress_codes",
     "diagnostics",
     "elbo_terms",
     "fit",
+    "fit_rate",
     "fold_batch_norm",
     "half_cauchy_factors",
     "load",
     "load_dataset",
     "local_reparameterization",
+    "narrowed",
     "plots",
     "read",
     "save_inference_data",
+    "spatial_grids",
     "summarize",
     "to_inference_data",
     "to_int8",

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--widths", metavar="N-N-…", help="rate: outputs of every layer but the last at the start")
     job.add_argument("--widths-from", metavar="FILE.pbc", help="rate: start from the widths of a compressed network")
     job.add_argument("--teacher", metavar="NET", help="rate: network to learn from (default: the dense one)")
+    job.add_argument("--teacher-weights", metavar="FILE.safetensors", help="rate: its trained weights")
     job.add_argument("--teacher-share", type=float, help="rate: its share in the targets, 0 to 1; the rest is labels")
     job.add_argument("--affine", type=float, help="rate: strength of random rotation, scaling, shear and shift")
     job.add_argument("--passes", type=int, help="rate: augmented passes over the data that are made once")

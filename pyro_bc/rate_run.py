@@ -46,6 +46,8 @@ from .teaching import TaughtBatches
 
 #: the prior's name in settings and tables.
 LEARNED = "learned"
+# Of a teacher that is trained where the dense network is given.
+_TEACHER_EPOCHS = 20
 
 
 def run_rate(
@@ -71,6 +73,11 @@ def run_rate(
     net = network(settings.net)(data.picture_shape, data.classes)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)
+    taught_by = net
+    if plan.teacher not in (None, settings.net):
+        taught_by = network(str(plan.teacher))(data.picture_shape, data.classes)
+        if settings.teacher_weights is not None:
+            load_weights(taught_by, settings.teacher_weights)
     widths = _widths(settings, plan)
     whole = read_graph(net, data.train_x[:2])
     narrow = narrowed(whole, widths) if widths else None  # widths that do not fit are said before anything is written
@@ -86,11 +93,10 @@ def run_rate(
     dense_error = error_percent(dense, data.test_x, data.test_y)
     say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
     teacher, teacher_error = dense, dense_error
-    if plan.teacher not in (None, settings.net):
-        other = network(str(plan.teacher))(data.picture_shape, data.classes)
-        epochs = plan.pretrain_epochs or 20  # a dense network may be given, a teacher is always made
+    if taught_by is not net:
+        epochs = 0 if settings.teacher_weights is not None else plan.pretrain_epochs or _TEACHER_EPOCHS
         teacher = dense_network(
-            other, batches, epochs, plan.pretrain_learning_rate, out / "teacher.safetensors", progress
+            taught_by, batches, epochs, plan.pretrain_learning_rate, out / "teacher.safetensors", progress
         )
         teacher_error = error_percent(teacher, data.test_x, data.test_y)
         say(f"teacher, {plan.teacher}: error {teacher_error:.2f} %")
@@ -143,6 +149,8 @@ def _validated(settings: Settings) -> RateRecipe:
     if settings.widths is not None and settings.widths_from is not None:
         raise UsageError("give widths, or a file to take them from, not both")
     plan = rate_recipe(settings)
+    if settings.teacher_weights is not None and plan.teacher in (None, settings.net):
+        raise UsageError("teacher_weights are those of another network than the dense one: name it with teacher")
     if plan.epochs < 1 or plan.pretrain_epochs < 0 or plan.batch_size < 2 or plan.passes < 1:
         raise UsageError("epochs and passes must be at least 1, pretrain_epochs at least 0, batch_size at least 2")
     if not all(0 < rate < math.inf for rate in (plan.learning_rate, plan.pretrain_learning_rate)):

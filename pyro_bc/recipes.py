@@ -32,6 +32,7 @@ class Settings:
     :param widths: outputs of every layer but the last that the training starts from, as ``8-12-32``.
     :param widths_from: a ``.pbc`` file whose widths to start from instead.
     :param teacher: network by whose probabilities the small one learns; it is trained first.
+    :param teacher_weights: safetensors file with its trained weights.
     :param teacher_share: of its probabilities in the targets, 0 to 1; the rest is the label.
     :param affine: strength of random rotations, scalings, shears and shifts; 1 is up to 8 degrees, 8 %, 0.1 and 1.5
         pixels.
@@ -64,6 +65,7 @@ class Settings:
     widths: str | None = None
     widths_from: str | None = None
     teacher: str | None = None
+    teacher_weights: str | None = None
     teacher_share: float | None = None
     affine: float | None = None
     passes: int | None = None
