@@ -11,9 +11,9 @@
     each step of Adam; what is left is trained on and stored as fixed-point numbers.
 
 How sparse, how many clusters, how strong a penalty and how many bits is chosen on the last 5,000 training pictures,
-with the rule that the error there may rise by at most 0.2 points (LeNet-5: 0.1) over the dense network's; the test set is
-read once, for what was chosen. Bytes are those of the range-coded stream, shared values, and a header as short as that
-of our own files. Results go to ``analyses/results/competitors.md``.
+with the rule that the error there may rise by at most 0.2 points (LeNet-5: 0.1) over the dense network's; the test
+set is read once, for what was chosen. Bytes are those of the range-coded stream, shared values, and a header as short
+as that of our own files. Results go to ``analyses/results/competitors.md``.
 """
 
 import argparse

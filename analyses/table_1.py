@@ -3,7 +3,8 @@
     python analyses/table_1.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
 
 From raw data: runs of the named seeds that are not in ``analyses/results/`` yet are made (``pyro-bc run``, see
-main_job.py). Bits are those of the rule ``posterior``, and of the paper's own rule in brackets. Writes ``analyses/results/table_1.md``.
+main_job.py). Bits are those of the rule ``posterior``, and of the paper's own rule in brackets. Writes
+``analyses/results/table_1.md``.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python analyses/table_2.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
 
-From raw data: runs of the named seeds that are not in ``analyses/results/`` yet are made (``pyro-bc run``, see main_job.py). Rows of
-magnitude pruning with k-means and of group lasso come from competitors.py, those of the objective ``rate`` from
-records.py. Writes ``analyses/results/table_2.md``.
+From raw data: runs of the named seeds that are not in ``analyses/results/`` yet are made (``pyro-bc run``, see
+main_job.py). Rows of magnitude pruning with k-means and of group lasso come from competitors.py, those of the
+objective ``rate`` from records.py. Writes ``analyses/results/table_2.md``.
 """
 
 import argparse
