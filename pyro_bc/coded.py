@@ -10,7 +10,7 @@ from torch import Tensor
 from .chain import PLAIN, Layer, find_chain, prune
 from .compressed import CompressedNetwork
 from .errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
-from .fileformat import Integers, Stored
+from .fileformat import MOST_COSINES, Integers, Stored
 from .graph import Graph, GraphNetwork, Named, Value, is_layer
 from .precision import FixedPoint
 from .rate import CellGuide, RateNetwork
@@ -22,7 +22,8 @@ _KEEP_ZERO = {op for op, _ in PLAIN if op != "sigmoid"}
 def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Grids over which a network's weights are smooth: kernels, and pictures that a fully connected layer reads.
 
-    :returns: by the name of the weight, sizes of the grid in its last entries; other weights are left out.
+    :returns: by the name of the weight, sizes of the grid in its last entries; other weights are left out, and those
+        that are too large for a file to hold as coefficients.
     """
     grids: dict[str, tuple[int, ...]] = {}
     for node in graph.nodes:
@@ -33,7 +34,8 @@ def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
         if node.op == "linear" and source >= 0 and graph.nodes[source].op == "flatten":
             read = graph.nodes[source].args[0]
             shape = (graph.shape(read.index) or ())[2:] if isinstance(read, Value) else ()
-        if all(isinstance(size, int) for size in shape) and math.prod(shape) > 1:
+        fits = graph.tensors[name].numel() <= MOST_COSINES
+        if fits and all(isinstance(size, int) for size in shape) and math.prod(shape) > 1:
             grids[name] = shape
     return grids
 

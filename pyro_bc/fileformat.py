@@ -73,7 +73,7 @@ from torch import Tensor
 from .chain import KNOWN, MOST, PLAIN, Chain, Layer, Pruned, find_chain, prune
 from .codec import Decoder, Encoder, adaptive_bits, frequencies
 from .cosine import frequencies as spatial_frequencies
-from .errors import CompressedFileError
+from .errors import CompressedFileError, UnsupportedNetworkError
 from .graph import OPERATIONS, Graph, GraphNetwork, Named, Node, Value, is_layer, replace_leaves
 from .precision import FixedPoint
 
@@ -81,7 +81,8 @@ _MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
 _TABLE_SYMBOLS = 4096
 # The adaptive model takes Python a few microseconds a number; tables cost layers that are larger nothing.
 _MOST_ADAPTIVE = 1 << 16
-_MOST_COSINES = 1 << 20
+#: cosine coefficients that a tensor may hold, since they are always coded so.
+MOST_COSINES = 1 << 20
 _NUMBERS, _INTEGERS, _SELECTION, _BUFFER, _ADAPTIVE, _COSINES = range(6)
 # What a file may claim: more is refused before anything is allocated.
 _MOST_PARAMETERS, _MOST_NODES, _MOST_TENSORS, _MOST_HEADER = 1 << 28, 1 << 16, 1 << 16, 1 << 24
@@ -383,6 +384,11 @@ def _plan(tensor: Stored) -> _Plan:
     if isinstance(tensor, Integers):
         return _Plan(_INTEGERS, shape, 0, lowest, size)
     if tensor.grid:
+        if tensor.codes.numel() > MOST_COSINES:
+            raise UnsupportedNetworkError(
+                f"a tensor of {tensor.codes.numel():,} cosine coefficients is too large for a file, which takes "
+                f"{MOST_COSINES:,}; leave its grid out"
+            )
         return _Plan(_COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
     if _adaptive_is_shorter(tensor.codes.flatten().numpy(), size, lowest):
         return _Plan(_ADAPTIVE, shape, tensor.fraction_bits)
@@ -677,7 +683,7 @@ class _Reader:
 
     def numbers(self, plan: _Plan) -> _Plan:
         adaptive = plan.kind in (_ADAPTIVE, _COSINES)
-        if adaptive and math.prod(plan.shape) > (_MOST_COSINES if plan.grid else _MOST_ADAPTIVE):
+        if adaptive and math.prod(plan.shape) > (MOST_COSINES if plan.grid else _MOST_ADAPTIVE):
             raise CompressedFileError("the file claims a tensor that is too large for how it is coded")
         if plan.kind == _COSINES and not _is_grid(plan.shape, plan.grid):
             raise CompressedFileError("the file claims a tensor over a grid that does not fit it")

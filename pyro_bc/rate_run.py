@@ -38,6 +38,7 @@ from .infer import Epoch
 from .likelihoods import SoftCategorical
 from .networks import network
 from .prediction import arranged
+from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
 from .recipes import RateRecipe, Settings, rate_recipe
 from .report import coded_pictures, rate_markdown
@@ -102,7 +103,7 @@ def run_rate(
         say(f"teacher, {plan.teacher}: error {teacher_error:.2f} %")
     pyro.set_rng_seed(settings.seed)
     if narrow is None:
-        graph = read_graph(dense, data.train_x[:2])
+        graph = read_graph(fold_batch_norm(dense, data.train_x[:2]), data.train_x[:2])
         dense_shapes, dense_parameters = None, sum(p.numel() for p in dense.parameters())
     else:
         graph, dense_shapes, dense_parameters = narrowed(whole, widths)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyro_bc.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.compressed import CompressedNetwork, read_sections
-from pyro_bc.errors import CompressedFileError
+from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
 from pyro_bc.fileformat import Contents, Integers, Selection, decode, encode, values
 from pyro_bc.graph import Named, Node, Value, read_graph, replace_leaves
 from pyro_bc.precision import FixedPoint
@@ -221,3 +221,13 @@ def test_files_of_version_2_still_open():
         assert again.to_bytes()[3] == 3 and len(again.to_bytes()) <= len(data)
         for ours, theirs in zip(small.tensors.values(), again.tensors.values(), strict=True):
             assert torch.equal(values(ours), values(theirs))
+
+
+def test_more_cosine_coefficients_than_a_file_takes_are_said_when_it_is_written():
+    codes = torch.zeros(1, dtype=torch.int64).expand(1 << 11, 1 << 10)
+    nodes = (Node("linear", (Value(-1), Named("a"), None)),)
+    network = CompressedNetwork(
+        nodes, {"a": FixedPoint(codes, 0, (32, 32))}, {"a": codes.shape}, 1, (1024,), frozenset(), {}
+    )
+    with pytest.raises(UnsupportedNetworkError, match="leave its grid out"):
+        network.to_bytes()

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from torch import nn
 
 from pyro_bc import read
 from pyro_bc.errors import CheckpointError, UsageError
+from pyro_bc.networks import NETWORKS
 from pyro_bc.rate_run import LEARNED, run_rate
 from pyro_bc.recipes import Settings
 
@@ -115,3 +117,18 @@ def test_impossible_settings_are_said_before_anything_is_written(tmp_path, chang
 def test_the_command_says_which_prior_is_missing(tmp_path):
     done = command("run", "--net", "lenet-300-100", "--data", "digits", "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and "--prior is needed" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def normalised(picture_shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(picture_shape[0], 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(),
+        nn.Linear(8 * 36, classes),
+    )  # fmt: skip
+
+
+def test_batch_norm_is_folded_and_the_dense_widths_are_a_start_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "normalised", normalised)
+    options = SHORT | {"widths": "", "kl_weight": 0.05, "train_limit": 800}
+    metrics = run_rate(Settings("normalised", LEARNED, "digits", **options), tmp_path / "out", progress=False)
+    assert metrics["started_from"] == [] and metrics["compressed"]["error_percent"] < 20
+    assert not any(node.op == "batch_norm" for node in read(tmp_path / "out" / "network.pbc").nodes)
