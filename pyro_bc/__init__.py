@@ -19,6 +19,7 @@ from .elbo import ElboTerms, elbo_terms
 from .errors import PyroBCError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .fit_rate import fit_rate
+from .graph import Graph, GraphNetwork, read_graph
 from .guides import FactorizedGuide
 from .infer import Epoch, FitResult, fit
 from .inference_data import save_inference_data, to_inference_data
@@ -49,6 +50,8 @@ __all__ = [
     "Epoch",
     "FactorizedGuide",
     "FitResult",
+    "Graph",
+    "GraphNetwork",
     "GroupHorseshoe",
     "GroupNormalJeffreys",
     "LayerPosterior",
@@ -79,6 +82,7 @@ __all__ = [
     "narrowed",
     "plots",
     "read",
+    "read_graph",
     "save_inference_data",
     "spatial_grids",
     "summarize",

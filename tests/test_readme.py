@@ -12,9 +12,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def example(number: int) -> str:
-    """One of the two Python examples."""
+    """One of the Python examples."""
     codes = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(codes) == 2
+    assert len(codes) == 3
     return codes[number]
 
 
@@ -36,8 +36,16 @@ def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
     assert (tmp_path / "net.pbc").stat().st_size < 4 * 7_510 / 4
 
 
+def test_the_rate_example_goes_on_from_there_to_a_tiny_file(tmp_path):
+    printed = run_python(example(0) + example(1), tmp_path)
+    size = (tmp_path / "tiny.pbc").stat().st_size
+    assert printed.splitlines()[-1] == f"{size} bytes" and size < 4 * 1_810 / 8
+    data, net = pyro_bc.load_dataset("digits"), pyro_bc.load(tmp_path / "tiny.pbc")
+    assert (net(data.test_x).argmax(1) != data.test_y).float().mean() < 0.12
+
+
 def test_arviz_reads_the_posterior_of_the_main_job(tmp_path):
     command = "run --net lenet-300-100 --prior ghs --data digits --epochs 2 --pretrain-epochs 2 --out runs/digits"
     subprocess.run([sys.executable, "-m", "pyro_bc", *command.split()], cwd=tmp_path, check=True, capture_output=True)
-    printed = run_python(example(1), tmp_path)
+    printed = run_python(example(2), tmp_path)
     assert "net.fc1.scale[20]" in printed and "elpd_loo" in printed
