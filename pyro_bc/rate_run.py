@@ -10,6 +10,7 @@ Everything goes into one folder, from which an interrupted run continues:
 ``network.pbc``          the compressed network
 ``report.md``            the figures as a table
 ``plots``                pictures
+``report.html``          figures and pictures on one page
 ``metrics.json``         the figures, written last
 =======================  =======================================================================
 """
@@ -41,7 +42,7 @@ from .prediction import arranged
 from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
 from .recipes import RateRecipe, Settings, rate_recipe
-from .report import coded_pictures, rate_markdown
+from .report import rate_markdown, write_rate_report
 from .run import dense_network, load_weights, open_folder
 from .teaching import TaughtBatches
 
@@ -139,7 +140,7 @@ def run_rate(
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_atomically(out / "report.md", rate_markdown(metrics).encode())
-    coded_pictures(out / "plots", small, history)
+    write_rate_report(out, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     return metrics
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import compressed, plots
-from .checkpoint import write_atomically
+from .checkpoint import load_checkpoint, write_atomically
 from .diagnostics import Calibration
 from .errors import UsageError
 from .infer import Epoch
@@ -29,8 +29,13 @@ from .thresholds import Threshold
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, float, list[int], Mapping[str, float]]]:
     """Rule, error, bits and compression under every rule of precision, the chosen one first."""
-    chosen = (metrics["precision"], metrics["compressed"]["error_percent"], metrics["bits"], metrics["compression"])
-    others = metrics["other_precision"].items()
+    chosen = (
+        metrics.get("precision", "learned"),
+        metrics["compressed"]["error_percent"],
+        metrics["bits"],
+        metrics["compression"],
+    )
+    others = metrics.get("other_precision", {}).items()
     return [chosen, *((rule, o["error_percent"], o["bits"], o["compression"]) for rule, o in others)]
 
 
@@ -91,15 +96,6 @@ def rate_markdown(metrics: Mapping[str, Any]) -> str:
         f"{metrics['seconds']:.0f} s in all.",
         "",
     ])  # fmt: skip
-
-
-def coded_pictures(folder: Path, small: compressed.CompressedNetwork, history: Sequence[Epoch]) -> None:
-    """The pictures of a run under the objective ``rate``, into ``folder``."""
-    _save(folder / "architecture.png", lambda ax: plots.architecture(small, ax))
-    _save(folder / "file.png", lambda ax: plots.file_sections(small, ax))
-    _save(folder / "training.png", lambda ax: plots.training(history, ax))
-    _save(folder / "kl.png", lambda ax: plots.kl_by_layer(history, ax))
-    _save(folder / "codes_left.png", lambda ax: plots.groups_left(history, ax))
 
 
 def _cuts(thresholds: Mapping[str, Mapping[str, Any]]) -> str:
@@ -175,6 +171,8 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     :raises UsageError: where the folder holds no finished run.
     """
     folder = Path(folder)
+    if metrics is None and _is_coded(folder):
+        return write_rate_report(folder)
     for name in ("run.json", "network.pbc", "posterior.nc", "metrics.json")[: 4 if metrics is None else 3]:
         if not (folder / name).is_file():
             raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
@@ -194,18 +192,8 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     history = history_of(first)
     shape = np.atleast_1d(first["constant_data"].attrs.get("input_shape", ()))
 
-    pages: list[tuple[str, str, str, bytes, Callable]] = []  # section, name, how to read it, picture, what drew it
-
-    def add(section: str, name: str, draw: Callable[..., Any], function: Callable[..., Any]) -> None:
-        told = any(draw_by is function for *_, draw_by in pages)
-        how = (
-            ""
-            if told
-            else " ".join((function.__doc__ or "").split("Read: ")[-1].split(":param")[0].split(":raises")[0].split())
-        )
-        how = how[:1].upper() + how[1:]
-        pages.append((section, name, how, _save(folder / "plots" / f"{name}.png", draw), function))
-
+    pages = _Pages(folder)
+    add = pages.add
     add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
     add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
     if len(last_layers) == len(small.layers):
@@ -239,9 +227,61 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
             for label, c in checks["calibration"].items()
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
-    page = _page(metrics, settings, _cuts(cuts), checks, pages)
+    page = _page(metrics, settings, f"Thresholds: {_cuts(cuts)}.", checks, pages.pictures)
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _is_coded(folder: Path) -> bool:
+    """Whether a folder is of a run under the objective ``rate``."""
+    file = folder / "run.json"
+    return file.is_file() and json.loads(file.read_text()).get("objective") == "rate"
+
+
+def write_rate_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write ``report.html`` and ``plots/*.png`` of a run under the objective ``rate``, from the files in its folder.
+
+    :param metrics: None for those in ``metrics.json``.
+    :returns: the page's path.
+    :raises UsageError: where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    for name in ("run.json", "network.pbc", "checkpoint", "metrics.json")[: 4 if metrics is None else 3]:
+        if not (folder / name).is_file():
+            raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
+    if metrics is None:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics is not None
+    small = compressed.read(folder / "network.pbc")
+    history = [Epoch(**record) for record in load_checkpoint(folder / "checkpoint")[1]["history"]]
+    pages = _Pages(folder)
+    pages.add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
+    pages.add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
+    pages.add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
+    pages.add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
+    pages.add("Training", "codes_left", lambda ax: plots.groups_left(history, ax), plots.groups_left)
+    settings = json.loads((folder / "run.json").read_text())
+    how = "The KL is the length of the code, and steps are learned: nothing was cut by a threshold."
+    write_atomically(folder / "report.html", _page(metrics, settings, how, {}, pages.pictures).encode())
+    return folder / "report.html"
+
+
+class _Pages:
+    """Pictures for a page: section, name, how to read it, the picture, and what drew it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pictures: list[tuple[str, str, str, bytes, Callable]] = []
+
+    def add(self, section: str, name: str, draw: Callable[..., Any], function: Callable[..., Any]) -> None:
+        """Draw a picture, and take from a function's docstring how to read it, once."""
+        how = ""
+        if not any(drawn_by is function for *_, drawn_by in self.pictures):
+            how = (function.__doc__ or "").split("Read: ")[-1].split(":param")[0].split(":raises")[0]
+            how = " ".join(how.split())
+            how = how[:1].upper() + how[1:]
+        picture = _save(self.folder / "plots" / f"{name}.png", draw)
+        self.pictures.append((section, name, how, picture, function))
 
 
 def command(settings: Mapping[str, Any]) -> str:
@@ -310,7 +350,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
 """
 
 
-def _page(metrics: Mapping[str, Any], settings: Any, cuts: str, checks: Any, pictures: list[Any]) -> str:
+def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> str:
     figures, dense = metrics["compression"], metrics["dense"]
     error = metrics["compressed"]["error_percent"]
     key = [
@@ -329,9 +369,7 @@ def _page(metrics: Mapping[str, Any], settings: Any, cuts: str, checks: Any, pic
         '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
         '<div class="wide">', _table(metrics), "</div>",
     ]  # fmt: skip
-    parts.append(
-        f'<p class="soft">Error is that of the network decoded from the file. Thresholds: {html.escape(cuts)}.</p>'
-    )
+    parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
     sections = list(dict.fromkeys(section for section, *_ in pictures))
     for section in sections:
         parts.append(f"<h2>{html.escape(section)}</h2>")

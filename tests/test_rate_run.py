@@ -54,6 +54,11 @@ def test_the_command_makes_a_file_that_evaluates_to_what_it_says(tmp_path):
     assert inspected["compression"]["maximum"] == metrics["compression"]["maximum"] > 150
     text = (out / "report.md").read_text()
     assert f"{metrics['file_bytes']:,} bytes" in text and "started from widths 24-16" in text
+    page = (out / "report.html").read_text()
+    assert f"{metrics['file_bytes']:,} bytes" in page and page.count("data:image/png") == 5
+    assert "--objective rate --widths 24-16" in page
+    (out / "report.html").unlink()
+    assert command("report", str(out)).returncode == 0 and (out / "report.html").read_text() == page
     assert sorted(path.name for path in (out / "plots").iterdir()) == [
         "architecture.png", "codes_left.png", "file.png", "kl.png", "training.png",
     ]  # fmt: skip
