@@ -11,7 +11,7 @@
 """
 
 from . import diagnostics, plots
-from .coded import compress_codes, narrowed, spatial_grids
+from .coded import compress_codes, spatial_grids
 from .compressed import CompressedNetwork, Compression, compress, load, read
 from .datasets import Affine, Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
@@ -25,6 +25,7 @@ from .infer import Epoch, FitResult, fit
 from .inference_data import save_inference_data, to_inference_data
 from .likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
 from .local_reparameterization import local_reparameterization
+from .narrow import narrowed
 from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
 from .posterior import LayerPosterior, summarize
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal

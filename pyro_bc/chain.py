@@ -143,7 +143,6 @@ def find_chain(
     nodes: tuple[Node, ...],
     shapes: Mapping[str, tuple[int, ...]],
     dense_shapes: Mapping[str, tuple[int, int]],
-    dense_parameters: int,
     input_shape: tuple[int, ...],
 ) -> tuple[Chain, tuple[int, ...]] | None:
     """The chain that a pruned graph is, with the widths left; None where it is none, or would not be read back."""
@@ -186,6 +185,5 @@ def find_chain(
         and pruned.shapes == {renamed[name]: tuple(shape) for name, shape in shapes.items() if name in renamed}
         and len(renamed) == len(shapes)
         and pruned.dense_shapes == {renamed[name]: tuple(shape) for name, shape in dense_shapes.items()}
-        and pruned.dense_parameters == dense_parameters
     )
     return (chain, tuple(widths)) if same else None

@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--batch-size", type=int, help="(default: the recipe's)")
     job.add_argument("--shift", type=int, help="move training pictures by up to so many pixels (default: the recipe's)")
     job.add_argument(
-        "--learning-rate", type=float, help="of the means, and of the dense network (default: the recipe's)"
+        "--learning-rate",
+        type=float,
+        help="of the means, and of the dense network; rate: of the codes, in quantiser's steps (default: the recipe's)",
     )
     job.add_argument("--pretrain-learning-rate", type=float, help="of the dense network alone (default: the recipe's)")
     job.add_argument("--log-learning-rate", type=float, help="of log-variances (default: the recipe's)")

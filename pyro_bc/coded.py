@@ -1,19 +1,19 @@
-"""From a fitted :class:`~pyro_bc.rate.RateNetwork` to a compressed network: codes as they are, without dead units."""
+"""From a fitted :class:`~pyro_bc.RateNetwork` to a compressed network: codes as they are, without dead units."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from .chain import PLAIN, Layer, find_chain, prune
+from .chain import PLAIN, find_chain
 from .compressed import CompressedNetwork
 from .errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
-from .fileformat import MOST_COSINES, Integers, Stored
-from .graph import Graph, GraphNetwork, Named, Value, is_layer
-from .precision import FixedPoint
+from .graph import Graph, Named, Value, is_layer
+from .precision import FixedPoint, to_fixed_point
 from .rate import CellGuide, RateNetwork
+from .stored import Integers, Stored
+from .tensorcode import MOST_ADAPTIVE, is_grid
 
 # Activations that leave 0 where it is: a unit of zeros feeds nothing.
 _KEEP_ZERO = {op for op, _ in PLAIN if op != "sigmoid"}
@@ -22,8 +22,8 @@ _KEEP_ZERO = {op for op, _ in PLAIN if op != "sigmoid"}
 def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Grids over which a network's weights are smooth: kernels, and pictures that a fully connected layer reads.
 
-    :returns: by the name of the weight, sizes of the grid in its last entries; other weights are left out, and those
-        that are too large for a file to hold as coefficients.
+    :returns: by the name of the weight, sizes of the grid in its last entries; other weights are left out, and the
+        largest, where they are more than a file takes as coefficients.
     """
     grids: dict[str, tuple[int, ...]] = {}
     for node in graph.nodes:
@@ -34,9 +34,14 @@ def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
         if node.op == "linear" and source >= 0 and graph.nodes[source].op == "flatten":
             read = graph.nodes[source].args[0]
             shape = (graph.shape(read.index) or ())[2:] if isinstance(read, Value) else ()
-        fits = graph.tensors[name].numel() <= MOST_COSINES
-        if fits and all(isinstance(size, int) for size in shape) and math.prod(shape) > 1:
+        known = all(isinstance(size, int) for size in shape) and math.prod(shape) > 1
+        if known and is_grid(tuple(graph.tensors[name].shape), shape):
             grids[name] = shape
+    left = MOST_ADAPTIVE
+    for name in sorted(grids, key=lambda name: graph.tensors[name].numel()):
+        left -= graph.tensors[name].numel()
+        if left < 0:
+            del grids[name]
     return grids
 
 
@@ -71,10 +76,10 @@ def compress_codes(
             tensors[name] = FixedPoint(codes[name], int(fraction_bits.round()), model.grids.get(name, ()))
         elif value.dtype == torch.int64:
             tensors[name] = Integers(value)
+        elif value.is_floating_point():  # not trained, an input's mean: kept as it is
+            tensors[name] = to_fixed_point(value, torch.zeros_like(value))
         else:
-            raise UnsupportedNetworkError(
-                f"'{name}' is a tensor that is not trained; fold batch normalisation before (fold_batch_norm)"
-            )
+            raise UnsupportedNetworkError(f"tensor '{name}' of type {value.dtype} cannot be stored in a file")
     for node in graph.nodes:
         if is_layer(node) and not codes[node.args[1].name].any():
             raise EmptyNetworkError(
@@ -97,8 +102,7 @@ def compress_codes(
 def without_dead_units(small: CompressedNetwork) -> CompressedNetwork:
     """A chain without the units whose codes are all 0, and without those that no code reads; others as they are."""
     shapes = {name: tuple(t.codes.shape) for name, t in small.tensors.items() if isinstance(t, FixedPoint)}
-    found = find_chain(small.nodes, shapes, small.dense_shapes, small.dense_parameters, small.input_shape)
-    if found is None:
+    if find_chain(small.nodes, shapes, small.dense_shapes, small.input_shape) is None:
         return small
     layers = [node for node in small.nodes if is_layer(node)]
     between = _operations_between(small)
@@ -109,6 +113,8 @@ def without_dead_units(small: CompressedNetwork) -> CompressedNetwork:
             own, following = (small.tensors[node.args[1].name] for node in (first, second))
             assert isinstance(own, FixedPoint) and isinstance(following, FixedPoint)
             units = len(own.codes)
+            if following.codes[0].numel() // units % max(1, math.prod(following.grid)):
+                continue  # its coefficients are of several units each
             bias = small.tensors[first.args[2].name] if isinstance(first.args[2], Named) else None
             by_unit = following.codes.reshape(len(following.codes), units, -1)
             alive = by_unit.flatten(2).any(2).any(0)
@@ -138,42 +144,3 @@ def _operations_between(small: CompressedNetwork) -> list[set[str]]:
         elif result:
             result[-1].add(node.op)
     return result
-
-
-def narrowed(graph: Graph, widths: tuple[int, ...]) -> tuple[Graph, dict[str, tuple[int, int]], int]:
-    """A chain with fewer hidden units, freshly initialised, in place of the dense network.
-
-    :param graph: the dense network's; a chain (:mod:`pyro_bc.chain`).
-    :param widths: outputs of every layer but the last.
-    :returns: the narrower graph, and the dense network's shapes and parameters, for :func:`compress_codes`.
-    :raises UsageError: where the network is no chain, or a width is impossible.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
-    weights = [node.args[1].name for node in graph.nodes if is_layer(node)]
-    dense_shapes = {name: (shapes[name][0], shapes[name][1]) for name in weights}
-    parameters = sum(tensor.numel() for tensor in graph.tensors.values())
-    input_shape = tuple(size for size in graph.shapes[0] or () if isinstance(size, int))
-    found = find_chain(graph.nodes, shapes, dense_shapes, parameters, input_shape)
-    if found is None:
-        raise UsageError("widths can be given for a chain of layers, activations and pools only; this network is none")
-    layers = [step for step in found[0].steps if isinstance(step, Layer)]
-    most = [layer.outputs for layer in layers[:-1]]
-    if len(widths) != len(most) or not all(1 <= width <= limit for width, limit in zip(widths, most, strict=False)):
-        raise UsageError(f"widths are {len(most)} numbers of at most {'-'.join(map(str, most))}, not {widths}")
-    small = prune(found[0], (*widths, layers[-1].outputs))
-    tensors: dict[str, Tensor] = {}
-    for name, shape in zip(shapes, small.shapes.values(), strict=True):
-        tensors[name] = torch.zeros(shape)
-        if len(shape) > 1:
-            tensors[name].normal_(0, math.sqrt(2 / math.prod(shape[1:])))  # He et al. 2015, for rectified units
-    meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    return Graph(graph.nodes, tensors, _shapes(graph, meta), graph.buffers), dense_shapes, parameters
-
-
-def _shapes(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple:
-    """Shapes of the results with other tensors; the batch comes first in all results of a chain."""
-    batch, *rest = graph.shapes[0] or ()
-    results = GraphNetwork(graph.nodes, tensors, graph.buffers).results(
-        graph.nodes, torch.empty(2, *rest, device="meta")
-    )
-    return (graph.shapes[0], *((batch, *value.shape[1:]) for value in results))

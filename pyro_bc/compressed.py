@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attention import separate_heads
 from .checkpoint import write_atomically
 from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
-from .fileformat import Contents, Integers, Selection, Stored, decode, encode, values
+from .fileformat import decode, encode
 from .graph import Graph, Named, Value, is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
@@ -21,6 +21,7 @@ from .posterior import LayerPosterior, summarize
 from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
 from .prediction import PredictionNetwork
 from .pruning import PrunedNetwork, shrink
+from .stored import Contents, Integers, Selection, Stored, values
 from .thresholds import Threshold, choose_threshold
 
 

@@ -153,6 +153,12 @@ class Affine:
     shear: float = 0.1
     shift: float = 1.5
 
+    @staticmethod
+    def of_strength(strength: float) -> "Affine":
+        """The defaults, all times ``strength``."""
+        usual = Affine()
+        return Affine(*(strength * limit for limit in (usual.rotation, usual.scale, usual.shear, usual.shift)))
+
     def __call__(self, x: Tensor) -> Tensor:
         def either_way(limit: float) -> Tensor:
             return limit * (2 * torch.rand(len(x), device=x.device) - 1)

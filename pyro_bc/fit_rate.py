@@ -12,7 +12,9 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.poutine.util import site_is_subsample
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -57,8 +59,9 @@ def fit_rate(
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
-    :param after_epoch: called with each new :class:`~pyro_bc.Epoch`, whose ``kl`` is the rate in nats per training
-        example, and whose ``groups_left`` are codes that are not zero, by parameter.
+    :param after_epoch: called with each new :class:`~pyro_bc.Epoch`: ``kl`` is the rate in nats per training example,
+        ``error`` that of what the network computed with, ``kl_by_layer`` the code length of the rounded codes, and
+        ``groups_left`` how many of those are not zero, by parameter.
     :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
     :raises NonFiniteLossError: where the loss is NaN or infinite. The checkpoint of the last good epoch stays.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
@@ -75,8 +78,15 @@ def fit_rate(
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = next(iter(train_loader))
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng([]):
         model.likelihood.check(model.net(x), y)
+        trace = poutine.trace(model.forward).get_trace(x, y)
+    unguided = [name for name, _ in _latent_sites(trace) if name.removeprefix("net.") not in guide.names]
+    if unguided:
+        raise UsageError(
+            f"the likelihood {type(model.likelihood).__name__} has a site '{unguided[0]}', which CellGuide does not "
+            f"cover; take a likelihood without, or fit with SVI and a guide that does"
+        )
     optimizer = _optimizer(model, guide, learning_rate)
     history = restore_fit(checkpoint, model, guide, optimizer, settings) if resume and checkpoint is not None else []
     rounded_from = epochs - math.floor(rounding * epochs)
@@ -86,14 +96,14 @@ def fit_rate(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress,
     )  # fmt: skip
-    elbo = Trace_ELBO()
+    elbo = _Elbo()
     with bar, pyro.validation_enabled(False):
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
         for epoch in range(len(history), epochs):
             start = time.perf_counter()
             if epoch == rounded_from:
                 model.snap_steps_(guide)
-            loss_sum = torch.zeros(())
+            sums = torch.zeros(3)
             for step, (x, y) in enumerate(train_loader):
                 part = (epoch + step / steps) / epochs
                 weight = kl_weight * (min(1.0, part / warmup) if warmup else 1.0)
@@ -110,8 +120,8 @@ def fit_rate(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                loss_sum += loss.detach()
-            record = _record(model, guide, epoch, loss_sum.item() / steps, weight, x, y, time.perf_counter() - start)
+                sums += elbo.parts(model, y)
+            record = _record(model, guide, epoch, (sums / steps).tolist(), weight, time.perf_counter() - start)
             history.append(record)
             if checkpoint is not None:
                 save_fit(checkpoint, model, guide, optimizer, settings, history)
@@ -137,38 +147,55 @@ def _optimizer(model: RateNetwork, guide: CellGuide, learning_rate: float) -> An
     return torch.optim.Adam(groups, betas=(0.9, _SECOND_MOMENT), fused=True)
 
 
-@torch.no_grad()
 def code_bytes(model: RateNetwork, guide: CellGuide) -> float:
     """Bytes that the rounded codes take under the learned prior, header not included."""
     return sum(_nats(model, guide).values()) / math.log(2) / 8
 
 
+@torch.no_grad()
 def _nats(model: RateNetwork, guide: CellGuide) -> dict[str, float]:
     pairs = zip(guide.names, guide.codes, strict=True)
     return {name: -float(model.prior(name).log_prob(code.round()).sum()) for name, code in pairs}
 
 
-@torch.no_grad()
 def _record(
-    model: RateNetwork, guide: CellGuide, epoch: int, loss: float, weight: float, x: Tensor, y: Tensor, seconds: float
+    model: RateNetwork, guide: CellGuide, epoch: int, means: list[float], weight: float, seconds: float
 ) -> Epoch:
-    """One epoch's figures; the error is that of the last batch under rounded codes."""
-    nats = _nats(model, guide)
-    kl = sum(nats.values()) / model.num_data
-    outputs = torch.func.functional_call(model.net, model.weights(guide.rounded()), (x,))
+    """One epoch's figures, from the means over its steps of negative log-likelihood, KL, and error."""
+    negative_log_likelihood, kl, error = means
+    pairs = list(zip(guide.names, guide.codes, strict=True))
     return Epoch(
         epoch=epoch + 1,
-        loss=loss,
-        negative_log_likelihood=loss - weight * kl,
+        loss=negative_log_likelihood + kl,
+        negative_log_likelihood=negative_log_likelihood,
         kl=kl,
         kl_weight=weight,
-        error=model.likelihood.summary(model.likelihood.error(outputs, y).mean().item()),
-        groups_left={
-            name: int(code.round().count_nonzero()) for name, code in zip(guide.names, guide.codes, strict=True)
-        },
+        error=model.likelihood.summary(error),
+        groups_left={name: int(code.round().count_nonzero()) for name, code in pairs},
         seconds=seconds,
-        kl_by_layer={name: value / model.num_data for name, value in nats.items()},
+        kl_by_layer={name: nats / model.num_data for name, nats in _nats(model, guide).items()},
     )
+
+
+def _latent_sites(trace: Any) -> list[tuple[str, Any]]:
+    return [(name, site) for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)]
+
+
+class _Elbo(Trace_ELBO):
+    """Pyro's ELBO, which remembers what its last estimate was made of."""
+
+    def _get_trace(self, model, guide, args, kwargs):
+        traces = super()._get_trace(model, guide, args, kwargs)
+        self.last = traces[0]
+        return traces
+
+    def parts(self, model: RateNetwork, y: Tensor) -> Tensor:
+        """Negative log-likelihood and KL, without its weight, in nats per training example, and the batch's error."""
+        sites = [site for _, site in _latent_sites(self.last)]
+        kl = -sum(site["log_prob_sum"].detach() / site["scale"] for site in sites) / model.num_data
+        log_likelihood = self.last.nodes["y"]["log_prob_sum"].detach() / model.num_data
+        error = model.likelihood.error(self.last.nodes["_RETURN"]["value"].detach(), y).mean()
+        return torch.stack([-log_likelihood, kl, error])
 
 
 def _validate(loader: Any, epochs: int, kl_weight: float, learning_rate: float, warmup: float, rounding: float) -> int:

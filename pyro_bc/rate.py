@@ -53,8 +53,8 @@ class RateNetwork(PyroModule):
     :param net: any network; its weights are where the guide starts. It is kept, and its parameters are not changed.
     :param num_data: size of the training set N, by which the mini-batch likelihood is scaled.
     :param grids: by parameter, the spatial grid over which its codes are cosine coefficients
-        (:func:`~pyro_bc.compressed.spatial_grids`); parameters left out are coded as they are.
-    :param likelihood: of the targets given the outputs.
+        (:func:`~pyro_bc.spatial_grids`); parameters left out are coded as they are.
+    :param likelihood: of the targets given the outputs, one without latent sites: :class:`CellGuide` has none for them.
     :raises UsageError: where ``num_data`` is not positive, or a grid does not fit its parameter.
     :raises UnsupportedNetworkError: where the network has no parameters.
 

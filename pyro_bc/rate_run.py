@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import nn
 
 from . import compressed
 from .checkpoint import write_atomically
-from .coded import compress_codes, narrowed, spatial_grids
+from .coded import compress_codes, spatial_grids
 from .datasets import Affine, Batches, Dataset, load_dataset
 from .diagnostics import error_percent
 from .errors import UsageError
@@ -37,11 +37,12 @@ from .fit_rate import fit_rate
 from .graph import Graph, GraphNetwork, read_graph
 from .infer import Epoch
 from .likelihoods import SoftCategorical
+from .narrow import narrowed
 from .networks import network
 from .prediction import arranged
 from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
-from .recipes import RateRecipe, Settings, rate_recipe
+from .recipes import RateRecipe, Settings, check_objective, rate_recipe
 from .report import rate_markdown, write_rate_report
 from .run import dense_network, load_weights, open_folder
 from .teaching import TaughtBatches
@@ -81,6 +82,7 @@ def run_rate(
         if settings.teacher_weights is not None:
             load_weights(taught_by, settings.teacher_weights)
     widths = _widths(settings, plan)
+    plan = replace(plan, widths="-".join(map(str, widths)) or None)
     whole = read_graph(net, data.train_x[:2])
     narrow = narrowed(whole, widths) if widths else None  # widths that do not fit are said before anything is written
     out = open_folder(Path(out), settings, resume)
@@ -88,7 +90,13 @@ def run_rate(
         say(f"{out} is complete; nothing to resume")
         return json.loads((out / "metrics.json").read_text())
     started = time.perf_counter()
-    affine = Affine(8 * plan.affine, 0.08 * plan.affine, 0.1 * plan.affine, 1.5 * plan.affine) if plan.affine else None
+    epochs_here: list[Epoch] = []
+
+    def after(epoch: Epoch) -> None:
+        epochs_here.append(epoch)
+        after_epoch(epoch)
+
+    affine = Affine.of_strength(plan.affine) if plan.affine else None
     batches = Batches(data.train_x, data.train_y, plan.batch_size, augment=affine)
     pretrain = plan.pretrain_epochs, plan.pretrain_learning_rate
     dense = dense_network(net, batches, *pretrain, out / "dense.safetensors", progress)
@@ -96,6 +104,7 @@ def run_rate(
     say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {dense_error:.2f} %")
     teacher, teacher_error = dense, dense_error
     if taught_by is not net:
+        pyro.set_rng_seed(settings.seed)  # as if the dense network had just been read back, by a resumed run
         epochs = 0 if settings.teacher_weights is not None else plan.pretrain_epochs or _TEACHER_EPOCHS
         teacher = dense_network(
             taught_by, batches, epochs, plan.pretrain_learning_rate, out / "teacher.safetensors", progress
@@ -108,10 +117,11 @@ def run_rate(
         dense_shapes, dense_parameters = None, sum(p.numel() for p in dense.parameters())
     else:
         graph, dense_shapes, dense_parameters = narrowed(whole, widths)
-    model, guide, history = _fit(graph, teacher, data, plan, settings.seed, out, resume, progress, after_epoch)
+    model, guide, history = _fit(graph, teacher, data, plan, settings.seed, out, resume, progress, after)
     small = compress_codes(model, guide, graph, dense_shapes=dense_shapes, dense_parameters=dense_parameters)
     small.save(out / "network.pbc")
     decoded = compressed.load(out / "network.pbc")
+    before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     file_bytes = (out / "network.pbc").stat().st_size
     metrics = {
         "net": settings.net,
@@ -135,9 +145,9 @@ def run_rate(
         "bits": list(small.bits),
         "compression": {name: round(value, 3) for name, value in asdict(small.compression(file_bytes)).items()},
         "file_bytes": file_bytes,
-        "code_nats": history[-1].kl * model.num_data,
+        "code_nats": sum(history[-1].kl_by_layer.values()) * model.num_data,
         "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - started + before_resume, 1),
     }
     write_atomically(out / "report.md", rate_markdown(metrics).encode())
     write_rate_report(out, metrics)
@@ -146,6 +156,7 @@ def run_rate(
 
 
 def _validated(settings: Settings) -> RateRecipe:
+    check_objective(settings, "rate")
     if settings.prior != LEARNED:
         raise UsageError(f"the objective 'rate' learns its prior; leave out the prior '{settings.prior}'")
     if settings.widths is not None and settings.widths_from is not None:
@@ -189,7 +200,7 @@ def _fit(
     progress: bool,
     after_epoch: Callable[[Epoch], None],
 ) -> tuple[RateNetwork, CellGuide, tuple[Epoch, ...]]:
-    affine = Affine(8 * plan.affine, 0.08 * plan.affine, 0.1 * plan.affine, 1.5 * plan.affine) if plan.affine else None
+    affine = Affine.of_strength(plan.affine) if plan.affine else None
     batches = TaughtBatches(
         data.train_x, data.train_y, teacher if plan.teacher_share else None, classes=data.classes,
         share=plan.teacher_share, augment=affine, passes=plan.passes, batch_size=plan.batch_size,

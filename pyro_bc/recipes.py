@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+from .errors import UsageError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -127,17 +129,42 @@ def rate_recipe(settings: Settings) -> RateRecipe:
     return replace(plan, **_given(settings, RateRecipe))
 
 
+_OF_ELBO = (
+    "shift", "log_learning_rate", "finetune_epochs", "finetune_kl_weight", "finetune_shift", "thresholds", "batch_norm",
+    "precision",
+)  # fmt: skip
+_OF_RATE = (
+    "widths", "widths_from", "teacher", "teacher_weights", "teacher_share", "affine", "passes", "rounding",
+)  # fmt: skip
+
+
+def check_objective(settings: Settings, objective: str) -> None:
+    """Whether a run's settings are for this objective.
+
+    :raises UsageError: where they name another one, or what only another one knows.
+    """
+    if settings.objective != objective:
+        raise UsageError(f"these settings are for the objective '{settings.objective}', not '{objective}'")
+    plain = Settings("", "", "")
+    names = _OF_RATE if objective == "elbo" else _OF_ELBO
+    given = [name for name in names if getattr(settings, name) != getattr(plain, name)]
+    if given:
+        raise UsageError(f"the objective '{objective}' does not know {', '.join(given)}; leave that out")
+
+
 def _given(settings: Settings, kind: type) -> dict:
     overridable = {field.name for field in fields(kind)}
     return {name: value for name, value in asdict(settings).items() if name in overridable and value is not None}
 
 
 def _rate_recipe(settings: Settings) -> RateRecipe:
-    if settings.data == "digits":
+    if settings.data == "digits" and settings.net == "lenet-300-100":
         return RateRecipe(epochs=150, pretrain_epochs=100, kl_weight=0.1, widths="40-24", affine=0.5, batch_size=128)
     if settings.net == "lenet-5-caffe":
-        return RateRecipe(epochs=300, pretrain_epochs=20, kl_weight=1.7, widths="8-12-32")
-    return RateRecipe(epochs=300, pretrain_epochs=20, kl_weight=0.3, widths="48-24")
+        return RateRecipe(epochs=240, pretrain_epochs=20, kl_weight=1.8, widths="8-12-32", affine=0.7)
+    if settings.net == "lenet-300-100":
+        return RateRecipe(epochs=250, pretrain_epochs=20, kl_weight=0.4, widths="40-20", affine=0.7)
+    return RateRecipe(epochs=200, pretrain_epochs=50, kl_weight=0.5, batch_size=128)  # a start, not run in full
 
 
 def _recipe(settings: Settings) -> Recipe:

@@ -56,7 +56,7 @@ from .posterior import summarize
 from .precision import RULES
 from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
 from .pruning import fold_batch_norm
-from .recipes import Recipe, Settings, recipe
+from .recipes import Recipe, Settings, check_objective, recipe
 from .report import markdown, progress_pictures, write_report
 
 #: priors by the command's names.
@@ -85,6 +85,7 @@ def run(
 
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
+    check_objective(settings, "elbo")
     build = network(settings.net)
     if settings.prior not in PRIORS:
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")

@@ -28,7 +28,7 @@ class TaughtBatches:
     :param share: of the teacher in the targets, 0 to 1; the rest is the label.
     :param augment: changes a batch of pictures at random; None for a single pass of the pictures themselves.
     :param passes: how many augmented passes; the first is of the pictures themselves.
-    :raises UsageError: where ``share`` or ``passes`` are out of range.
+    :raises UsageError: where ``share``, ``passes`` or pictures are out of range.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class TaughtBatches:
     ):
         if not (0 <= share <= 1 and passes >= 1):
             raise UsageError(f"share lies between 0 and 1 and passes is at least 1, not {share} and {passes}")
+        if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
+            raise UsageError("pictures are numbers between 0 and 1; normalisation belongs into the network")
         passes = 1 if augment is None else passes
         self.batch_size, self.length = batch_size, len(Batches(x, y, batch_size))
         self.x = torch.empty(passes, *x.shape, dtype=torch.uint8)

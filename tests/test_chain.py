@@ -13,8 +13,7 @@ def chain_of(net: nn.Module, *input_shape: int):
     graph = read_graph(net, torch.rand(2, *input_shape))
     shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
     dense = {node.args[1].name: shapes[node.args[1].name][:2] for node in graph.nodes if is_layer(node)}
-    parameters = sum(p.numel() for p in net.parameters())
-    return graph, find_chain(graph.nodes, shapes, dense, parameters, input_shape)
+    return graph, find_chain(graph.nodes, shapes, dense, input_shape)
 
 
 @pytest.mark.parametrize(

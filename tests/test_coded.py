@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.coded import compress_codes, narrowed, spatial_grids, without_dead_units
-from pyro_bc.errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
+from pyro_bc.coded import compress_codes, spatial_grids, without_dead_units
+from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph import GraphNetwork, read_graph
-from pyro_bc.networks import lenet_5_caffe, lenet_300_100
+from pyro_bc.networks import Normalize, lenet_5_caffe, lenet_300_100
 from pyro_bc.rate import CellGuide, RateNetwork
 
 
@@ -70,6 +70,41 @@ def test_units_that_feed_nothing_or_are_nothing_fall_away():
     assert without_dead_units(small).to_bytes() == small.to_bytes()
 
 
+@pytest.mark.parametrize("grid", [(8,), (2, 2)])
+def test_units_stay_where_a_grid_goes_across_them(grid):
+    graph = read_graph(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(2, 5))
+    model = RateNetwork(GraphNetwork(graph.nodes, graph.tensors), num_data=10, grids={"2.weight": grid})
+    guide = CellGuide(model)
+    model.snap_steps_(guide)
+    with torch.no_grad():
+        guide.codes[2][:, 1::2] = 0
+    small = compress_codes(model, guide, graph)
+    x = torch.rand(7, 5)
+    with torch.no_grad():
+        assert torch.allclose(small.network()(x), model(x, codes=guide.rounded()), atol=1e-5)
+
+
+def test_what_is_not_trained_is_kept_as_it_is(tmp_path):
+    net = nn.Sequential(Normalize([0.5], [0.25]), nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph, model, guide = coded(net, 1, 4, 4)
+    small = compress_codes(model, guide, graph)
+    small.save(tmp_path / "net.pbc")
+    again = pyro_bc.read(tmp_path / "net.pbc")
+    assert len(again.buffers) == len(graph.buffers) == 2
+    x = torch.rand(7, 1, 4, 4)
+    with torch.no_grad():
+        assert torch.allclose(again.network()(x), model(x, codes=guide.rounded()), atol=1e-5)
+
+
+def test_grids_that_no_file_takes_are_left_out():
+    wide = read_graph(nn.Sequential(nn.Flatten(), nn.Linear(5000, 4)), torch.rand(2, 1, 5000))
+    assert spatial_grids(wide) == {}
+    partly = read_graph(nn.Sequential(nn.Flatten(1, 2), nn.Linear(5, 2)), torch.rand(2, 3, 1, 5))
+    assert all(grid != (1, 15) for grid in spatial_grids(partly).values())
+    large = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 64 * 64, 200))
+    assert spatial_grids(read_graph(large, torch.rand(2, 1, 66, 66))) == {"0.weight": (3, 3)}
+
+
 def test_a_sigmoid_of_nothing_is_something():
     graph, model, guide = coded(nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), 4)
     with torch.no_grad():
@@ -110,27 +145,3 @@ def test_what_cannot_be_stored_is_said():
         compress_codes(model, guide, graph)
     with pytest.raises(UsageError, match="parameters differ"):
         compress_codes(model, guide, read_graph(nn.Sequential(nn.Linear(3, 2)), torch.rand(2, 3)))
-    graph, model, guide = coded(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)), 3)
-    with pytest.raises(UnsupportedNetworkError, match="fold batch normalisation"):
-        compress_codes(model, guide, graph)
-
-
-def test_a_narrow_network_counts_against_the_dense_one():
-    dense = lenet_5_caffe()
-    graph, dense_shapes, dense_parameters = narrowed(read_graph(dense, torch.rand(2, 1, 28, 28)), (4, 6, 8))
-    assert [tuple(t.shape) for t in graph.tensors.values()] == [
-        (4, 1, 5, 5), (4,), (6, 4, 5, 5), (6,), (8, 96), (8,), (10, 8), (10,),
-    ]  # fmt: skip
-    assert dense_parameters == 431_080 and dense_shapes["fc1.weight"] == (500, 800)
-    assert spatial_grids(graph)["fc1.weight"] == (4, 4)
-    model = RateNetwork(GraphNetwork(graph.nodes, graph.tensors), num_data=10, grids=spatial_grids(graph))
-    guide = CellGuide(model)
-    model.snap_steps_(guide)
-    small = compress_codes(model, guide, graph, dense_shapes=dense_shapes, dense_parameters=dense_parameters)
-    header = pyro_bc.compressed.read_sections(small.to_bytes())[1]["header"]
-    assert header < 40 and small.compression().pruning > 100
-    for widths in ((4, 6), (21, 6, 8), (4, 0, 8)):
-        with pytest.raises(UsageError, match="20-50-500"):
-            narrowed(read_graph(dense, torch.rand(2, 1, 28, 28)), widths)
-    with pytest.raises(UsageError, match="chain"):
-        narrowed(read_graph(nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU()), torch.rand(2, 3)), (2,))

@@ -11,10 +11,10 @@ from torch import nn
 import pyro_bc
 from pyro_bc.compressed import CompressedNetwork
 from pyro_bc.errors import CompressedFileError, EmptyNetworkError, UnsupportedNetworkError, UsageError
-from pyro_bc.fileformat import Selection
 from pyro_bc.graph import Named, Node, Value
 from pyro_bc.networks import Normalize
 from pyro_bc.precision import FixedPoint
+from pyro_bc.stored import Selection
 
 
 def fitted(net: nn.Module, prior=None, inputs=(4,), log_variance=-6.0):

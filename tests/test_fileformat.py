@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from pyro_bc.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
-from pyro_bc.fileformat import Contents, Integers, Selection, decode, encode, values
+from pyro_bc.fileformat import decode, encode
 from pyro_bc.graph import Named, Node, Value, read_graph, replace_leaves
 from pyro_bc.precision import FixedPoint
+from pyro_bc.stored import Contents, Integers, Selection, values
+from pyro_bc.tensorcode import ADAPTIVE, NUMBERS, plans_of
 
 GOLDEN = Path(__file__).parents[1] / "analyses" / "results"
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
@@ -195,14 +197,17 @@ def test_every_truncation_and_changed_byte_of_a_chain_is_noticed_under_a_right_c
     ("body", "message"),
     [
         (b"\x09", "unknown form, 9"),
-        (b"\x01\x02\x04\x04\x00", "2 dimensions"),
-        (b"\x01\x01\x04\x00", "empty network"),
-        (b"\x01\x01\x04\x01\x63", "unknown operation, 95"),
-        (b"\x01\x01\x04\x01\x01\x04\x00\x01\x00", "impossible convolution"),
-        (b"\x01\x01\x04\x01\x00\x04\x05", "impossible widths"),
-        (b"\x01\x01\x04\x01\x00\x04\x04\x02", "does not fit it"),  # cosine coefficients without a grid
-        (b"\x01\x01\xff\xff\xff\x07\x01\x00\xff\xff\xff\x07\xff\xff\xff\x07", "impossible size"),
-        (b"\x01\x01\xff\xff\x07\x01\x00\x04\x04\x01", "too large for how it is coded"),
+        (b"\x01\x09\x02\x04\x04\x00", "2 dimensions"),
+        (b"\x01\x09\x01\x04\x00", "empty network"),
+        (b"\x01\x09\x01\x04\x01\x63", "unknown operation, 95"),
+        (b"\x01\x09\x01\x04\x01\x01\x04\x00\x01\x00", "impossible convolution"),
+        (b"\x01\x09\x01\x04\x01\x00\x04\x05", "impossible widths"),
+        (b"\x01\x09\x01\x04\x01\x00\x04\x04\x02", "does not fit it"),  # cosine coefficients without a grid
+        (b"\x01\x09\x01\xff\xff\xff\x07\x01\x00\xff\xff\xff\x07\xff\xff\xff\x07", "impossible size"),
+        (b"\x01\x09\x01\xff\xff\x3f\x01\x00\x04\x04\x01", "too large for how they are coded"),
+        # A picture of 1 x 1,048,576 as one grid: its cosines would be a matrix of terabytes.
+        (b"\x01\x09\x03\x01\x01\x80\x80\x40\x02\x06\x02\x01\x01\x02", "does not fit it"),
+        (b"\x01\x09\x01\x04\xff\xff\x03", "at most 1024"),
     ],
 )
 def test_impossible_chains_are_refused_before_anything_is_allocated(body, message):
@@ -224,10 +229,39 @@ def test_files_of_version_2_still_open():
 
 
 def test_more_cosine_coefficients_than_a_file_takes_are_said_when_it_is_written():
-    codes = torch.zeros(1, dtype=torch.int64).expand(1 << 11, 1 << 10)
-    nodes = (Node("linear", (Value(-1), Named("a"), None)),)
-    network = CompressedNetwork(
-        nodes, {"a": FixedPoint(codes, 0, (32, 32))}, {"a": codes.shape}, 1, (1024,), frozenset(), {}
-    )
-    with pytest.raises(UnsupportedNetworkError, match="leave its grid out"):
-        network.to_bytes()
+    for rows, columns, grid in ((1 << 11, 1 << 10, (32, 32)), (2, 1 << 11, (1 << 11,))):
+        codes = torch.zeros(1, dtype=torch.int64).expand(rows, columns)
+        nodes = (Node("linear", (Value(-1), Named("a"), None)),)
+        tensors, shapes = {"a": FixedPoint(codes, 0, grid)}, {"a": (rows, columns)}
+        with pytest.raises(UnsupportedNetworkError, match="leave a grid out"):
+            CompressedNetwork(nodes, tensors, shapes, 1, (columns,), frozenset(), {}).to_bytes()
+
+
+def test_buffers_of_zeros_stay_buffers():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    graph = read_graph(net, torch.rand(2, 1, 5, 5))
+    tensors = {name: FixedPoint((16 * tensor).round().long(), 4) for name, tensor in graph.tensors.items()}
+    contents = Contents(graph.nodes, tensors, {"0.weight": (2, 1)}, 24, (1, 5, 5), graph.buffers)
+    again = decode(encode(contents))[0]
+    assert len(again.buffers) == len(graph.buffers) == 2
+    assert encode(again) == encode(contents)
+
+
+def test_a_chain_that_counts_against_another_network_says_so():
+    network = random_chain(3, KNOWN[2])
+    other = replace(network, dense_parameters=network.dense_parameters + 600)  # batch normalisation was folded
+    again = CompressedNetwork.from_bytes(other.to_bytes())
+    assert again.dense_parameters == other.dense_parameters and again.to_bytes() == other.to_bytes()
+    assert read_sections(other.to_bytes())[1]["header"] < 60
+
+
+def test_the_adaptive_code_is_kept_for_as_many_numbers_as_a_file_may_have():
+    codes = torch.zeros(1 << 8, 1 << 8, dtype=torch.int64)
+    tensors = {f"w{i}": FixedPoint(codes, 0) for i in range(20)}
+    kinds = [plan.kind for plan in plans_of(tensors).values()]
+    assert kinds == [ADAPTIVE] * 16 + [NUMBERS] * 4
+
+
+def test_long_chains_are_refused_before_they_take_time():
+    with pytest.raises(CompressedFileError, match="at most 1024"):
+        decode(with_checksum(b"\x01\x09\x01\x04\x81\x08" + bytes([4]) * 1025))

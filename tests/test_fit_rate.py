@@ -2,11 +2,12 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from torch import nn
 
-from pyro_bc import Batches
+from pyro_bc import Batches, Normal
 from pyro_bc.errors import CheckpointError, NonFiniteLossError, UsageError
 from pyro_bc.fit_rate import code_bytes, fit_rate
 from pyro_bc.rate import CellGuide, RateNetwork
@@ -39,7 +40,8 @@ def test_more_weight_on_the_divergence_makes_smaller_codes():
             -float(model.prior(n).log_prob(c.detach().round()).sum().detach())
             for n, c in zip(guide.names, guide.codes, strict=True)
         )
-        assert history[-1].kl * 200 == pytest.approx(nats, rel=1e-5)
+        assert sum(history[-1].kl_by_layer.values()) * 200 == pytest.approx(nats, rel=1e-5)
+        assert history[-1].loss == pytest.approx(history[-1].negative_log_likelihood + history[-1].kl)
         assert sizes[-1] == pytest.approx(nats / math.log(2) / 8, rel=1e-5)
     assert sizes[0] > 1.1 * sizes[1] > 1.1 * 1.1 * sizes[2] and errors[0] < 10
 
@@ -91,6 +93,31 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path):
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         fit_rate(*fresh(), problem(), **{"epochs": 2, "progress": False} | wrong)
+
+
+def test_the_figures_of_an_epoch_are_those_of_its_steps():
+    model, guide = fresh()
+    x, y = torch.randn(200, 6), torch.randint(3, (200,))
+    torch.manual_seed(0)
+    record = fit_rate(model, guide, [(x, y)], epochs=1, rounding=0.0, warmup=0.0, kl_weight=0.5, seed=5).history[0]
+    again, guide = fresh()
+    pyro.set_rng_seed(5)
+    drawn = {
+        name: centre + torch.rand_like(centre) - 0.5 for name, centre in zip(guide.names, guide.codes, strict=True)
+    }
+    outputs = torch.func.functional_call(again.net, again.weights(drawn), (x,))
+    nll = nn.functional.cross_entropy(outputs, y).item()
+    nats = -sum(again.prior(name).log_prob(code).sum().item() for name, code in drawn.items())
+    assert record.negative_log_likelihood == pytest.approx(nll, rel=1e-5)
+    assert record.kl == pytest.approx(nats / 200, rel=1e-5)
+    assert record.error == pytest.approx(100 * (outputs.argmax(-1) != y).float().mean().item())
+
+
+def test_a_likelihood_with_sites_of_its_own_is_refused():
+    torch.manual_seed(1)
+    model = RateNetwork(nn.Sequential(nn.Linear(6, 1)), num_data=200, likelihood=Normal())
+    with pytest.raises(UsageError, match="Normal has a site 'precision'"):
+        fit_rate(model, CellGuide(model), [(torch.rand(4, 6), torch.rand(4))], epochs=1, progress=False)
 
 
 def test_data_that_do_not_fit_are_refused():

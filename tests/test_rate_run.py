@@ -12,6 +12,7 @@ from pyro_bc.errors import CheckpointError, UsageError
 from pyro_bc.networks import NETWORKS
 from pyro_bc.rate_run import LEARNED, run_rate
 from pyro_bc.recipes import Settings
+from pyro_bc.run import run
 
 SHORT = {
     "epochs": 30, "pretrain_epochs": 30, "passes": 2, "objective": "rate", "development": True, "widths": "24-16",
@@ -110,6 +111,9 @@ def test_widths_of_another_file_and_another_teacher(tmp_path):
         ({"passes": 0}, "passes"),
         ({"learning_rate": 0.0}, "learning rates"),
         ({"teacher": "lenet-6"}, "lenet-6"),
+        ({"teacher_weights": "net.safetensors"}, "name it with teacher"),
+        ({"objective": "elbo"}, "'elbo', not 'rate'"),
+        ({"precision": "paper", "shift": 2}, "does not know shift, precision"),
     ],
 )
 def test_impossible_settings_are_said_before_anything_is_written(tmp_path, changes, message):
@@ -117,6 +121,24 @@ def test_impossible_settings_are_said_before_anything_is_written(tmp_path, chang
     with pytest.raises(UsageError, match=message):
         run_rate(Settings(**base | changes), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_a_posterior_refuses_what_only_codes_know(tmp_path):
+    for changes in ({"widths": "24-16"}, {"affine": 1.0}, {"objective": "rate"}):
+        with pytest.raises(UsageError, match="objective"):
+            run(Settings("lenet-300-100", "ghs", "digits", **changes), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_cut_while_the_teacher_learned_resumes_to_the_same_file(tmp_path, monkeypatch):
+    changes = {"epochs": 3, "pretrain_epochs": 2, "teacher": "wider", "passes": 1, "affine": 0.0}
+    monkeypatch.setitem(NETWORKS, "wider", lambda shape, classes: NETWORKS["lenet-300-100"](shape, classes))
+    run_rate(settings(**changes), tmp_path / "whole", progress=False)
+    (tmp_path / "cut").mkdir()
+    for name in ("run.json", "dense.safetensors"):
+        (tmp_path / "cut" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    run_rate(settings(**changes), tmp_path / "cut", resume=True, progress=False)
+    assert (tmp_path / "cut" / "network.pbc").read_bytes() == (tmp_path / "whole" / "network.pbc").read_bytes()
 
 
 def test_the_command_says_which_prior_is_missing(tmp_path):
@@ -133,7 +155,7 @@ def normalised(picture_shape, classes):
 
 def test_batch_norm_is_folded_and_the_dense_widths_are_a_start_too(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "normalised", normalised)
-    options = SHORT | {"widths": "", "kl_weight": 0.05, "train_limit": 800}
+    options = SHORT | {"widths": None, "kl_weight": 0.05, "train_limit": 800}
     metrics = run_rate(Settings("normalised", LEARNED, "digits", **options), tmp_path / "out", progress=False)
     assert metrics["started_from"] == [] and metrics["compressed"]["error_percent"] < 20
     assert not any(node.op == "batch_norm" for node in read(tmp_path / "out" / "network.pbc").nodes)
