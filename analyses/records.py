@@ -22,6 +22,10 @@ RUNS: dict[str, list[str]] = {
     "lenet-5-caffe-small": [
         "--net", "lenet-5-caffe", "--widths", "8-12-32", "--kl-weight", "1.8", "--epochs", "240", "--affine", "0.7",
     ],
+    "lenet-5-caffe-accurate": [
+        "--net", "lenet-5-caffe", "--widths", "12-20-64", "--kl-weight", "0.5", "--epochs", "180", "--affine", "1",
+        "--pretrained", _TEACHER,
+    ],
     "lenet-300-100-small": [
         "--net", "lenet-300-100", "--widths", "40-20", "--kl-weight", "0.4", "--epochs", "250", "--affine", "0.7",
         "--teacher", "lenet-5-caffe", "--teacher-weights", _TEACHER,
