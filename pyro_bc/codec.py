@@ -8,15 +8,18 @@ section is padded. Two models of integers:
     :math:`f \in \{0\} \cup \{\lfloor 2^{4 + c/2} \rfloor : c = 0 \dots 30\}`, five bits an entry. Against the exact
     frequencies this costs about 0.01 bits a symbol. For any number of symbols.
 ``adaptive``
-    An integer is a row of yes-or-no decisions: is it zero; its sign; is its magnitude above 1, above 2, … up to
-    :data:`_UNARY`; what is left of it in an Exp-Golomb code. Each decision but the sign and the last has a probability
-    of its own, which starts at 1/2 and is learned on the way from the decisions already coded (Krichevsky and Trofimov
-    1981): :math:`p = (n_1 + 1/2) / (n_0 + n_1 + 1)`. Where integers come in classes, such as the frequency of a cosine
-    coefficient, zeros are learned by class, with that probability as :data:`_BELIEF` decisions seen before:
-    :math:`p_c = (n_{c1} + 4 p) / (n_{c0} + n_{c1} + 4)`. Nothing but the integers is stored, which is what small layers
-    need, and it takes Python a microsecond or two a decision, which large ones do not.
+    An integer v is a row of bits: 1 where it is not 0, else 0 and no more; 1 where it is negative; then, for m = 1, 2,
+    … up to 15, 1 where :math:`|v| > m`, until the first 0. Where all fifteen are 1, :math:`r = |v| - 15` follows in
+    binary, its d digits behind the first 1 announced by d ones and a 0. Signs, and all of r, have probability 1/2.
+    Every other bit has a probability of being 1 that starts at 1/2 and is learned from the same bit of the integers
+    before (Krichevsky and Trofimov 1981), counted anew for each tensor: :math:`p = (2 n_1 + 1) / (2 n + 2)` after n
+    such bits, :math:`n_1` of them 1. Where integers come in classes, such as the frequency of a cosine coefficient,
+    the first bit is counted by class, too, and the layer's probability stands for four bits seen before: :math:`p_c =
+    (n_{c1} (2n + 2) + 4 (2 n_1 + 1)) / ((n_c + 4)(2n + 2))`. Nothing but the integers is stored, which is what small
+    layers need, and it takes Python a microsecond or two a bit, which large ones do not.
 
-Probabilities are ratios of integers below 2^53, which every machine with IEEE arithmetic computes alike.
+Probabilities are ratios of integers below 2^53, which every machine with IEEE arithmetic computes alike; constriction's
+``Bernoulli`` and ``Categorical`` models (``perfect=False``) turn them into 24-bit fixed point.
 """
 
 import math
@@ -35,7 +38,7 @@ _MOST_SYMBOLS = 1 << 16
 _UNIFORM_BITS = 12
 # Symbols are coded so many at a time: what is needed beside the codes themselves stays small.
 _PART = 1 << 20
-# Decisions of the adaptive model about a magnitude; beyond, magnitudes are large and none is like the other.
+# Bits of the adaptive model about a magnitude; beyond, magnitudes are large and none is like the other.
 _UNARY = 15
 # Digits of what is left of a magnitude: codes are at most 25 bits wide.
 _MOST_DIGITS = 26

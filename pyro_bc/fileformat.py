@@ -46,14 +46,18 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
 
   The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
 
-A chain (:mod:`pyro_bc.chain`) has a header of its own. Form 1 says it in full: number of dimensions of one input and
-each of them; number of steps and each of them, a byte that is 0 for a fully connected layer, 1 for a convolution (2
-more where there is no bias), or 4 and the position of another operation in :data:`~pyro_bc.chain.PLAIN`; behind that of
-a layer a varint, its outputs before pruning, and for a convolution one byte each for kernel, stride and padding. Form 2
-and on are the chains in :data:`~pyro_bc.chain.KNOWN`. Then follow, for all forms, the outputs left of every layer, and
-of every tensor, in the order of use, a varint: three times its zigzag fraction bits, plus 0 for kind 0 (lowest code and
-number of codes follow as above), 1 for kind 4, 2 for kind 5 with the chain's own grid: a convolution's kernel, or the
-positions that a fully connected layer reads behind a flattening.
+A chain (:mod:`pyro_bc.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network; number
+of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0 for a
+fully connected layer, 1 for a convolution (2 more where there is no bias), or 4 and the position of another operation
+in :data:`~pyro_bc.chain.PLAIN`; behind that of a layer a varint, its outputs before pruning, and for a convolution one
+byte each for kernel, stride and padding. Forms from 2 on are the chains in :data:`~pyro_bc.chain.KNOWN`. Then follow,
+for all forms, the outputs left of every layer, and of every tensor, in the order of use, a varint: three times its
+zigzag fraction bits, plus 0 for kind 0 (lowest code and number of codes follow as above), 1 for kind 4, 2 for kind 5
+with the chain's own grid: a convolution's kernel, or the positions that a fully connected layer reads behind a
+flattening.
+
+A file has at most 2^20 numbers of kinds 4 and 5, and grids of at most 1,024 a side. The class of a coefficient is the
+sum of its indices in the grid, whose last entry is the tensor's last.
 
 A number is ``(lowest + symbol) · 2^-fraction_bits``. Nothing in the file is executed or unpickled: operations are those
 of a fixed list, applied to tensors of the file and to the input.
