@@ -12,6 +12,7 @@
 
 from . import diagnostics, plots
 from .coded import compress_codes, spatial_grids
+from .codes_inference_data import save_codes
 from .compressed import CompressedNetwork, Compression, compress, load, read
 from .datasets import Affine, Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
@@ -84,6 +85,7 @@ __all__ = [
     "plots",
     "read",
     "read_graph",
+    "save_codes",
     "save_inference_data",
     "spatial_grids",
     "summarize",

@@ -43,7 +43,7 @@ _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
 
 
 @dataclass(frozen=True)
-class _Variable:
+class Variable:
     """A variable of a group: its dimensions, and its values or, of draws, where they come from.
 
     :param values: the whole array; of draws ``None``.
@@ -62,10 +62,10 @@ class _Variable:
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """All that is exported: variables, coordinates, attributes, and the draws block by block."""
 
-    variables: dict[tuple[str, str], _Variable]
+    variables: dict[tuple[str, str], Variable]
     coords: dict[str, np.ndarray]
     attributes: dict[str, Any]
     blocks: Callable[[], Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]]
@@ -144,10 +144,14 @@ def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: 
     :param path: an existing file is replaced.
     :param args: and ``options`` as of :func:`to_inference_data`.
     """
+    write_content(path, _content(guide, *args, **options))
+
+
+def write_content(path: str | os.PathLike, content: Content) -> None:
+    """Write variables and draws as netCDF, whole or not at all, a block of draws at a time."""
     import h5netcdf  # here, as reading HDF5 is no part of most programs
 
     path = Path(path)
-    content = _content(guide, *args, **options)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     try:
@@ -165,7 +169,7 @@ def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: 
         raise
 
 
-def _write(file: Any, variable: _Variable, content: _Content) -> None:
+def _write(file: Any, variable: Variable, content: Content) -> None:
     import h5py
 
     if variable.group not in file.groups:
@@ -196,7 +200,7 @@ def _content(
     weights: bool = False,
     history: Iterable[Epoch] = (),
     seed: int = 0,
-) -> _Content:
+) -> Content:
     if not (isinstance(draws, int) and draws > 0):
         raise UsageError(f"draws must be a positive integer, not {draws!r}")
     if (x is None) != (y is None) or (x is not None and y is not None and len(x) != len(y)):
@@ -206,20 +210,20 @@ def _content(
     for name in chosen:
         if name not in guide.layers:
             raise UsageError(f"there is no layer '{name}'; there are {', '.join(guide.layers)}")
-    variables: dict[tuple[str, str], _Variable] = {}
+    variables: dict[tuple[str, str], Variable] = {}
     coords: dict[str, np.ndarray] = {"chain": np.arange(1), "draw": np.arange(draws)}
 
     def add(group: str, name: str, dims: tuple[str, ...], shape: Sequence[int], dtype: Any = np.float32) -> None:
         for dim, size in zip(dims, shape, strict=True):
             coords.setdefault(dim, np.arange(size))
         full = ("chain", "draw", *dims), (1, draws, *shape)
-        variables[group, name] = _Variable(group, name, *full, dtype)
+        variables[group, name] = Variable(group, name, *full, dtype)
 
     def add_values(group: str, name: str, dims: tuple[str, ...], values: Any) -> None:
         values = np.asarray(values)
         for dim, size in zip(dims, values.shape, strict=True):
             coords.setdefault(dim, np.arange(size))
-        variables[group, name] = _Variable(group, name, dims, values.shape, values.dtype, values)
+        variables[group, name] = Variable(group, name, dims, values.shape, values.dtype, values)
 
     moments = summarize(guide)
     for layer in chosen:
@@ -263,7 +267,7 @@ def _content(
             add("log_likelihood", name, ("point",), [len(x)], np.float64)
             add("posterior_predictive", name, ("point",), [len(x)], _numpy(observed).dtype)
             add_values("observed_data", name, ("point",), _numpy(y))
-    _add_history(list(history), add_values, coords)
+    add_history(list(history), add_values, coords)
     names = _needed(q, variables)
     numbers = sum(q[name].mean.numel() for name in names) + (0 if x is None else 2 * len(x))
     size = max(1, min(draws, _BLOCK_NUMBERS // max(1, numbers)))
@@ -275,10 +279,10 @@ def _content(
             for start in range(0, draws, size):
                 yield start, _draw(guide, q, names, variables, x, y, min(size, draws - start))
 
-    return _Content(variables, coords, _attributes(guide, seed, draws, () if x is None else x.shape[1:]), blocks)
+    return Content(variables, coords, _attributes(guide, seed, draws, () if x is None else x.shape[1:]), blocks)
 
 
-def _needed(q: Mapping[str, Any], variables: Mapping[tuple[str, str], _Variable]) -> list[str]:
+def _needed(q: Mapping[str, Any], variables: Mapping[tuple[str, str], Variable]) -> list[str]:
     """Sites to draw: all for predictions, else those that are exported and those that make up an exported scale."""
     if any(group == "log_likelihood" for group, _ in variables):
         return list(q)
@@ -330,7 +334,8 @@ def _is_proper(fn: Any) -> bool:
     return not isinstance(base_distribution(fn), NormalJeffreys)
 
 
-def _add_history(history: list[Epoch], add_values: Callable, coords: dict[str, np.ndarray]) -> None:
+def add_history(history: list[Epoch], add_values: Callable, coords: dict[str, np.ndarray]) -> None:
+    """Add the course of a fit to the variables of ``sample_stats``."""
     if not history:
         return
     coords["epoch"] = np.array([record.epoch for record in history])
@@ -350,7 +355,13 @@ def _add_history(history: list[Epoch], add_values: Callable, coords: dict[str, n
 
 def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence[int]) -> dict[str, Any]:
     (model,) = guide._source
-    priors = {layer: type(prior).__name__ for layer, (prior, _) in guide.layers.items()}
+    priors = ", ".join(f"{layer} {type(prior).__name__}" for layer, (prior, _) in guide.layers.items())
+    attributes = common_attributes(priors, int(getattr(model, "num_data", 0)), seed, draws)
+    return attributes | ({"input_shape": list(example)} if example else {})
+
+
+def common_attributes(prior: str, num_data: int, seed: int, draws: int) -> dict[str, Any]:
+    """What a file says about itself."""
     return {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "inference_library": "pyro_bc",
@@ -358,11 +369,11 @@ def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence
         "pyro_version": pyro.__version__,
         "torch_version": str(torch.__version__),
         "arviz_version": version("arviz"),
-        "prior": ", ".join(f"{layer} {prior}" for layer, prior in priors.items()),
-        "num_data": int(getattr(model, "num_data", 0)),
+        "prior": prior,
+        "num_data": num_data,
         "seed": seed,
         "sampling": f"{draws} independent draws from the variational posterior",
-    } | ({"input_shape": list(example)} if example else {})
+    }
 
 
 def layer_posteriors(data: Any) -> dict[str, LayerPosterior]:

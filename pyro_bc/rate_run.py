@@ -8,6 +8,7 @@ Everything goes into one folder, from which an interrupted run continues:
 ``teacher.safetensors``  the teacher, where it is another network
 ``checkpoint``           guide, model, optimiser and random state after the last whole epoch
 ``network.pbc``          the compressed network
+``posterior.nc``         the posterior of the codes for ArviZ
 ``report.md``            the figures as a table
 ``plots``                pictures
 ``report.html``          figures and pictures on one page
@@ -30,6 +31,7 @@ from torch import nn
 from . import compressed
 from .checkpoint import write_atomically
 from .coded import compress_codes, spatial_grids
+from .codes_inference_data import save_codes
 from .datasets import Affine, Batches, Dataset, load_dataset
 from .diagnostics import error_percent
 from .errors import UsageError
@@ -149,6 +151,7 @@ def run_rate(
         "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
         "seconds": round(time.perf_counter() - started + before_resume, 1),
     }
+    save_codes(out / "posterior.nc", model, guide, history=history)
     write_atomically(out / "report.md", rate_markdown(metrics).encode())
     write_rate_report(out, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
