@@ -11,12 +11,15 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyro
 
 import pyro_bc
 from pyro_bc.datasets import Batches, ShiftAndFlip, load_dataset
 from pyro_bc.diagnostics import error_percent
+from pyro_bc.networks import network
+from pyro_bc.run import load_weights
 
 RESULTS = Path(__file__).parent / "results"
 START = RESULTS / "lenet-5-caffe-mnist-ghs-seed0" / "network.pbc"
@@ -30,26 +33,39 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--development", action="store_true")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument(
+        "--teacher", metavar="FILE.safetensors",
+        help="weights of a dense LeNet-5-Caffe (records.py makes one) by whose probabilities to learn",
+    )  # fmt: skip
     args = parser.parse_args()
     data = load_dataset("mnist", args.data_dir)
     data = data.development() if args.development else data
     first = pyro_bc.read(START)
     pyro.set_rng_seed(args.seed)
-    model = pyro_bc.BayesianNetwork(first.network(), pyro_bc.GroupHorseshoe(), num_data=len(data.train_x))
+    likelihood = pyro_bc.SoftCategorical() if args.teacher else pyro_bc.Categorical()
+    model = pyro_bc.BayesianNetwork(
+        first.network(), pyro_bc.GroupHorseshoe(), num_data=len(data.train_x), likelihood=likelihood
+    )
     guide = pyro_bc.FactorizedGuide(model)
-    batches = Batches(data.train_x, data.train_y, 128, augment=ShiftAndFlip(1))
+    batches: Any = Batches(data.train_x, data.train_y, 128, augment=ShiftAndFlip(1))
+    if args.teacher:
+        teacher = network("lenet-5-caffe")(data.picture_shape, data.classes).eval()
+        load_weights(teacher, args.teacher)
+        batches = pyro_bc.TaughtBatches(
+            data.train_x, data.train_y, teacher, classes=10, augment=ShiftAndFlip(1), passes=9, batch_size=128
+        )
     pyro_bc.fit(
         model, guide, batches, epochs=args.epochs, learning_rate=2e-3, log_learning_rate=2e-2, kl_weight=args.kl_weight,
         seed=args.seed, checkpoint=args.checkpoint, resume=bool(args.checkpoint and args.checkpoint.exists()),
     )  # fmt: skip
     small = pyro_bc.compress(model, guide, dense=first)
-    name = f"kl{args.kl_weight:g}" + ("-development" if args.development else "")
+    name = f"kl{args.kl_weight:g}" + "-taught" * bool(args.teacher) + "-development" * args.development
     folder = RESULTS / "pruned_again"
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.pbc"
     size = small.save(file)
     found = {
-        "kl_weight": args.kl_weight, "epochs": args.epochs, "seed": args.seed,
+        "kl_weight": args.kl_weight, "taught": bool(args.teacher), "epochs": args.epochs, "seed": args.seed,
         "measured_on": "held-out training data" if args.development else "test set",
         "error_percent": error_percent(pyro_bc.load(file), data.test_x, data.test_y), "file_bytes": size,
         "architecture": small.architecture, "bits": small.bits, "compression": asdict(small.compression(size)),
@@ -72,9 +88,10 @@ def table(folder: Path) -> str:
     ]
     for file in sorted(folder.glob("*.json")):
         m = json.loads(file.read_text())
+        taught = ", taught" * m.get("taught", False)
         c, shape, bits = m["compression"], *("-".join(map(str, m[key])) for key in ("architecture", "bits"))
         lines.append(
-            f"| {m['kl_weight']:g} | {m['measured_on']} | {m['error_percent']:.2f} | {shape} | {bits} | "
+            f"| {m['kl_weight']:g}{taught} | {m['measured_on']} | {m['error_percent']:.2f} | {shape} | {bits} | "
             f"{c['pruning']:.1f} | {c['fast_prediction']:.0f} | {c['maximum']:.0f} | {m['file_bytes']:,} |"
         )
     lines.append("| – | the paper, ghs | 1.0 | 5-10-76-16 | 10-10-14-13 | 156 | 419 | 771 | |")
