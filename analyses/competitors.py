@@ -148,7 +148,7 @@ def lasso(dense: nn.Module, data: Dataset, limit: float, epochs: int) -> dict:
             with torch.no_grad():
                 for p in weights(net).values():
                     dims = [d for d in range(p.dim()) if d != group_dim(p.shape)]
-                    norm = p.norm(dim=dims, keepdim=True)
+                    norm = p.square().sum(dims, keepdim=True).sqrt()
                     size = math.sqrt(p.numel() / p.shape[group_dim(p.shape)])
                     p.mul_((1 - 30 * step * size / norm.clamp_min(1e-12)).clamp_min(0))
 
@@ -187,11 +187,15 @@ def lasso(dense: nn.Module, data: Dataset, limit: float, epochs: int) -> dict:
     return best
 
 
+METHODS = {"magnitude": magnitude, "lasso": lasso}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=ALLOWED, default="lenet-300-100")
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=4, help="between two steps of pruning")
     args = parser.parse_args()
     whole = load_dataset("mnist", args.data_dir)
@@ -204,7 +208,8 @@ def main() -> None:
         train(dense, data, 10, 1e-3)
         held_out = error_percent(dense, data.test_x, data.test_y)
         parameters = sum(p.numel() for p in dense.parameters())
-        for method in (magnitude, lasso):
+        for name in args.methods:
+            method = METHODS[name]
             best = method(dense, data, held_out + ALLOWED[args.net], args.epochs)
             net, groups = best.pop("net"), best.pop("pruned")
             best |= {

@@ -80,9 +80,10 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
                 size = spread([m["file_bytes"] for m in rows], 0)
                 lines.append(f"| {net} | {prior} | {len(rows)} | {dense} | {error} | {' | '.join(figures)} | {size} |")
             for m in again if (net, prior) == ("lenet-5-caffe", "ghs") else []:
+                taught = ", taught" * m.get("taught", False)
                 c = m["compression"]
                 lines.append(
-                    f"| {net} | ghs, pruned again, KL weight {m['kl_weight']:g} | 1 | | {m['error_percent']:.2f} | "
+                    f"| {net} | ghs, pruned again{taught}, KL weight {m['kl_weight']:g} | 1 | | {m['error_percent']:.2f} | "
                     f"{c['nonzero_percent']:.1f} | {c['pruning']:.1f} | {c['fast_prediction']:.0f} | "
                     f"{c['maximum']:.0f} | {m['file_bytes']:,} |"
                 )
