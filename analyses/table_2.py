@@ -83,7 +83,8 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
                 taught = ", taught" * m.get("taught", False)
                 c = m["compression"]
                 lines.append(
-                    f"| {net} | ghs, pruned again{taught}, KL weight {m['kl_weight']:g} | 1 | | {m['error_percent']:.2f} | "
+                    f"| {net} | ghs, pruned again{taught}, KL weight {m['kl_weight']:g} | 1 | | "
+                    f"{m['error_percent']:.2f} | "
                     f"{c['nonzero_percent']:.1f} | {c['pruning']:.1f} | {c['fast_prediction']:.0f} | "
                     f"{c['maximum']:.0f} | {m['file_bytes']:,} |"
                 )
