@@ -59,6 +59,8 @@ def one_run(name: str, data_dir: str, runs: Path) -> None:
     file = RESULTS / f"{name}.pbc"
     shutil.copy(out / "network.pbc", file)
     evaluated = json.loads(command("evaluate", str(file), "--data", "mnist", "--data-dir", data_dir, "--json"))
+    # As the file is read now, whatever version wrote it.
+    metrics["compression"] = json.loads(command("inspect", str(file), "--json"))["compression"]
     shown = {"test": evaluated, "command": " ".join(["pyro-bc run", *COMMON, *options]), **metrics}
     (RESULTS / f"{name}.json").write_text(json.dumps(shown, indent=2) + "\n")
 

@@ -20,6 +20,8 @@ def test_a_record_file_is_what_its_figures_say(file):
     assert list(small.architecture) == claimed["architecture"] and list(small.bits) == claimed["bits"]
     assert small.dense_parameters == claimed["dense"]["parameters"]
     assert small.to_bytes() == file.read_bytes()
+    figures = small.compression(file.stat().st_size)
+    assert claimed["compression"] == {name: round(value, 3) for name, value in vars(figures).items()}
     assert pyro_bc.compressed.read_sections(file.read_bytes())[1]["header"] < 40
 
 
