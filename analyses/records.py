@@ -4,7 +4,8 @@
 
 Each record is one ``pyro-bc run --objective rate … --development``: trained on the first 55,000 training pictures,
 every choice (widths, KL weight, epochs, augmentation) made on the other 5,000. The file's test error is read once, by
-``pyro-bc evaluate`` in a process of its own. Files go to ``analyses/results/records/``, the table beside them; a run
+``pyro-bc evaluate`` in a process of its own. The runs were made with ``OMP_NUM_THREADS=1``, which a training needs to
+give the same file again on the same machine. Files go to ``analyses/results/records/``, the table beside them; a run
 that is there is continued.
 """
 
@@ -71,7 +72,8 @@ def table() -> str:
         "",
         "`python analyses/records.py --data-dir DIR`. Test errors by `pyro-bc evaluate` on the file, in a new process; "
         "bytes are those of the file, everything included. Trained on 55,000 pictures; all choices on 5,000 more "
-        "(held-out error). The published rows are those of the papers.",
+        "(held-out error). The published rows are those of the papers. Made with `OMP_NUM_THREADS=1`, two runs at a time "
+        "on two cores.",
         "",
         "| network | method | seed | test error % | held-out error % | bytes | factor | widths | nonzero | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",
