@@ -72,8 +72,8 @@ def table() -> str:
         "",
         "`python analyses/records.py --data-dir DIR`. Test errors by `pyro-bc evaluate` on the file, in a new process; "
         "bytes are those of the file, everything included. Trained on 55,000 pictures; all choices on 5,000 more "
-        "(held-out error). The published rows are those of the papers. Made with `OMP_NUM_THREADS=1`, two runs at a time "
-        "on two cores.",
+        "(held-out error). The published rows are those of the papers. Made with `OMP_NUM_THREADS=1`, two runs at a "
+        "time on two cores.",
         "",
         "| network | method | seed | test error % | held-out error % | bytes | factor | widths | nonzero | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",
