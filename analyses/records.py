@@ -12,9 +12,9 @@ that is there is continued.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from main_job import command
 
 RESULTS = Path(__file__).parent / "results" / "records"
 COMMON = ["--objective", "rate", "--data", "mnist", "--development"]
@@ -41,13 +41,6 @@ PUBLISHED = {
         ("entropy-penalised reparameterization (2019)", "1.0", "2,840", "606"),
     ],
 }
-
-
-def command(*args: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pyro_bc", *args], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout
 
 
 def one_run(name: str, data_dir: str, runs: Path) -> None:

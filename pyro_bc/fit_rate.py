@@ -125,7 +125,7 @@ def fit_rate(
             history.append(record)
             if checkpoint is not None:
                 save_fit(checkpoint, model, guide, optimizer, settings, history)
-            bar.update(task, advance=1, state=f"loss {record.loss:.4f}  {code_bytes(model, guide):,.0f} bytes")
+            bar.update(task, advance=1, state=f"loss {record.loss:.4f}  {_bytes(model, record):,.0f} bytes")
             if after_epoch is not None:
                 after_epoch(record)
     if rounded_from == epochs:
@@ -145,6 +145,10 @@ def _optimizer(model: RateNetwork, guide: CellGuide, learning_rate: float) -> An
         {"params": params, "lr": part * learning_rate, "initial_lr": part * learning_rate} for params, part in parts
     ]
     return torch.optim.Adam(groups, betas=(0.9, _SECOND_MOMENT), fused=True)
+
+
+def _bytes(model: RateNetwork, record: Epoch) -> float:
+    return sum(record.kl_by_layer.values()) * model.num_data / math.log(2) / 8
 
 
 def code_bytes(model: RateNetwork, guide: CellGuide) -> float:

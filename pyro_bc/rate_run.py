@@ -32,7 +32,7 @@ from . import compressed
 from .checkpoint import write_atomically
 from .coded import compress_codes, spatial_grids
 from .codes_inference_data import save_codes
-from .datasets import Affine, Batches, Dataset, load_dataset
+from .datasets import Affine, Batches, Dataset
 from .diagnostics import error_percent
 from .errors import UsageError
 from .fit_rate import fit_rate
@@ -46,7 +46,7 @@ from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
 from .recipes import RateRecipe, Settings, check_objective, rate_recipe
 from .report import rate_markdown, write_rate_report
-from .run import dense_network, load_weights, open_folder
+from .run import chosen_data, dense_network, load_weights, open_folder
 from .teaching import TaughtBatches
 
 #: the prior's name in settings and tables.
@@ -69,11 +69,7 @@ def run_rate(
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     plan = _validated(settings)
-    data = load_dataset(settings.data, data_dir)
-    if settings.development:
-        data = data.development()
-    if settings.train_limit is not None:
-        data = data.limited(settings.train_limit)
+    data = chosen_data(settings, data_dir)
     pyro.set_rng_seed(settings.seed)
     net = network(settings.net)(data.picture_shape, data.classes)
     if settings.pretrained is not None:
@@ -119,7 +115,7 @@ def run_rate(
         dense_shapes, dense_parameters = None, sum(p.numel() for p in dense.parameters())
     else:
         graph, dense_shapes, dense_parameters = narrowed(whole, widths)
-    model, guide, history = _fit(graph, teacher, data, plan, settings.seed, out, resume, progress, after)
+    model, guide, history = _fit(graph, teacher, data, affine, plan, settings.seed, out, resume, progress, after)
     small = compress_codes(model, guide, graph, dense_shapes=dense_shapes, dense_parameters=dense_parameters)
     small.save(out / "network.pbc")
     decoded = compressed.load(out / "network.pbc")
@@ -196,6 +192,7 @@ def _fit(
     graph: Graph,
     teacher: nn.Module,
     data: Dataset,
+    affine: Affine | None,
     plan: RateRecipe,
     seed: int,
     out: Path,
@@ -203,7 +200,6 @@ def _fit(
     progress: bool,
     after_epoch: Callable[[Epoch], None],
 ) -> tuple[RateNetwork, CellGuide, tuple[Epoch, ...]]:
-    affine = Affine.of_strength(plan.affine) if plan.affine else None
     batches = TaughtBatches(
         data.train_x, data.train_y, teacher if plan.teacher_share else None, classes=data.classes,
         share=plan.teacher_share, augment=affine, passes=plan.passes, batch_size=plan.batch_size,

@@ -259,12 +259,15 @@ def write_rate_report(folder: str | Path, metrics: Mapping[str, Any] | None = No
     pages.add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
     pages.add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
     pages.add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
-    codes_left = lambda ax: plots.groups_left(history, ax).set_ylabel("codes that are not 0")  # noqa: E731
-    pages.add("Training", "codes_left", codes_left, plots.groups_left)
+    pages.add("Training", "codes_left", partial(_codes_left, history), plots.groups_left)
     settings = json.loads((folder / "run.json").read_text())
     how = "The KL is the length of the code, and steps are learned: nothing was cut by a threshold."
     write_atomically(folder / "report.html", _page(metrics, settings, how, {}, pages.pictures).encode())
     return folder / "report.html"
+
+
+def _codes_left(history: Sequence[Epoch], ax: Any) -> Any:
+    return plots.groups_left(history, ax).set_ylabel("codes that are not 0")
 
 
 class _Pages:

@@ -93,11 +93,7 @@ def run(
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
     if settings.batch_norm not in ("fold", "keep"):
         raise UsageError(f"batch_norm is fold or keep, not '{settings.batch_norm}'")
-    data = load_dataset(settings.data, data_dir)
-    if settings.development:
-        data = data.development()
-    if settings.train_limit is not None:
-        data = data.limited(settings.train_limit)
+    data = chosen_data(settings, data_dir)
     plan = recipe(settings)
     if (
         plan.epochs < 1
@@ -175,6 +171,14 @@ def run(
     write_report(out, metrics)
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     return metrics
+
+
+def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
+    """The data set of a run, of which it may hold out the end, and train on the first examples only."""
+    data = load_dataset(settings.data, data_dir)
+    if settings.development:
+        data = data.development()
+    return data if settings.train_limit is None else data.limited(settings.train_limit)
 
 
 def open_folder(out: Path, settings: Settings, resume: bool) -> Path:
