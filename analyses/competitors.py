@@ -109,13 +109,19 @@ def better(error: float, size: int, best: dict | None, limit: float) -> bool:
     return error <= limit and size < best["bytes"]
 
 
+def most_zeros(weight: Tensor) -> float:
+    """How much of a layer may go: of the last every output needs some, and filters on one channel have few weights."""
+    if weight.dim() > 2:
+        return 0.5 if weight.shape[1] == 1 else 0.95
+    return 0.75 if weight.shape[0] <= 10 else 1.0
+
+
 def magnitude(dense: nn.Module, data: Dataset, limit: float, epochs: int) -> dict:
     net, best = copy.deepcopy(dense), None
     for sparsity in track(SPARSITIES, "magnitude"):
         masks = {}
         for name, p in weights(net).items():
-            # The last layer is small, and every output needs some of it.
-            part = sparsity if p.shape[0] > 10 or p.dim() > 2 else min(sparsity, 0.75)
+            part = min(sparsity, most_zeros(p))
             cut = p.abs().flatten().kthvalue(max(1, math.ceil(part * p.numel()))).values
             masks[name] = (p.abs() > cut).float()
 

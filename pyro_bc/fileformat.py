@@ -67,6 +67,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain as following
 from typing import Any
 
 import torch
@@ -76,13 +77,14 @@ from .chain import Chain, find_chain, prune
 from .codec import Decoder, Encoder
 from .errors import CompressedFileError
 from .graph import Graph, GraphNetwork, Named, Node, is_layer, replace_leaves
-from .header import MOST_NODES, HeaderReader, HeaderWriter
+from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
 from .precision import FixedPoint
 from .stored import Contents, Integers, Stored, values
 from .tensorcode import Plan, decode_tensor, encode_tensor, plans_of
 
 _MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
-_MOST_HEADER = 1 << 24
+# Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
+_MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
 
 
 def encode(contents: Contents, dense: Graph | None = None) -> bytes:
@@ -103,6 +105,7 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     for name, tensor in contents.tensors.items():
         encode_tensor(coder, tensor, plans[name])
     body = bytes(min((header.data for header in headers), key=len)) + coder.data()
+    body += b"\0" * (bytes_needed(plans.values()) - len(body))  # which say no more than the end of the data does
     return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
 
@@ -171,12 +174,12 @@ def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
         )
     inflate = zlib.decompressobj(-15, dictionary)
     try:
-        nodes = inflate.decompress(deflated, _MOST_HEADER)
+        nodes = inflate.decompress(deflated, _MOST_GRAPH)
     except zlib.error as error:
         raise CompressedFileError(f"the file's graph is damaged ({error})") from None
     if not inflate.eof:
         raise CompressedFileError("the file's graph is damaged, or larger than is allowed")
-    return HeaderReader(nodes)
+    return HeaderReader(nodes, len(reader.data))
 
 
 def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
@@ -234,9 +237,11 @@ def _read_graph(
 def _with_layer_names(contents: Contents) -> Contents:
     """Layers named ``layer1``, ``layer2``, … instead of by the numbers of their tensors."""
     names: dict[str, str] = {}
+    count = 0
     for node in contents.nodes:
         if is_layer(node) and node.args[1].name not in names:
-            layer = f"layer{len([name for name in names.values() if name.endswith('.weight')]) + 1}"
+            count += 1
+            layer = f"layer{count}"
             names[node.args[1].name] = f"{layer}.weight"
             if len(node.args) > 2 and node.args[2] is not None:
                 names.setdefault(node.args[2].name, f"{layer}.bias")
@@ -257,10 +262,23 @@ def _check(contents: Contents) -> None:
         shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, shapes, contents.buffers)
         if contents.input_shape:
-            network(torch.empty(2, *contents.input_shape, device="meta"))
+            _run_without_storage(contents, network)
     except Exception as error:  # whatever torch raises on what a damaged file asks for
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
+
+
+def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
+    examples = 2
+    x = torch.empty(examples, *contents.input_shape, device="meta")
+    # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
+    recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
+    for index, result in enumerate(following([x], network.results(contents.nodes, x)), -1):
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(tensor, Tensor) and tensor.numel() > examples * _MOST_OF_A_RESULT:
+                raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")
+        if index in recurrent and isinstance(result, Tensor) and max(result.shape[:2], default=0) > _MOST_RECURRENT:
+            raise ValueError(f"its recurrent cells take more than {_MOST_RECURRENT} steps")
 
 
 def _without_storage(stored: Stored) -> Tensor:

@@ -7,7 +7,7 @@ nodes, to named tensors (weights, buffers) and to literals. It is run as it is b
 
 import operator
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,8 +101,8 @@ _ON_NUMBERS: dict[Any, str] = {
     operator.floordiv: "int_floordiv",
     operator.getitem: "getitem",
 }
-_FUNCTIONS: dict[str, Callable] = {name: function for function, name in _ON_NUMBERS.items()}
-_FUNCTIONS["size"] = torch.ops.aten.sym_size.int
+# What a graph may ask for, since one may come from a file: pieces of a tensor, and integers.
+_MOST_PIECES, _MOST_INTEGER = 4096, 1 << 62
 # Spatial convolutions and pools by another name than their ATen packet's.
 _ALIASES = {
     "sym_size": "size",
@@ -112,6 +112,7 @@ _ALIASES = {
 }
 _IDENTITIES = {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout"}
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _PLACEMENT = {"device", "pin_memory", "layout", "memory_format"}
 
 
@@ -150,9 +151,63 @@ def replace_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
+def _on_integers(op: str, compute: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def checked(a: Any, b: Any) -> Any:
+        # Lists can be added and multiplied, too, and Python's integers grow without end.
+        if not (isinstance(a, int | torch.SymInt) and isinstance(b, int | torch.SymInt)):
+            raise TypeError(f"{op} takes integers")
+        result = compute(a, b)
+        if isinstance(result, int) and abs(result) > _MOST_INTEGER:
+            raise OverflowError(f"{op} comes to more than is allowed")
+        return result
+
+    checked.__name__ = op
+    return checked
+
+
+def getitem(pieces: Any, index: Any) -> Any:
+    """One of several results."""
+    if not (isinstance(pieces, list | tuple) and isinstance(index, int)):
+        raise TypeError("getitem takes several results and a number")
+    return pieces[index]
+
+
+def _on_tensors(op: str) -> Callable[..., Any]:
+    aten = getattr(torch.ops.aten, op)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        # ATen's operations of the same names on lists, text and plain numbers are none of a network's.
+        first = args[:1] if op not in ("cat", "stack") or not args else args[0]
+        if not first or not all(isinstance(x, Tensor) for x in first):
+            exponent = op == "pow" and len(args) > 1 and isinstance(args[1], Tensor)
+            if not exponent or not isinstance(first[0], int | float):
+                raise TypeError(f"{op} takes a tensor")
+        if op in ("split", "chunk") and _pieces(op, *args, **kwargs) > _MOST_PIECES:
+            raise OverflowError(f"{op} makes more than {_MOST_PIECES} pieces")
+        return aten(*args, **kwargs)
+
+    checked.__name__ = op
+    return checked
+
+
+def _pieces(op: str, x: Tensor, size: Any, dim: int = 0) -> int:
+    if op == "chunk" or not isinstance(size, int):
+        return size if op == "chunk" else len(size)
+    return x.shape[dim] // max(1, size)
+
+
+def _functions() -> dict[str, Callable[..., Any]]:
+    table: dict[str, Callable[..., Any]] = {op: _on_tensors(op) for op in OPERATIONS if hasattr(torch.ops.aten, op)}
+    table |= {op: _on_integers(op, compute) for compute, op in _ON_NUMBERS.items()}
+    return table | {"getitem": getitem, "size": torch.ops.aten.sym_size.int, "zeros": torch.ops.aten.zeros}
+
+
 def function(op: str) -> Callable[..., Any]:
-    """What computes an operation."""
-    return _FUNCTIONS.get(op) or getattr(torch.ops.aten, op)
+    """What computes an operation: nothing but it, on tensors (``int_…`` on integers), whatever a file asks for."""
+    return _FUNCTIONS[op]
+
+
+_FUNCTIONS = _functions()
 
 
 def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -160,7 +215,7 @@ def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...]
     args = tuple(_as_list(replace_leaves(argument, lookup)) for argument in node.args)
     kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
     if "dtype" in kwargs:
-        kwargs["dtype"] = getattr(torch, kwargs["dtype"])
+        kwargs["dtype"] = _TYPES[kwargs["dtype"]]
     return args, kwargs
 
 
@@ -352,7 +407,9 @@ class GraphNetwork(nn.Module):
                 owner.register_buffer(last, tensor.clone())
         # Results that no later node reads are freed, as a network written by hand does.
         readers = {index: position for position, node in enumerate(nodes) for index in node.values()}
-        self._done = [[i for i, at in readers.items() if at == position] for position in range(len(nodes))]
+        self._done: list[list[int]] = [[] for _ in nodes]
+        for index, position in readers.items():
+            self._done[position].append(index)
         self.eval()
 
     def _owner(self, path: str) -> tuple[nn.Module, str]:
@@ -399,19 +456,17 @@ class GraphNetwork(nn.Module):
 
 def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
     """The layers that can be modules: ``<name>.weight`` and perhaps ``<name>.bias``, used alike wherever they are."""
+    uses = Counter(name for node in nodes for name in node.named())
+    alike = Counter((node.op, node.args[1:]) for node in nodes if is_layer(node))
     layers: dict[str, Node] = {}
-    uses: dict[str, int] = {}
-    for node in nodes:
-        for name in node.named():
-            uses[name] = uses.get(name, 0) + 1
     for node in nodes:
         if not is_layer(node):
             continue
         name = layer_name(node)
-        if node.named() in ([f"{name}.weight"], [f"{name}.weight", f"{name}.bias"]):
-            alike = [other for other in nodes if other.op == node.op and other.args[1:] == node.args[1:]]
-            if all(uses[tensor] == len(alike) for tensor in node.named()):
-                layers[name] = node
+        named = node.named()
+        as_a_module = named in ([f"{name}.weight"], [f"{name}.weight", f"{name}.bias"])
+        if as_a_module and all(uses[tensor] == alike[node.op, node.args[1:]] for tensor in named):
+            layers[name] = node
     return layers
 
 

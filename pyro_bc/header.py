@@ -1,19 +1,26 @@
 """The header of a file: a network's graph or chain, and the description of its tensors, as bytes and back."""
 
+import keyword
 import math
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from .chain import KNOWN, MOST, PLAIN, Chain, Layer, Pruned, prune
 from .errors import CompressedFileError
-from .graph import OPERATIONS, Named, Node, Value, is_layer
+from .graph import OPERATIONS, Named, Node, Value
 from .stored import Contents
 from .tensorcode import ADAPTIVE, BUFFER, COSINES, MOST_ADAPTIVE, MOST_SIDE, NUMBERS, SELECTION, Plan, is_grid
 
 # What a file may claim: more is refused before anything is allocated.
-_MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS, _MOST_STEPS = 1 << 28, 1 << 16, 1 << 16, 1 << 10
+_MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS, _MOST_STEPS = 1 << 28, 1 << 14, 1 << 14, 1 << 10
+# So that a small file cannot claim much: numbers that any file may hold, and how many more for each of its bytes, of
+# all kinds and of those that are coded adaptively.
+_FREE, _PER_BYTE, _ADAPTIVE_PER_BYTE = 1 << 16, 1 << 10, 1 << 8
+_LAYERS = ("linear", "conv1d", "conv2d")
+_KEYWORD = re.compile("[a-z_]{1,32}")
 _NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
 _CONSTANTS = (None, False, True)
 _CHAIN_KINDS = (NUMBERS, ADAPTIVE, COSINES)
@@ -27,6 +34,19 @@ def zigzag(value: int) -> int:
 def unzigzag(value: int) -> int:
     """The inverse of :func:`zigzag`."""
     return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+
+def bytes_needed(plans: Iterable[Plan]) -> int:
+    """How many bytes, behind its checksum, a file with these tensors must have at least."""
+    numbers = adaptive = 0
+    for plan in plans:
+        numbers += _numbers(plan)
+        adaptive += _numbers(plan) * (plan.kind in (ADAPTIVE, COSINES))
+    return max(0, -((_FREE - numbers) // _PER_BYTE), -((_FREE - adaptive) // _ADAPTIVE_PER_BYTE))
+
+
+def _numbers(plan: Plan) -> int:
+    return plan.limit if plan.kind == SELECTION else math.prod(plan.shape)
 
 
 class HeaderWriter:
@@ -66,17 +86,14 @@ class HeaderWriter:
         self.varint(2 * len(node.args) + bool(node.kwargs))
         for position, argument in enumerate(node.args):
             self.argument(index, argument)
-            if position == 1 and is_layer(node):
-                self.dense_shape(argument.name)
+            if position == 1 and node.op in _LAYERS and isinstance(argument, Named):
+                for size in self.contents.dense_shapes.get(argument.name, self.plans[argument.name].shape[:2]):
+                    self.varint(size)
         if node.kwargs:
             self.varint(len(node.kwargs))
             for key, argument in node.kwargs:
                 self.argument(index, key)
                 self.argument(index, argument)
-
-    def dense_shape(self, name: str) -> None:
-        for size in self.contents.dense_shapes[name]:
-            self.varint(size)
 
     def argument(self, index: int, argument: Any) -> None:
         if argument is None or isinstance(argument, bool):
@@ -149,10 +166,16 @@ class HeaderWriter:
 
 
 class HeaderReader:
-    """Reads what :class:`HeaderWriter` wrote; whatever is impossible is a :class:`CompressedFileError`."""
+    """Reads what :class:`HeaderWriter` wrote; whatever is impossible is a :class:`CompressedFileError`.
 
-    def __init__(self, data: bytes) -> None:
+    :param file_bytes: of the whole file behind its checksum, where ``data`` is but a part of it, inflated.
+    """
+
+    def __init__(self, data: bytes, file_bytes: int | None = None) -> None:
         self.data, self.position = data, 0
+        size = len(data) if file_bytes is None else file_bytes
+        self.most = min(_MOST_PARAMETERS, _FREE + _PER_BYTE * size)
+        self.most_adaptive = min(MOST_ADAPTIVE, _FREE + _ADAPTIVE_PER_BYTE * size)
         self.plans: dict[str, Plan] = {}
         self.dense_shapes: dict[str, tuple[int, int]] = {}
         self.buffers: set[str] = set()
@@ -188,13 +211,14 @@ class HeaderReader:
         args: list[Any] = []
         for position in range(count // 2):
             args.append(self.argument(index, 0))
-            if position == 1 and op in ("linear", "conv1d", "conv2d") and isinstance(args[1], Named):
+            if position == 1 and op in _LAYERS and isinstance(args[1], Named):
                 self.layer(args[1])
         kwargs = []
         for _ in range(self.at_most(15) if count % 2 else 0):
             key, argument = self.argument(index, 0), self.argument(index, 0)
-            if not isinstance(key, str):
-                raise CompressedFileError("the file's header holds a keyword that is no text")
+            # Keywords become part of a Python function that runs the network; "out" would write into tensors.
+            if not isinstance(key, str) or not _KEYWORD.fullmatch(key) or keyword.iskeyword(key) or key == "out":
+                raise CompressedFileError("the file's header holds a keyword that is none")
             kwargs.append((key, argument))
         return Node(op, tuple(args), tuple(kwargs))
 
@@ -232,30 +256,32 @@ class HeaderReader:
             kind = NUMBERS
             self.buffers.add(name)
         shape = tuple(self.at_most(1 << 24) for _ in range(dims))
-        self.size(shape)
         if kind > COSINES:
             raise CompressedFileError("the file claims a tensor of an unknown kind")
         if kind in (ADAPTIVE, COSINES):
+            self.size(shape)
             fraction_bits = self.signed()
             grid = tuple(self.at_most(MOST_SIDE) for _ in range(self.at_most(3) if kind == COSINES else 0))
             return self.numbers(Plan(kind, shape, fraction_bits, grid=grid))
         if kind == SELECTION:
             limit = self.at_most(_MOST_PARAMETERS)
-            if dims != 1 or shape[0] > limit:
-                raise CompressedFileError("the file claims more indices than there are")
+            if dims != 1 or not 0 < shape[0] <= limit:
+                raise CompressedFileError("the file claims more indices than there are, or none")
+            self.size((limit,))
             return Plan(kind, shape, limit=limit)
+        self.size(shape)
         return self.numbers(Plan(kind, shape, self.signed(), self.signed(), self.varint()))
 
     def size(self, shape: tuple[int, ...]) -> None:
         """Count a tensor in, and refuse it where it is empty or all of them would be too large."""
         self.parameters += math.prod(shape)
-        if not all(shape) or self.parameters > _MOST_PARAMETERS:
-            raise CompressedFileError("the file claims a tensor of impossible size")
+        if not all(shape) or self.parameters > self.most:
+            raise CompressedFileError("the file claims a tensor of impossible size, or more numbers than it can hold")
 
     def numbers(self, plan: Plan) -> Plan:
         adaptive = plan.kind in (ADAPTIVE, COSINES)
         self.adaptive += adaptive * math.prod(plan.shape)
-        if self.adaptive > MOST_ADAPTIVE:
+        if self.adaptive > self.most_adaptive:
             raise CompressedFileError("the file claims tensors that are too large for how they are coded")
         if plan.kind == COSINES and not is_grid(plan.shape, plan.grid):
             raise CompressedFileError("the file claims a tensor over a grid that does not fit it")

@@ -70,17 +70,20 @@ class PredictionNetwork(GraphNetwork):
 
 def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """The same nodes with monotone activations behind the max pooling that alone reads them."""
-    nodes = tuple(nodes)
-    for index, node in enumerate(nodes):
-        readers = [at for at, other in enumerate(nodes) if index in other.values()]
-        if node.op in _MONOTONE and len(readers) == 1 and nodes[readers[0]].op == "max_pool2d":
-            pool = nodes[readers[0]]
-            swapped = list(nodes)
-            # The pooling takes the activation's place, and the other way round.
-            swapped[index] = replace(pool, args=(node.args[0], *pool.args[1:]))
-            swapped[readers[0]] = replace(node, args=(Value(index), *node.args[1:]))
-            nodes = tuple(swapped)
-    return nodes
+    result = list(nodes)
+    readers: list[list[int]] = [[] for _ in nodes]
+    for at, node in enumerate(nodes):
+        for index in set(node.values()) - {-1}:
+            readers[index].append(at)
+    for index in range(len(result)):
+        node = result[index]
+        if node.op in _MONOTONE and len(readers[index]) == 1 and result[readers[index][0]].op == "max_pool2d":
+            at = readers[index][0]
+            pool = result[at]
+            # The pooling takes the activation's place, and the other way round; who reads whom stays.
+            result[index] = replace(pool, args=(node.args[0], *pool.args[1:]))
+            result[at] = replace(node, args=(Value(index), *node.args[1:]))
+    return tuple(result)
 
 
 def _function(nodes: tuple[Node, ...], layers: Any) -> Callable[..., Tensor]:

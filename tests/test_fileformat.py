@@ -204,9 +204,10 @@ def test_every_truncation_and_changed_byte_of_a_chain_is_noticed_under_a_right_c
         (b"\x01\x09\x01\x04\x01\x00\x04\x05", "impossible widths"),
         (b"\x01\x09\x01\x04\x01\x00\x04\x04\x02", "does not fit it"),  # cosine coefficients without a grid
         (b"\x01\x09\x01\xff\xff\xff\x07\x01\x00\xff\xff\xff\x07\xff\xff\xff\x07", "impossible size"),
-        (b"\x01\x09\x01\xff\xff\x3f\x01\x00\x04\x04\x01", "too large for how they are coded"),
+        (b"\x01\x09\x01\xff\xff\x3f\x01\x00\x04\x04\x01", "more numbers than it can hold"),
+        (b"\x01\x09\x01\xc0\x9a\x0c\x01\x00\x04\x01\x01" + bytes(200), "too large for how they are coded"),
         # A picture of 1 x 1,048,576 as one grid: its cosines would be a matrix of terabytes.
-        (b"\x01\x09\x03\x01\x01\x80\x80\x40\x02\x06\x02\x01\x01\x02", "does not fit it"),
+        (b"\x01\x09\x03\x01\x01\x80\x80\x40\x02\x06\x02\x01\x01\x02" + bytes(4000), "does not fit it"),
         (b"\x01\x09\x01\x04\xff\xff\x03", "at most 1024"),
     ],
 )

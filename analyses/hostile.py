@@ -1,0 +1,218 @@
+"""Files that mean harm: every truncation, every changed byte, random bytes, and what a fuzzer finds by coverage.
+
+    pip install atheris && python analyses/hostile.py --seconds 900
+
+Each is a ``CompressedFileError`` or a network that can be written again to the same numbers; anything else ends the
+script with the file that did it. Checksums are corrected, unless it is said that they are not, since they would
+refuse nearly all. Counts go to ``analyses/results/hostile.md``; the fuzzer's corpus, made small, to ``tests/corpus/``,
+where the tests read it.
+"""
+
+import argparse
+import json
+import math
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from pyro_bc.chain import KNOWN, Chain, Layer, prune
+from pyro_bc.compressed import CompressedNetwork, read_sections
+from pyro_bc.errors import CompressedFileError
+from pyro_bc.fileformat import encode
+from pyro_bc.graph import is_layer, read_graph
+from pyro_bc.precision import FixedPoint
+from pyro_bc.stored import Contents, Integers
+
+RESULTS = Path(__file__).parent / "results"
+CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
+MOST_FILES, MOST_BYTES = 120, 600  # of the corpus that is kept, and of each of its files
+
+
+class Branches(nn.Module):
+    """Operations of every kind: branches, pieces, normalisations, integers, a recurrent cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1, groups=2)
+        self.norm, self.groups = nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
+        self.cell = nn.LSTM(8, 3, batch_first=True)
+        self.head = nn.Linear(15, 3)
+        self.position = nn.Parameter(torch.zeros(1, 4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)) + self.position
+        a, b = x.chunk(2, 1)
+        x = torch.cat([a.relu(), nn.functional.gelu(b, approximate="tanh")], 1)
+        x = self.groups(nn.functional.max_pool2d(x, 2))
+        x = x.reshape(x.shape[0], x.shape[2] * x.shape[3], -1).transpose(1, 2).reshape(x.shape[0], -1, 8)
+        x = nn.functional.pad(self.cell(x)[0].flatten(1), (0, 12))[:, :15]
+        return self.head(x).log_softmax(1)
+
+
+def from_module(net: nn.Module, shape: tuple[int, ...], spread: float = 6.0) -> Contents:
+    """A network's graph with random codes."""
+    graph = read_graph(net.eval(), torch.rand(2, *shape))
+    tensors = {}
+    for name, tensor in graph.tensors.items():
+        codes = (spread * torch.randn(tensor.shape)).round().long()
+        tensors[name] = FixedPoint(codes, 4) if tensor.is_floating_point() else Integers(tensor)
+    layers = [node.args[1].name for node in graph.nodes if is_layer(node)]
+    shapes = {name: (graph.tensors[name].shape[0], graph.tensors[name].shape[1]) for name in layers}
+    return Contents(graph.nodes, tensors, shapes, 100, shape, graph.buffers)
+
+
+def from_chain(chain: Chain, widths: tuple[int, ...], cosines: bool, spread: float) -> Contents:
+    pruned = prune(chain, widths)
+    tensors = {}
+    for name, shape in pruned.shapes.items():
+        grid = pruned.grids.get(name, ()) if cosines else ()
+        tensors[name] = FixedPoint((spread * torch.randn(shape)).round().long(), 3, grid if len(grid) > 1 else ())
+    return Contents(pruned.nodes, tensors, pruned.dense_shapes, pruned.dense_parameters, chain.input_shape, frozenset())
+
+
+def seeds() -> list[bytes]:
+    """Small valid files of every kind."""
+    torch.manual_seed(0)
+    own = Chain((1, 9, 9), (Layer(4, 3, 2, 1), 3, 1, Layer(3, 1, bias=False), 0, 2, Layer(4), 4, Layer(3)))
+    transformer = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)
+    found = [
+        encode(from_chain(KNOWN[2], (3, 2, 10), True, 0.3)),
+        encode(from_chain(KNOWN[1], (1, 2, 3, 10), True, 0.2)),
+        encode(from_chain(own, (2, 2, 3, 3), False, 0.5)),
+        encode(from_chain(own, (3, 2, 3, 3), True, 200.0)),
+        encode(from_module(nn.Sequential(nn.Linear(5, 3), nn.Softplus(), nn.Linear(3, 2)), (5,), 3000.0)),
+        encode(from_module(Branches(), (2, 4, 4))),
+        encode(from_module(nn.Sequential(transformer, nn.Flatten(), nn.Linear(8, 2)), (2, 4), 1.0)),
+        encode(from_module(nn.Sequential(nn.Conv1d(2, 2, 3), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(4, 2)), (2, 6))),
+    ]
+    return found
+
+
+def with_checksum(body: bytes, version: int = 3) -> bytes:
+    return b"PBC" + bytes([version]) + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def outcome(data: bytes) -> str:
+    """``refused``, or ``network`` where the file is one that can be written again to the same numbers."""
+    try:
+        network, sections = read_sections(data)
+    except CompressedFileError:
+        return "refused"
+    assert sections["header"] >= 8
+    again = CompressedNetwork.from_bytes(network.to_bytes())
+    for ours, theirs in zip(network.tensors.values(), again.tensors.values(), strict=True):
+        assert type(ours) is type(theirs) and vars(ours).keys() == vars(theirs).keys()
+        for key, value in vars(ours).items():
+            other = vars(theirs)[key]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    return "network"
+
+
+def checked(data: bytes, slowest: list[float]) -> str:
+    started = time.perf_counter()
+    try:
+        found = outcome(data)
+    except BaseException:
+        Path("hostile.pbc").write_bytes(data)
+        print("hostile.pbc did this:", file=sys.stderr)
+        raise
+    slowest[0] = max(slowest[0], time.perf_counter() - started)
+    return found
+
+
+def rows() -> list[tuple[str, Counter, float]]:
+    files, table = sorted(seeds(), key=len)[:5], []
+    for name, kind in (("truncations", truncations), ("changed bytes, checksum as it was", changes)):
+        slowest = [0.0]
+        counts = Counter(checked(data, slowest) for file in track(files, name) for data in kind(file))
+        assert counts["network"] == 0, name
+        table.append((f"all {name} of {len(files)} files", counts, slowest[0]))
+    slowest = [0.0]
+    changed = (with_checksum(data[8:]) for file in track(files, "changed bytes") for data in changes(file, 8))
+    table.append(("all changed bytes, checksum right", Counter(checked(data, slowest) for data in changed), slowest[0]))
+    slowest, generator = [0.0], random.Random(0)
+    noise = (with_checksum(generator.randbytes(generator.randrange(200))) for _ in track(range(20_000), "random bytes"))
+    table.append(("random bytes, checksum right", Counter(checked(data, slowest) for data in noise), slowest[0]))
+    return table
+
+
+def truncations(file: bytes):
+    return (file[:length] for length in range(len(file)))
+
+
+def changes(file: bytes, first: int = 0):
+    """The file with one byte changed, in every way; of a long one every position in the first 200 bytes."""
+    positions = range(first, min(len(file), 200))
+    return (file[:p] + bytes([file[p] ^ change]) + file[p + 1 :] for p in positions for change in range(1, 256))
+
+
+def fuzz(seconds: int) -> dict:
+    """Atheris in a process of its own, from the corpus and the seeds; the corpus is then made small."""
+    with tempfile.TemporaryDirectory() as folder:
+        start, grown, small, stats = (Path(folder) / name for name in ("start", "grown", "small", "stats.json"))
+        for path in (start, grown, small):
+            path.mkdir()
+        for number, data in enumerate([*seeds(), *(file.read_bytes() for file in sorted(CORPUS.glob("*.pbc")))]):
+            (start / str(number)).write_bytes(bytes([data[3]]) + data[8:])
+        worker = [sys.executable, str(Path(__file__).with_name("hostile_fuzz.py")), str(stats)]
+        limits = ["-rss_limit_mb=1500", "-timeout=20", "-max_len=2048", "-verbosity=1", "-print_final_stats=1"]
+        done = subprocess.run([*worker, str(grown), str(start), f"-max_total_time={seconds}", *limits])
+        if done.returncode:
+            sys.exit(f"the fuzzer ended with {done.returncode}; its crash-…, oom-… or timeout-… file lies here")
+        subprocess.run([*worker, "-merge=1", str(small), str(grown), str(start), *limits[:3]], check=True)
+        kept = sorted((file.read_bytes() for file in small.iterdir()), key=len)
+        kept = [data for data in kept if 1 < len(data) <= MOST_BYTES][:: max(1, math.ceil(len(kept) / MOST_FILES))]
+        for file in CORPUS.glob("*.pbc"):
+            file.unlink()
+        CORPUS.mkdir(exist_ok=True)
+        for number, data in enumerate(kept):
+            (CORPUS / f"{number:03}.pbc").write_bytes(with_checksum(data[1:], data[0]))
+        return json.loads(stats.read_text()) | {"corpus": len(list(small.iterdir())), "kept": len(kept)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=900, help="of fuzzing")
+    args = parser.parse_args()
+    table = rows()
+    found = fuzz(args.seconds)
+    lines = [
+        "# Hostile files",
+        "",
+        f"`python analyses/hostile.py --seconds {args.seconds}`. Each is refused with a `CompressedFileError`, or "
+        "is a network whose numbers come back when it is written again.",
+        "",
+        "| inputs | tried | refused | networks | slowest |",
+        "|---|---|---|---|---|",
+    ]
+    for name, counts, slowest in table:
+        lines.append(
+            f"| {name} | {sum(counts.values()):,} | {counts['refused']:,} | {counts['network']:,} | {slowest:.2f} s |"
+        )
+    counts = found["counts"]
+    lines.append(
+        f"| coverage-guided (atheris), {found['seconds'] / 60:.0f} minutes, checksum right | "
+        f"{sum(counts.values()):,} | {counts.get('refused', 0):,} | {counts.get('network', 0):,} | < 20 s (its limit) |"
+    )
+    lines += [
+        "",
+        f"The fuzzer's corpus grew to {found['corpus']} files, of which {found['kept']} are in `tests/corpus/`; its "
+        f"process never took more than {found['peak_mb']:,} MB (limit 1,500), torch included.",
+    ]
+    text = "\n".join(lines) + "\n"
+    (RESULTS / "hostile.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
