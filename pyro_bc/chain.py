@@ -25,6 +25,8 @@ PLAIN: tuple[tuple[str, tuple], ...] = (
 )
 #: largest kernel, stride and padding; a file holds them in a byte each.
 MOST = 127
+#: steps of a chain in a file.
+MOST_STEPS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def find_chain(
         else:
             return None
     fits = all(isinstance(s, int) or max(s.kernel, s.stride, s.padding) <= MOST for s in steps)
-    if not (fits and len(input_shape) in (1, 3)):
+    if not (fits and len(input_shape) in (1, 3) and widths and len(steps) <= MOST_STEPS):
         return None
     chain = Chain(input_shape, tuple(steps))
     try:

@@ -18,8 +18,18 @@ section is padded. Two models of integers:
     (n_{c1} (2n + 2) + 4 (2 n_1 + 1)) / ((n_c + 4)(2n + 2))`. Nothing but the integers is stored, which is what small
     layers need, and it takes Python a microsecond or two a bit, which large ones do not.
 
-Probabilities are ratios of integers below 2^53, which every machine with IEEE arithmetic computes alike; constriction's
-``Bernoulli`` and ``Categorical`` models (``perfect=False``) turn them into 24-bit fixed point.
+Decoding is the same on every machine. Probabilities are ratios of integers below 2^53, rounded to IEEE doubles. The n
+symbols of a model share the 2^24 parts of the coder's range: symbol i begins at :math:`i + \lfloor s\,(p_0 + \dots +
+p_{i-1}) \rfloor` with :math:`s = (2^{24} - n) / (p_0 + \dots + p_{n-1})`, sums from the left, every sum, quotient and
+product rounded to a double; of the adaptive model, symbol 0 has probability 1 - p. Integers that are uniform have
+:math:`2^{24 - b}` parts each, of b bits at a time, 12 at most, the lowest first.
+
+The coder (constriction's range coder) reads little-endian 32-bit words, zeros behind the last. Its state is 64 bits
+each of *lower* (0 at first), *range* (2^64 - 1) and *point* (two words, the first the higher). A symbol is that whose
+part holds :math:`\lfloor (point - lower) / (range >> 24) \rfloor`; then *lower* grows by :math:`(range >> 24)` times
+its first part and *range* becomes :math:`(range >> 24)` times the number of its parts. Where *range* is then below
+2^32, all three move 32 bits up, and *point* takes in a word. All modulo 2^64. ``tests/reference_decoder.py`` is this in
+a hundred lines.
 """
 
 import math

@@ -8,6 +8,11 @@ last entries of a tensor,
 .. math:: c_k = \sqrt{\tfrac{2 - \delta_{k0}}{n}} \sum_{j=0}^{n-1} w_j \cos\frac{\pi (j + 1/2) k}{n},
 
 so that rounding noise has the same variance in coefficients and weights.
+
+What a file decodes to must be the same on every machine, which sums of floats are not. There, a transform is one of
+integers: the matrix above times :math:`2^{24}`, rounded (the nearest tie is 5e-7 away up to 1,024 a side, so that any
+cosine in double precision will do), and after each dimension of the grid what came out is rounded to :math:`2^{-16}`,
+halves up.
 """
 
 import math
@@ -15,6 +20,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+#: fraction bits of the integer transform: of the matrix, and of what comes out.
+BASIS_BITS, NUMBER_BITS = 24, 16
 
 
 def cosine_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
@@ -35,6 +43,31 @@ def from_cosines(coefficients: Tensor, grid: Sequence[int]) -> Tensor:
     """The inverse of :func:`to_cosines`."""
     bases = [cosine_basis(size, coefficients.dtype, coefficients.device).T for size in grid]
     return _along_grid(coefficients, grid, bases)
+
+
+def integer_basis(size: int) -> Tensor:
+    """``2^24`` times :func:`cosine_basis`, rounded, int64; exactly the same on every machine."""
+    k = torch.arange(size)[:, None]
+    j = torch.arange(size)[None]
+    turns = (2 * j + 1) * k % (4 * size)  # of a quarter circle in so many parts: small angles have small errors
+    basis = torch.cos(math.pi / (2 * size) * turns.double()) * math.sqrt(2 / size)
+    basis[0] = math.sqrt(1 / size)
+    return (basis * (1 << BASIS_BITS)).round().long()
+
+
+def decode_cosines(codes: Tensor, grid: Sequence[int]) -> Tensor:
+    """The inverse transform of integers by integers: ``2^16`` times the numbers, int64, of the codes' shape.
+
+    64-bit integers do not overflow for codes below 2^15 in magnitude on grids of up to 64 a side.
+    """
+    result = codes.reshape(-1, *grid)
+    held = 0
+    for dim, size in enumerate(grid, 1):
+        result = torch.tensordot(result, integer_basis(size), dims=([dim], [0])).movedim(-1, dim)
+        shift = held + BASIS_BITS - NUMBER_BITS
+        result = result + (1 << (shift - 1)) >> shift
+        held = NUMBER_BITS
+    return result.reshape(codes.shape)
 
 
 def _along_grid(values: Tensor, grid: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:

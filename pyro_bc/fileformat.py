@@ -56,11 +56,17 @@ zigzag fraction bits, plus 0 for kind 0 (lowest code and number of codes follow 
 with the chain's own grid: a convolution's kernel, or the positions that a fully connected layer reads behind a
 flattening.
 
-A file has at most 2^20 numbers of kinds 4 and 5, and grids of at most 1,024 a side. The class of a coefficient is the
-sum of its indices in the grid, whose last entry is the tensor's last.
+The class of a coefficient is the sum of its indices in the grid, whose last entry is the tensor's last. A number is
+``(lowest + symbol) · 2^-fraction_bits``; the integer transform of kind 5 is in :mod:`pyro_bc.cosine`. Nothing in the
+file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
 
-A number is ``(lowest + symbol) · 2^-fraction_bits``. Nothing in the file is executed or unpickled: operations are those
-of a fixed list, applied to tensors of the file and to the input.
+Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
+kind 2, those selected from), of which kinds 4 and 5 at most 2^20; and of a file of n bytes behind its checksum 2^16 +
+1,024 n numbers, 2^16 + 256 n of kinds 4 and 5, so that a hundred bytes never take more than a few megabytes. (A writer
+adds zero bytes at the end where a file would be shorter: they read as the end of the data does.) Grids have up to 1,024
+a side, an inflated graph 2^20 bytes, fraction bits are within ±160, codes below 2^25, keywords of lower-case letters
+and underscores. What the network computes for one input has up to 2^28 numbers an operation, pieces of a tensor are up
+to 4,096, steps of a recurrent cell too.
 """
 
 import struct

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .chain import KNOWN, MOST, PLAIN, Chain, Layer, Pruned, prune
+from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
 from .errors import CompressedFileError
 from .graph import OPERATIONS, Named, Node, Value
 from .stored import Contents
 from .tensorcode import ADAPTIVE, BUFFER, COSINES, MOST_ADAPTIVE, MOST_SIDE, NUMBERS, SELECTION, Plan, is_grid
 
 # What a file may claim: more is refused before anything is allocated.
-_MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS, _MOST_STEPS = 1 << 28, 1 << 14, 1 << 14, 1 << 10
+_MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS = 1 << 28, 1 << 14, 1 << 14
 # So that a small file cannot claim much: numbers that any file may hold, and how many more for each of its bytes, of
 # all kinds and of those that are coded adaptively.
 _FREE, _PER_BYTE, _ADAPTIVE_PER_BYTE = 1 << 16, 1 << 10, 1 << 8
@@ -302,7 +302,7 @@ class HeaderReader:
             input_shape = tuple(self.at_most(1 << 24) for _ in range(self.at_most(3)))
             if len(input_shape) not in (1, 3):
                 raise CompressedFileError(f"the file claims a chain with inputs of {len(input_shape)} dimensions")
-            chain = Chain(input_shape, tuple(self.step() for _ in range(self.at_most(_MOST_STEPS))))
+            chain = Chain(input_shape, tuple(self.step() for _ in range(self.at_most(MOST_STEPS))))
         widths = tuple(self.at_most(1 << 24) for step in chain.steps if isinstance(step, Layer))
         try:
             pruned = prune(chain, widths)

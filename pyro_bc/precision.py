@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cosine import from_cosines
+from .cosine import NUMBER_BITS, decode_cosines
 from .errors import UsageError
 
 #: rules by name.
@@ -53,13 +53,19 @@ class FixedPoint:
         return max(1, 1 + max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0))
 
     def values(self) -> Tensor:
-        """The numbers themselves, of the shape of ``codes``: exact in float32, but where there is a grid."""
+        """The numbers themselves, float32, of the shape of ``codes``; the same on every machine.
+
+        A code of up to 24 bits is exact; where there is a grid, what its integer transform comes to is rounded.
+        """
         result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
-        flat = self.codes.reshape(-1)
+        codes, fraction_bits = self.codes, self.fraction_bits
+        if self.grid:
+            codes, fraction_bits = decode_cosines(codes, self.grid), fraction_bits + NUMBER_BITS
+        flat = codes.reshape(-1)
         for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
             part = slice(start, start + _PART)
-            result.view(-1)[part] = flat[part].double() * 2.0**-self.fraction_bits
-        return from_cosines(result.double(), self.grid).float() if self.grid else result
+            result.view(-1)[part] = flat[part].double() * 2.0**-fraction_bits
+        return result
 
 
 def fraction_bits(variance: Tensor, rule: str = "posterior", noise_ratio: float = NOISE_RATIO) -> float:

@@ -1,11 +1,22 @@
 """The transform is scipy's, orthonormal, and its frequencies are those of its rows."""
 
+import math
+from fractions import Fraction
+
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy import fft
 
-from pyro_bc.cosine import cosine_basis, frequencies, from_cosines, to_cosines
+from pyro_bc.cosine import (
+    cosine_basis,
+    decode_cosines,
+    frequencies,
+    from_cosines,
+    integer_basis,
+    to_cosines,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,3 +40,40 @@ def test_a_frequency_is_the_sum_of_the_indices_in_the_grid():
         assert found[index] == index[2] + index[3]
     flat = frequencies((3, 2 * 12), (3, 4))
     assert flat[1].tolist() == 2 * [row + column for row in range(3) for column in range(4)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 28])
+def test_the_integer_basis_is_the_rounded_one_of_many_digits(size):
+    with mpmath.workdps(40):
+        for k, row in enumerate(integer_basis(size).tolist()):
+            scale = mpmath.sqrt(mpmath.mpf(2 - (k == 0)) / size)
+            exact = [2**24 * scale * mpmath.cos(mpmath.pi * (j + mpmath.mpf("0.5")) * k / size) for j in range(size)]
+            assert row == [int(mpmath.nint(value)) for value in exact]
+
+
+def test_no_entry_of_any_integer_basis_is_near_a_tie():
+    """A cosine that is a few units in the last place off, as libraries differ, is rounded to the same integer."""
+    for size in range(1, 1025):
+        cosines = np.cos(np.pi * np.arange(4 * size) / (2 * size)) * 2**24
+        for scale in (math.sqrt(2 / size), math.sqrt(1 / size)):
+            fraction = np.abs(cosines * scale) % 1
+            assert np.abs(fraction - 0.5).min() > 4e-7
+
+
+@pytest.mark.parametrize("grid", [(5, 5), (3, 4), (7,), (2, 3, 2)])
+def test_integers_are_transformed_as_fractions_would_be_and_close_to_the_real_transform(grid):
+    codes = torch.randint(-300, 300, (2, *grid))
+    found = decode_cosines(codes, grid)
+    exact = [[Fraction(code) for code in block.flatten().tolist()] for block in codes]
+    for dim, size in enumerate(grid):
+        basis, inner = integer_basis(size).tolist(), math.prod(grid[dim + 1 :])
+        for block in exact:
+            old = list(block)
+            for cell in range(len(old)):
+                j = cell // inner % size
+                first = cell - j * inner
+                total = sum(old[first + k * inner] * basis[k][j] for k in range(size)) / 2**24
+                block[cell] = Fraction(math.floor(total * 2**16 + Fraction(1, 2)), 2**16)
+    assert found.flatten().tolist() == [int(value * 2**16) for block in exact for value in block]
+    close = from_cosines(codes.double(), grid)
+    assert (found / 2**16 - close).abs().max() < 3e-4

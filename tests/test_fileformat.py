@@ -1,5 +1,7 @@
 """A file gives back the network that was written, byte for byte, and nothing else opens without a clear error."""
 
+import cProfile
+import hashlib
 import struct
 import zlib
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_decoder import File
 
 from pyro_bc.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.compressed import CompressedNetwork, read_sections
@@ -21,7 +24,9 @@ from pyro_bc.precision import FixedPoint
 from pyro_bc.stored import Contents, Integers, Selection, values
 from pyro_bc.tensorcode import ADAPTIVE, NUMBERS, plans_of
 
-GOLDEN = Path(__file__).parents[1] / "analyses" / "results"
+GOLDEN = Path(__file__).parent / "golden"
+CORPUS = Path(__file__).parent / "corpus"
+RESULTS = Path(__file__).parents[1] / "analyses" / "results"
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
 
 
@@ -217,16 +222,112 @@ def test_impossible_chains_are_refused_before_anything_is_allocated(body, messag
 
 
 def test_files_of_version_2_still_open():
-    """Golden files of the first release, beside what this version writes of them."""
-    for file in sorted(GOLDEN.glob("*/network.pbc")):
+    """Files that an older version wrote, beside what this one writes of them."""
+    files = [*RESULTS.glob("*/network.pbc"), *GOLDEN.glob("2-*.pbc")]
+    assert len(files) > 3
+    for file in files:
         data = file.read_bytes()
         if data[3] != 2:
             continue
         small = CompressedNetwork.from_bytes(data)
         again = CompressedNetwork.from_bytes(small.to_bytes())
-        assert again.to_bytes()[3] == 3 and len(again.to_bytes()) <= len(data)
+        assert again.to_bytes()[3] == 3 and len(again.to_bytes()) <= len(data) + 4
         for ours, theirs in zip(small.tensors.values(), again.tensors.values(), strict=True):
             assert torch.equal(values(ours), values(theirs))
+
+
+# SHA-256 of all codes (int64, little-endian), as the version that wrote the file had them.
+DIGESTS = {
+    "2-lenet-300-100-digits": "91fd3287328d70b7efa7cd89cb7722e87541bd5679f3b2dbd355f563c6af5cdf",
+    "2-regression": "0980c11c2f073c7f4304d3c96c7cab252652f5af81b41b9d7c8af9096520ac79",
+    "2-transformer": "769c761bbfa1d1a6e9c7c9f4d102db600c74d3e355976b772c787cbc1593f661",
+    "3-chain": "b4cafcbe3aa3ac16e43acf3ce418fe6289a23d5d682be186e777586ece7f29de",
+    "3-large-codes": "16e03f220a13f9db2782d090bfa83f8bb34e7315b7db6e2a4069ef8f4396df63",
+    "3-lenet-5-caffe": "f14a3b8ba0f56c6022a06ccf2914ba097e7b28ce188d2bb1c11dd820a0df8563",
+    "3-operations": "066d691b3b8ec0fbb489ec5e565a033b4ff2892d5c3b640535e3673ae8c54db3",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_golden_files_hold_what_they_held(name):
+    """Read by this package, and by a second reader that knows the format's description only."""
+    data = (GOLDEN / f"{name}.pbc").read_bytes()
+    small, file = CompressedNetwork.from_bytes(data), File(data)
+    digest = hashlib.sha256()
+    for tensor, codes, numbers in zip(small.tensors.values(), file.tensors, file.values, strict=True):
+        own = tensor.indices if isinstance(tensor, Selection) else tensor.codes
+        assert own.flatten().tolist() == codes
+        assert [np.float32(float(number)) for number in numbers] == values(tensor).flatten().tolist()
+        digest.update(own.contiguous().numpy().astype("<i8").tobytes())
+    assert digest.hexdigest() == DIGESTS[name]
+
+
+def hostile_graphs():
+    x, size = Value(-1), Node("size", (Value(-1), 0))
+    doubled = [Node("int_mul", (Value(i), Value(i))) for i in range(40)]
+    lists = [Node("add", ((1, 2), (3, 4))), *(Node("add", (Value(i), Value(i))) for i in range(40))]
+    grown = [Node("expand", (x, (2, 1 << 20))), *(Node("cat", ((Value(i), Value(i)), 1)) for i in range(40))]
+    cell = [Named(f"w{i}") for i in range(4)]
+    sequence = [Node("expand", (x, (1 << 24, 2, 1))), Node("zeros", ((1, 2, 1),)),
+                Node("gru", (Value(0), Value(1), tuple(cell), True, 1, 0.0, False, False, False))]  # fmt: skip
+    return {
+        "integers without end": ([size, *doubled], "more than is allowed"),
+        "a list times a number": ([Node("int_mul", ((1, 2), 1 << 40))], "takes integers"),
+        "a list in a tensor's place": (lists, "takes a tensor"),
+        "millions of pieces": ([Node("expand", (x, (2, 1 << 24))), Node("split", (Value(0), 1, 1))], "4096 pieces"),
+        "results without end": (grown, "more than 268435456 numbers"),
+        "a recurrent cell of many steps": (sequence, "more than 4096 steps"),
+        "code in a keyword": ([Node("gelu", (x,), (("a=print(1), b", 1),))], "keyword that is none"),
+        "a keyword of Python's": ([Node("gelu", (x,), (("lambda", 1),))], "keyword that is none"),
+        "a tensor to write into": ([Node("relu", (x,), (("out", Named("w0")),))], "keyword that is none"),
+        "something of torch's as a type": ([Node("sum", (x,), (("dtype", "load"),))], "do not fit"),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_graphs())
+def test_a_graph_cannot_ask_for_more_than_a_network_would(name):
+    nodes, message = hostile_graphs()[name]
+    shapes = {"w0": (3, 1), "w1": (3, 1), "w2": (3,), "w3": (3,)}
+    used = {leaf for node in nodes for leaf in node.named()}
+    tensors = {name: FixedPoint(torch.ones(shapes[name], dtype=torch.int64), 0) for name in sorted(used)}
+    data = encode(Contents(tuple(nodes), tensors, {}, 100, (1,), frozenset()))
+    assert len(data) < 500
+    with pytest.raises(CompressedFileError, match=message):
+        decode(data)
+
+
+def test_a_small_file_cannot_claim_many_numbers_and_a_network_of_zeros_is_written_longer():
+    zeros = CompressedNetwork(
+        (Node("linear", (Value(-1), Named("a"), None)),),
+        {"a": FixedPoint(torch.zeros(2000, 1000, dtype=torch.int64), 0)},
+        {"a": (2000, 1000)}, 1, (1000,), frozenset(), {},
+    )  # fmt: skip
+    data = zeros.to_bytes()
+    assert 1800 < len(data) < 2000 and data.endswith(bytes(1700))
+    assert CompressedNetwork.from_bytes(data).layers[0].weight.codes.shape == (2000, 1000)
+    shorter = with_checksum(data[8:1000])
+    with pytest.raises(CompressedFileError, match="more numbers than it can hold"):
+        CompressedNetwork.from_bytes(shorter)
+    indices = Selection(torch.arange(2), 1 << 27)
+    nodes = (Node("index_select", (Value(-1), 1, Named("i"))),)
+    claims = encode(Contents(nodes, {"i": Selection(torch.arange(2), 3)}, {}, 1, (3,), frozenset()))
+    assert claims.count(b"\x03") and indices.size > 1 << 20
+    with pytest.raises(CompressedFileError, match="more numbers than it can hold"):
+        decode(with_checksum(claims[8:].replace(b"\x21\x02\x03", b"\x21\x02\x80\x80\x80\x40")))
+
+
+def test_reading_a_large_graph_takes_time_in_proportion():
+    """Operations that are counted, not seconds: a graph of twice the nodes may be looked at twice as often."""
+    looks = []
+    for count in (1000, 2000):
+        nodes = [Node("relu", (Value(i - 1),)) for i in range(count)]
+        data = encode(Contents(tuple(nodes), {}, {}, 1, (3,), frozenset()))
+        profile = cProfile.Profile()
+        profile.runcall(decode, data)
+        looks.append(sum(entry.callcount for entry in profile.getstats()))
+    assert looks[1] < 2.2 * looks[0]
+    with pytest.raises(CompressedFileError, match="at most 16384"):
+        decode(with_checksum(b"\x00\x01\x00\x81\x80\x01"))
 
 
 def test_more_cosine_coefficients_than_a_file_takes_are_said_when_it_is_written():
