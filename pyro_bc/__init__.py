@@ -17,7 +17,7 @@ from .compressed import CompressedNetwork, Compression, compress, load, read
 from .datasets import Affine, Batches, ShiftAndFlip, load_dataset
 from .distributions import NormalJeffreys, half_cauchy_factors
 from .elbo import ElboTerms, elbo_terms
-from .errors import PyroBCError
+from .errors import OutputError, PyroBCError
 from .export import OnnxNetwork, to_int8, to_onnx
 from .fit_rate import fit_rate
 from .graph import Graph, GraphNetwork, read_graph
@@ -62,6 +62,7 @@ __all__ = [
     "Normal",
     "NormalJeffreys",
     "OnnxNetwork",
+    "OutputError",
     "Prior",
     "PyroBCError",
     "RateNetwork",

@@ -1,8 +1,7 @@
-"""Checkpoints: one safetensors file, written under a temporary name and renamed when complete."""
+"""Checkpoints: one safetensors file, with JSON in its header."""
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,14 @@ import safetensors.torch
 from torch import Tensor
 
 from .errors import CheckpointError
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a whole file or none: to a temporary name in the same folder, then rename over ``path``."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+from .files import write_atomically
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able metadata as one safetensors file, atomically."""
+    """Write tensors and JSON-able metadata as one safetensors file, whole or not at all.
+
+    :raises OutputError: where it cannot be written.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"pyro_bc": json.dumps(metadata)}
     write_atomically(path, safetensors.torch.save(contiguous, metadata=header))

@@ -251,6 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PyroBCError as error:
         print(f"pyro-bc: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"pyro-bc: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         hint = f"; continue with --resume --out {args.out}" if args.command == "run" else ""
         print(f"pyro-bc: interrupted{hint}", file=sys.stderr)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .attention import separate_heads
-from .checkpoint import write_atomically
 from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
 from .fileformat import decode, encode
+from .files import write_atomically
 from .graph import Graph, Named, Value, is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork

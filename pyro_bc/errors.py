@@ -33,6 +33,10 @@ class CheckpointError(PyroBCError, ValueError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
 
 
+class OutputError(PyroBCError, OSError):
+    """A file that could not be written: no space, no permission."""
+
+
 class CompressedFileError(PyroBCError, ValueError):
     """A file that is not a readable ``.pbc`` file."""
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import write_atomically
 from .errors import ExportError
+from .files import write_atomically
 from .graph import GraphNetwork
 from .prediction import without_selections
 

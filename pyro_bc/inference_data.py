@@ -15,15 +15,15 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 ``<layer>.group`` where a group is several inputs, ``point``, ``epoch``. Draws are independent, so there is one chain.
 """
 
+import errno
 import math
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,14 @@ from torch import Tensor
 
 from .distributions import NormalJeffreys
 from .errors import UsageError
+from .files import replacing
 from .guides import FactorizedGuide
 from .infer import Epoch
 from .posterior import LayerPosterior, summarize
 from .predictive import observed_values, predict
 from .priors import base_distribution, group_dim, known_priors
 
+_BESIDE_NUMBERS = 1 << 18  # bytes of names, coordinates and tables of an HDF5 file
 _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
 
 
@@ -151,10 +153,11 @@ def write_content(path: str | os.PathLike, content: Content) -> None:
     """Write variables and draws as netCDF, whole or not at all, a block of draws at a time."""
     import h5netcdf  # here, as reading HDF5 is no part of most programs
 
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    try:
+    needed = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in content.variables.values()) + _BESIDE_NUMBERS
+    with replacing(path) as temporary:
+        # HDF5 ends the whole process, without an error, where a disk is full when it closes a file.
+        if shutil.disk_usage(temporary.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with h5netcdf.File(temporary, "w") as file:
             file.attrs.update(content.attributes)
             for variable in content.variables.values():
@@ -162,11 +165,6 @@ def write_content(path: str | os.PathLike, content: Content) -> None:
             for start, block in content.blocks():
                 for (group, name), values in block.items():
                     file[group][name][:, start : start + values.shape[1]] = values
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _write(file: Any, variable: Variable, content: Content) -> None:

@@ -29,12 +29,12 @@ import torch
 from torch import nn
 
 from . import compressed
-from .checkpoint import write_atomically
 from .coded import compress_codes, spatial_grids
 from .codes_inference_data import save_codes
 from .datasets import Affine, Batches, Dataset
 from .diagnostics import error_percent
 from .errors import UsageError
+from .files import write_atomically
 from .fit_rate import fit_rate
 from .graph import Graph, GraphNetwork, read_graph
 from .infer import Epoch
@@ -46,7 +46,7 @@ from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
 from .recipes import RateRecipe, Settings, check_objective, rate_recipe
 from .report import rate_markdown, write_rate_report
-from .run import chosen_data, dense_network, load_weights, open_folder
+from .run import chosen_data, dense_network, load_weights, run_folder
 from .teaching import TaughtBatches
 
 #: the prior's name in settings and tables.
@@ -82,11 +82,30 @@ def run_rate(
     widths = _widths(settings, plan)
     plan = replace(plan, widths="-".join(map(str, widths)) or None)
     whole = read_graph(net, data.train_x[:2])
-    narrow = narrowed(whole, widths) if widths else None  # widths that do not fit are said before anything is written
-    out = open_folder(Path(out), settings, resume)
-    if (out / "metrics.json").exists():
-        say(f"{out} is complete; nothing to resume")
-        return json.loads((out / "metrics.json").read_text())
+    if widths:
+        narrowed(whole, widths)  # widths that do not fit are said before anything is written
+    with run_folder(Path(out), settings, resume) as folder:
+        if (folder / "metrics.json").exists():
+            say(f"{folder} is complete; nothing to resume")
+            return json.loads((folder / "metrics.json").read_text())
+        return _job(settings, plan, net, taught_by, widths, whole, data, folder, resume, progress, say, after_epoch)
+
+
+def _job(
+    settings: Settings,
+    plan: RateRecipe,
+    net: nn.Module,
+    taught_by: nn.Module,
+    widths: tuple[int, ...],
+    whole: Graph,
+    data: Dataset,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    say: Callable[[str], None],
+    after_epoch: Callable[[Epoch], None],
+) -> dict[str, Any]:
+    """What :func:`run_rate` does in a folder of its own."""
     started = time.perf_counter()
     epochs_here: list[Epoch] = []
 
@@ -110,7 +129,7 @@ def run_rate(
         teacher_error = error_percent(teacher, data.test_x, data.test_y)
         say(f"teacher, {plan.teacher}: error {teacher_error:.2f} %")
     pyro.set_rng_seed(settings.seed)
-    if narrow is None:
+    if not widths:
         graph = read_graph(fold_batch_norm(dense, data.train_x[:2]), data.train_x[:2])
         dense_shapes, dense_parameters = None, sum(p.numel() for p in dense.parameters())
     else:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from . import compressed, plots
-from .checkpoint import load_checkpoint, write_atomically
+from .checkpoint import load_checkpoint
 from .diagnostics import Calibration
 from .errors import UsageError
+from .files import write_atomically
 from .infer import Epoch
 from .inference_data import arviz_package, layer_posteriors
 from .posterior import LayerPosterior

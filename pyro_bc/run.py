@@ -20,7 +20,8 @@ Everything goes into one folder, from which an interrupted run continues:
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import compressed
-from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint
 from .datasets import Batches, Dataset, ShiftAndFlip, load_dataset
 from .diagnostics import (
     calibration,
@@ -45,7 +46,8 @@ from .diagnostics import (
     mean_network,
     sampled_probabilities,
 )
-from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .errors import CheckpointError, NonFiniteLossError, OutputError, UsageError
+from .files import is_empty, only_run_in, write_atomically
 from .graph import is_layer, layer_name, read_graph
 from .guides import FactorizedGuide
 from .infer import Epoch, fit
@@ -117,10 +119,24 @@ def run(
     net = build(data.picture_shape, data.classes)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
-    out = open_folder(Path(out), settings, resume)
-    if (out / "metrics.json").exists():
-        say(f"{out} is complete; nothing to resume")
-        return json.loads((out / "metrics.json").read_text())
+    with run_folder(Path(out), settings, resume) as folder:
+        if (folder / "metrics.json").exists():
+            say(f"{folder} is complete; nothing to resume")
+            return json.loads((folder / "metrics.json").read_text())
+        return _job(settings, plan, net, data, folder, resume, progress, say)
+
+
+def _job(
+    settings: Settings,
+    plan: Recipe,
+    net: nn.Module,
+    data: Dataset,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What :func:`run` does in a folder of its own."""
     started = time.perf_counter()
     epochs_here: list[Epoch] = []
 
@@ -181,36 +197,50 @@ def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
     return data if settings.train_limit is None else data.limited(settings.train_limit)
 
 
-def open_folder(out: Path, settings: Settings, resume: bool) -> Path:
-    """The folder of a new run, with its settings in it, or of one to resume.
+@contextmanager
+def run_folder(out: Path, settings: Settings, resume: bool) -> Iterator[Path]:
+    """The folder of a new run, with its settings in it, or of one to resume; no other run can be in it meanwhile.
 
     :raises CheckpointError: where there is nothing to resume, or it has other settings.
-    :raises UsageError: where a new run's folder is in use, or cannot be written.
+    :raises UsageError: where a new run's folder is in use.
+    :raises OutputError: where it cannot be written.
     """
-    written = json.dumps(asdict(settings), indent=2) + "\n"
-    file = out / "run.json"
+    in_use = UsageError(
+        f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume"
+    )
     if resume:
-        if not file.is_file():
-            raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")
-        saved = json.loads(file.read_text())
-        saved = asdict(Settings(settings.net, settings.prior, settings.data)) | saved  # older runs lack newer settings
-        differing = [key for key, value in json.loads(written).items() if saved.get(key) != value]
-        if differing:
-            given = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)
-            raise CheckpointError(
-                f"the run in '{out}' has other settings: {given}. Resume it with those, or use a new folder"
-            )
-        return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume"
-        )
+        _check_settings(out, settings)
+    elif out.exists() and (not out.is_dir() or not is_empty(out)):
+        raise in_use
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, written.encode())
     except OSError as error:
-        raise UsageError(f"'{out}' cannot be written: {error.strerror}") from None
-    return out
+        raise OutputError(f"'{out}' cannot be written: {error.strerror}") from None
+    with only_run_in(out):
+        if not resume:
+            if not is_empty(out):  # another run came first
+                raise in_use
+            write_atomically(out / "run.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
+        yield out
+
+
+def _check_settings(out: Path, settings: Settings) -> None:
+    file = out / "run.json"
+    if not file.is_file():
+        raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")
+    try:
+        saved = json.loads(file.read_text())
+        assert isinstance(saved, dict)
+    except (OSError, ValueError, AssertionError):
+        raise CheckpointError(f"'{file}' is damaged; start the run anew in another folder") from None
+    saved = asdict(Settings(settings.net, settings.prior, settings.data)) | saved  # older runs lack newer settings
+    given = json.loads(json.dumps(asdict(settings)))
+    differing = [key for key, value in given.items() if saved.get(key) != value]
+    if differing:
+        text = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)
+        raise CheckpointError(
+            f"the run in '{out}' has other settings: {text}. Resume it with those, or use a new folder"
+        )
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
