@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import separate_heads
-from .errors import CompressedFileError, UnsupportedNetworkError, UsageError
+from .errors import CompressedFileError, EmptyNetworkError, UnsupportedNetworkError, UsageError
 from .fileformat import decode, encode
 from .files import write_atomically
 from .graph import Graph, Named, Value, is_layer, layer_name, read_graph
@@ -23,6 +23,9 @@ from .prediction import PredictionNetwork
 from .pruning import PrunedNetwork, shrink
 from .stored import Contents, Integers, Selection, Stored, values
 from .thresholds import Threshold, choose_threshold
+
+# Inputs on which a compressed network must not always compute the same.
+_EXAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def compress(
         where a pruned network was trained on: the figures then compare with the network before both.
     :param batch_norm_loader: training batches, inputs alone or with targets, from which batch normalisation collects
         its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
-    :raises EmptyNetworkError: where a layer is left without any weight.
+    :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
@@ -193,7 +196,7 @@ def compress(
         if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
             raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
         dense_shapes, dense_parameters = dict(dense.dense_shapes), dense.dense_parameters
-    return CompressedNetwork(
+    small = CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, precision, noise_ratio),
         dense_shapes=dense_shapes,
@@ -202,6 +205,24 @@ def compress(
         buffers=pruned.graph.buffers,
         thresholds=chosen,
     )
+    _check_not_constant(small, example)
+    return small
+
+
+def _check_not_constant(small: CompressedNetwork, example: Tensor) -> None:
+    """:raises EmptyNetworkError: where what is left computes the same for every input."""
+    advice = "Train longer, with a higher learning rate or a lower weight of the KL, or set higher thresholds"
+    for layer in small.layers:
+        if not layer.weight.codes.any():
+            raise EmptyNetworkError(
+                f"all weights of layer '{layer.name}' are 0 in the precision that the posterior asks for. {advice}"
+            )
+    x = example[:_EXAMPLES].cpu()
+    x = x.float() if x.is_floating_point() else x  # what is stored computes in single precision
+    with torch.no_grad():
+        outputs = small.network()(x)
+    if (x != x[:1]).any() and outputs.isfinite().all() and (outputs == outputs[:1]).all():
+        raise EmptyNetworkError(f"what pruning left of the network computes the same for every input. {advice}")
 
 
 def _by_graph_name(posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module) -> dict:

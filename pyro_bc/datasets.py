@@ -31,7 +31,7 @@ from torch import Tensor
 
 from . import processes
 from .cifar import Arrays, read_binary, read_jpeg, read_python
-from .errors import DataError
+from .errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Batches:
 
     :param shuffle: off for evaluation.
     :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
+    :raises UsageError: where inputs and targets are not as many, or ``batch_size`` is not positive.
 
     >>> [len(x) for x, y in Batches(torch.zeros(5, 1), torch.zeros(5), batch_size=2)]
     [2, 3]
@@ -93,6 +94,10 @@ class Batches:
         shuffle: bool = True,
         augment: Callable[[Tensor], Tensor] | None = None,
     ):
+        if len(x) != len(y):
+            raise UsageError(f"there are {len(x)} inputs, but {len(y)} targets")
+        if not (isinstance(batch_size, int) and batch_size > 0):
+            raise UsageError(f"batch_size is a positive integer, not {batch_size!r}")
         self.x, self.y, self.batch_size, self.shuffle, self.augment = x, y, batch_size, shuffle, augment
 
     def __len__(self) -> int:

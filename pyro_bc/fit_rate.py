@@ -18,7 +18,8 @@ from pyro.poutine.util import site_is_subsample
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .checks import BatchCheck, check_finite, first_batch, loader_steps, not_finite_error, running_on
+from .errors import CheckpointError, UsageError
 from .infer import Epoch, FitResult, restore_fit, save_fit
 from .rate import CellGuide, RateNetwork
 
@@ -63,7 +64,8 @@ def fit_rate(
         ``error`` that of what the network computed with, ``kl_by_layer`` the code length of the rounded codes, and
         ``groups_left`` how many of those are not zero, by parameter.
     :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
-    :raises NonFiniteLossError: where the loss is NaN or infinite. The checkpoint of the last good epoch stays.
+    :raises NonFiniteLossError: where the loss or a parameter is NaN or infinite; names sites and layer. The checkpoint
+        of the last good epoch stays.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
     steps = _validate(train_loader, epochs, kl_weight, learning_rate, warmup, rounding)
@@ -77,9 +79,12 @@ def fit_rate(
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
     if seed is not None:
         pyro.set_rng_seed(seed)
-    x, y = next(iter(train_loader))
+    x, y = first_batch(train_loader)
     with torch.no_grad(), torch.random.fork_rng([]):
-        model.likelihood.check(model.net(x), y)
+        with running_on(x):
+            outputs = model.net(x)
+        check_batch = BatchCheck(model.likelihood, outputs, x)
+        check_batch(x, y, 1)
         trace = poutine.trace(model.forward).get_trace(x, y)
     unguided = [name for name, _ in _latent_sites(trace) if name.removeprefix("net.") not in guide.names]
     if unguided:
@@ -99,12 +104,15 @@ def fit_rate(
     elbo = _Elbo()
     with bar, pyro.validation_enabled(False):
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
-        for epoch in range(len(history), epochs):
+        first_epoch = len(history)
+        for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             if epoch == rounded_from:
                 model.snap_steps_(guide)
             sums = torch.zeros(3)
             for step, (x, y) in enumerate(train_loader):
+                if epoch == first_epoch:
+                    check_batch(x, y, step + 1)
                 part = (epoch + step / steps) / epochs
                 weight = kl_weight * (min(1.0, part / warmup) if warmup else 1.0)
                 for group in optimizer.param_groups:
@@ -113,14 +121,12 @@ def fit_rate(
                 # Their forward methods, since calling a PyroModule registers every parameter anew.
                 loss = elbo.differentiable_loss(model.forward, guide.forward, x, y, weight, codes) / model.num_data
                 if not math.isfinite(loss.item()):
-                    raise NonFiniteLossError(
-                        f"the loss is not finite in epoch {epoch + 1}, step {step + 1}. A smaller learning rate "
-                        f"usually helps; the last checkpoint is of the epoch before"
-                    )
+                    raise not_finite_error(epoch, step, elbo.not_finite(), model, guide, x, y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 sums += elbo.parts(model, y)
+            check_finite(epoch, model, guide)
             record = _record(model, guide, epoch, (sums / steps).tolist(), weight, time.perf_counter() - start)
             history.append(record)
             if checkpoint is not None:
@@ -193,6 +199,11 @@ class _Elbo(Trace_ELBO):
         self.last = traces[0]
         return traces
 
+    def not_finite(self) -> list[str]:
+        """Parts of the last estimate that are not finite, by their sites."""
+        return [f"log-density of site '{name}'" for name, site in self.last.nodes.items()
+                if site["type"] == "sample" and not torch.isfinite(torch.as_tensor(site["log_prob_sum"]))]  # fmt: skip
+
     def parts(self, model: RateNetwork, y: Tensor) -> Tensor:
         """Negative log-likelihood and KL, without its weight, in nats per training example, and the batch's error."""
         sites = [site for _, site in _latent_sites(self.last)]
@@ -211,6 +222,4 @@ def _validate(loader: Any, epochs: int, kl_weight: float, learning_rate: float, 
         )
     if not (0 <= warmup <= 1 and 0 <= rounding <= 1):
         raise UsageError(f"warmup and rounding are parts of the training, 0 to 1, not {warmup} and {rounding}")
-    if len(loader) == 0:
-        raise UsageError("the training loader is empty")
-    return len(loader)
+    return loader_steps(loader)

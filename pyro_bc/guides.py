@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions import MeanFieldNormal
-from .errors import UnsupportedSiteError
+from .errors import UnsupportedSiteError, UsageError
 from .priors import Prior, base_distribution, find_layers
 
 
@@ -47,6 +47,10 @@ def _family(name: str, fn: Any) -> Any:
     )
 
 
+# Of a log-variance: its exponential is still a positive float32.
+_SMALLEST = -170.0
+
+
 class FactorizedGuide(AutoGuide):
     r"""Mean-field guide of a model whose layers carry the priors of :mod:`pyro_bc.priors`.
 
@@ -62,6 +66,7 @@ class FactorizedGuide(AutoGuide):
     :param init_log_variance: where every :math:`\log\sigma^2` starts (the reference code: −9).
     :param init_loc_fn: per-site initialisation of sites that are in no layer, as in Pyro's autoguides.
     :raises UnsupportedSiteError: on the first call, where a site is neither real nor positive.
+    :raises UsageError: there, where Pyro's store holds parameters of these names, but of other shapes.
 
     >>> import pyro_bc, torch
     >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=pyro_bc.GroupNormalJeffreys(), num_data=8)
@@ -105,6 +110,11 @@ class FactorizedGuide(AutoGuide):
                 # In a plate, Pyro cuts a parameter with an event dimension down to the mini-batch.
                 local = PyroParam(parameter, constraints.real, event_dim) if site["cond_indep_stack"] else None
                 deep_setattr(tree, name, local or nn.Parameter(parameter))
+                if attrgetter(name)(tree).shape != parameter.shape:
+                    raise UsageError(
+                        f"Pyro's parameter store holds another model's parameters for site '{name}', of another shape; "
+                        f"call pyro.clear_param_store() before a new guide's first call"
+                    )
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -138,7 +148,8 @@ class FactorizedGuide(AutoGuide):
         """The variational distribution of one site with these parameters."""
         if self.families[name] is MeanFieldNormal:
             return MeanFieldNormal(loc, log_variance)
-        return dist.LogNormal(loc, (0.5 * log_variance).exp(), validate_args=False)
+        # A scale must not be 0, however small.
+        return dist.LogNormal(loc, (0.5 * log_variance.clamp_min(_SMALLEST)).exp(), validate_args=False)
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from . import processes
 from .checkpoint import load_checkpoint, save_checkpoint
-from .errors import CheckpointError, NonFiniteLossError, UsageError
+from .checks import BatchCheck, check_finite, first_batch, loader_steps, not_finite_error, running_on
+from .errors import CheckpointError, UsageError
 from .graph import read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
@@ -115,9 +117,10 @@ def fit(
         without where it fails. The noise is the same; sums are rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
-    :raises UsageError: on an argument out of range, an empty loader, or targets that do not fit the likelihood.
-    :raises NonFiniteLossError: where the loss is NaN or infinite; names the sites. The checkpoint of the last
-        good epoch stays.
+    :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
+        finite, or targets that do not fit the likelihood; every batch is looked at in the first epoch.
+    :raises NonFiniteLossError: where the loss or a parameter is NaN or infinite; names sites and layer. The checkpoint
+        of the last good epoch stays.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
     steps = _validate(train_loader, epochs, learning_rate, log_learning_rate, decay)
@@ -127,8 +130,8 @@ def fit(
     processes.check_steps(steps)
     if seed is not None:
         pyro.set_rng_seed(seed)
-    x, y = next(iter(train_loader))
-    processes.on_all(lambda: _check(model, guide, x, y))
+    x, y = first_batch(train_loader)
+    check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
     bounds = _log_variance_bounds(guide, max_scale or {})
@@ -163,10 +166,13 @@ def fit(
             bar.update(task, state="compiling")
             fast = _compiled(compile, plain, model, guide, flat, x, y)
         shapes = x.shape, y.shape
-        for epoch in range(len(history), epochs):
+        first_epoch = len(history)
+        for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
             for step, (x, y) in enumerate(train_loader):
+                if epoch == first_epoch:
+                    processes.on_all(partial(check_batch, x, y, step + 1))
                 progress_now = epoch + step / steps
                 weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                 _set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
@@ -174,12 +180,13 @@ def fit(
                 if processes.count() > 1:
                     result = _averaged(result, flat)
                 if not math.isfinite(result.loss.item()):
-                    raise NonFiniteLossError(_diagnosis(result, guide, epoch, step))
+                    raise not_finite_error(epoch, step, _not_finite(result, guide), model, guide, x, y)
                 optimizer.step()
                 with torch.no_grad():
                     for parameter, bound in bounds:
                         parameter.clamp_(max=bound)
                 sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
+            check_finite(epoch, model, guide)
             processes.average_buffers_(model)
             log_likelihood, error, *kl_by_site = (sums / steps).tolist()
             kl = sum(kl_by_site)
@@ -206,14 +213,21 @@ def fit(
 
 
 @torch.no_grad()
-def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> None:
+def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchCheck:
     """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
-    if isinstance(x, Tensor) and not x.isfinite().all():
+    if x.is_floating_point() and not x.isfinite().all():
         raise UsageError("the first batch's inputs hold NaN or infinite numbers; clean the data")
-    guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
-    model.likelihood.check(pyro.poutine.replay(model, trace=guide_trace)(x, y), y)
+    with running_on(x):
+        if guide.prototype_trace is None:
+            # A guide starts from what Pyro's store holds under its names, which may be another model's.
+            with pyro.get_param_store().scope():
+                guide(x, y)
+        guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
+        outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
+    model.likelihood.check(outputs, y)
     if isinstance(model, BayesianNetwork):
         read_graph(model.skeleton, x)
+    return BatchCheck(model.likelihood, outputs, x)
 
 
 def _is_compiled(wanted: bool | None, model: Any, steps: int) -> bool:
@@ -266,9 +280,7 @@ def _validate(loader: Any, epochs: int, learning_rate: float, log_learning_rate:
             raise UsageError(f"{name} must be positive and finite, not {rate!r}")
     if not 0 <= decay <= 1:
         raise UsageError(f"decay is a part of the training between 0 and 1, not {decay!r}")
-    if len(loader) == 0:
-        raise UsageError("the training loader is empty")
-    return len(loader)
+    return loader_steps(loader)
 
 
 def _log_variance_bounds(guide: FactorizedGuide, max_scale: Mapping[str, float]) -> list[tuple[Tensor, float]]:
@@ -303,16 +315,11 @@ def _set_rates(optimizer: Any, factor: float) -> None:
         group["lr"] = factor * group["initial_lr"]
 
 
-def _diagnosis(result: StepResult, guide: FactorizedGuide, epoch: int, step: int) -> str:
+def _not_finite(result: StepResult, guide: FactorizedGuide) -> list[str]:
+    """Parts of the loss that are not finite, by the names of their sites."""
     finite = result.kl.isfinite().tolist()
-    sites = [f"KL of site '{name}'" for name, is_finite in zip(guide.families, finite, strict=True) if not is_finite]
-    if not torch.isfinite(result.log_likelihood):
-        sites.append("the log-likelihood (check the inputs, and the network's outputs)")
-    parameters = [name for name, value in guide.named_parameters() if not torch.isfinite(value).all()]
-    text = f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {', '.join(sites) or 'their sum'}"
-    if parameters:
-        text += f"; not finite already: {', '.join(parameters)}"
-    return text + ". A smaller learning rate usually helps; the last checkpoint is of the epoch before"
+    parts = [f"KL of site '{name}'" for name, is_finite in zip(guide.families, finite, strict=True) if not is_finite]
+    return parts if torch.isfinite(result.log_likelihood) else [*parts, "the log-likelihood"]
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:

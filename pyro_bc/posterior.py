@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .guides import FactorizedGuide
 from .priors import Prior, group_dim
+
+_BEYOND = 1e4
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,12 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
     """Posterior summary of every layer of a fitted guide, in the order of the network.
 
     :raises RuntimeError: where the guide has not been set up by a first call.
+    :raises UsageError: where a site's posterior is NaN.
     """
+    guide._require_setup()
+    for name in guide.families:
+        if any(bool(parameter.isnan().any()) for parameter in guide.parameters_of(name)):
+            raise UsageError(f"the posterior of site '{name}' is NaN; fit it anew, with smaller learning rates")
     q = guide.posterior()
     layers = {}
     for name, (prior, sites) in guide.layers.items():
@@ -90,6 +98,7 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
             weight_variance=variance.cpu(),
             bias_mean=None if bias_mean is None else bias_mean.cpu(),
             bias_variance=None if bias_variance is None else bias_variance.cpu(),
-            statistic=None if statistic is None else statistic.cpu(),
+            # Logarithms of variances that are 0 or infinite, as numbers beyond all others.
+            statistic=None if statistic is None else statistic.cpu().clamp(-_BEYOND, _BEYOND),
         )
     return layers

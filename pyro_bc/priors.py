@@ -262,7 +262,8 @@ class GroupHorseshoe(Prior):
         factors = [base_distribution(q[role]) for role in self.roles[:-1]]
         loc = 0.5 * sum(f.loc for f in factors)
         variance = 0.25 * sum(f.scale.square() for f in factors)
-        return dist.LogNormal(loc, variance.sqrt(), validate_args=False)
+        # A scale must not be 0, however small.
+        return dist.LogNormal(loc, variance.sqrt().clamp_min(torch.finfo(loc.dtype).tiny), validate_args=False)
 
     def statistic(self, q):
         scale = self.group_scale(q)

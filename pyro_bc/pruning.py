@@ -120,8 +120,8 @@ def shrink(
         name = (dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers))[0]
         raise EmptyNetworkError(
             f"nothing is left of layer '{name}', and so of the network: every one of its groups was pruned. Train "
-            f"longer or with a higher learning rate, cap its standard deviations while it learns (max_scale), or set "
-            f"a higher threshold for it"
+            f"longer, with a higher learning rate or a lower weight of the KL, cap its standard deviations while it "
+            f"learns (max_scale), or set a higher threshold for it"
         )
     return pruner.result()
 
@@ -168,11 +168,16 @@ def _masked(graph: Graph, node: Node, posterior: Mapping, thresholds: Mapping) -
     if (layer.bias_mean is None) != (dense_bias is None):
         raise UsageError(f"layer '{name}' has a bias either in the network or in the posterior, but not in both")
     mask = weight_mask(layer, thresholds[name])
-    weight, variance, bias = layer.weight_mean * mask, layer.weight_variance, layer.bias_mean
+    zero = torch.zeros(())  # what is pruned may have no finite moments
+    weight, variance = torch.where(mask, layer.weight_mean, zero), torch.where(mask, layer.weight_variance, zero)
+    bias = layer.bias_mean
     if bias is not None and mask.dim() > 2 and not layer.per_weight:
         bias = bias * mask.flatten(1).any(1)  # a filter's scale multiplies its bias too
     if not (torch.isfinite(weight).all() and torch.isfinite(variance).all()):
-        raise UsageError(f"the posterior of layer '{name}' is not finite; it cannot be compressed")
+        raise UsageError(
+            f"the posterior of layer '{name}' has means or variances that are NaN or infinite and cannot be "
+            f"compressed; fit it anew, with smaller learning rates"
+        )
     return PrunedLayer(name, weight, variance, mask, bias, layer.bias_variance)
 
 

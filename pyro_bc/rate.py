@@ -55,7 +55,8 @@ class RateNetwork(PyroModule):
     :param grids: by parameter, the spatial grid over which its codes are cosine coefficients
         (:func:`~pyro_bc.spatial_grids`); parameters left out are coded as they are.
     :param likelihood: of the targets given the outputs, one without latent sites: :class:`CellGuide` has none for them.
-    :raises UsageError: where ``num_data`` is not positive, or a grid does not fit its parameter.
+    :raises UsageError: where ``num_data`` is not positive, a parameter is not of torch's default dtype, or a grid does
+        not fit its parameter.
     :raises UnsupportedNetworkError: where the network has no parameters.
 
     >>> import pyro, torch
@@ -80,6 +81,12 @@ class RateNetwork(PyroModule):
         parameters = {name: p.detach() for name, p in net.named_parameters()}
         if not parameters:
             raise UnsupportedNetworkError("the network has no parameters to compress")
+        for name, value in parameters.items():
+            if value.dtype != torch.get_default_dtype():
+                raise UsageError(
+                    f"'{name}' is {value.dtype}, but priors are {torch.get_default_dtype()}: convert the network, or "
+                    f"call torch.set_default_dtype first"
+                )
         self._net = (net,)  # not a submodule: its parameters are values of the sites
         self.grids = dict(grids or {})
         for name, grid in self.grids.items():

@@ -71,7 +71,8 @@ def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Th
     value = minimum_error_threshold(values[np.isfinite(values)])
     if value is not None:
         information = layer.information()
-        if information[layer.statistic >= value].sum() <= _DISPENSABLE * information.sum():
+        lost = information[layer.statistic >= value].sum()
+        if torch.isfinite(lost) and lost <= _DISPENSABLE * information.sum():
             return Threshold(value, "mixture")
     return _by_signal_to_noise(layer)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pyro_bc import Batches, Normal
-from pyro_bc.errors import CheckpointError, NonFiniteLossError, UsageError
+from pyro_bc.errors import CheckpointError, UsageError
 from pyro_bc.fit_rate import code_bytes, fit_rate
 from pyro_bc.rate import CellGuide, RateNetwork
 
@@ -125,5 +125,5 @@ def test_data_that_do_not_fit_are_refused():
         fit_rate(*fresh(), [], epochs=1, progress=False)
     with pytest.raises(UsageError, match="labels"):
         fit_rate(*fresh(), [(torch.rand(2, 6), torch.tensor([0, 3]))], epochs=1, progress=False)
-    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+    with pytest.raises(UsageError, match="inputs of batch 1 hold NaN"):
         fit_rate(*fresh(), [(torch.full((2, 6), torch.nan), torch.tensor([0, 1]))], epochs=1, progress=False)

@@ -136,7 +136,7 @@ def test_non_finite_inputs_point_at_the_inputs():
     x, y = problem()
     x[170, 2] = math.inf
     model, guide = fresh()
-    with pytest.raises(NonFiniteLossError, match="inputs"):
+    with pytest.raises(UsageError, match="the inputs of batch 4"):
         pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 50, shuffle=False), epochs=1, progress=False)
 
 

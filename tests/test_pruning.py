@@ -359,5 +359,5 @@ def test_posteriors_that_do_not_fit_the_network_are_refused():
         shrink(graph, {"0": posterior_of(nn.Linear(4, 2), "0", torch.ones(4) > 0)}, {"0": CUT})
     poisoned = posterior_of(net[0], "0", torch.ones(3) > 0)
     poisoned.weight_mean[0, 0] = math.nan
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="NaN or infinite"):
         shrink(graph, {"0": poisoned}, {"0": CUT})
