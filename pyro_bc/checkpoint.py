@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import CheckpointError
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file or none: to a temporary name in the same folder, then rename over ``path``."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -30,14 +30,14 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         raise
 
 
-def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able metadata as one safetensors file, atomically."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"pyro_bc": json.dumps(metadata)}
     write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
 
 
-def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a checkpoint.
 
     :raises CheckpointError: where the file is missing, damaged, or not one of ours.

@@ -100,7 +100,7 @@ class CompressedNetwork(Contents):
         """
         return read_sections(data, net)[0]
 
-    def save(self, path: str | os.PathLike, net: nn.Module | None = None) -> int:
+    def save(self, path: str | os.PathLike[str], net: nn.Module | None = None) -> int:
         """Write the file, whole or not at all; an existing one is replaced.
 
         :param net: an instance of the class that the network was made from, its weights do not matter: the file then
@@ -204,7 +204,9 @@ def compress(
     )
 
 
-def _by_graph_name(posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module) -> dict:
+def _by_graph_name(
+    posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module
+) -> dict[str, LayerPosterior]:
     """The summaries under the names that the graph has for layers; a shared module has several."""
     modules = dict(net.named_modules(remove_duplicate=False))
     by_module = {id(modules[name]): name for name in names if name in modules}
@@ -269,7 +271,7 @@ def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
     return arguments[0].detach().to(device)
 
 
-def read(path: str | os.PathLike, net: nn.Module | None = None) -> CompressedNetwork:
+def read(path: str | os.PathLike[str], net: nn.Module | None = None) -> CompressedNetwork:
     """The compressed network in a ``.pbc`` file, with its codes, bits and figures.
 
     :param net: as for :func:`load`.
@@ -282,7 +284,7 @@ def read(path: str | os.PathLike, net: nn.Module | None = None) -> CompressedNet
         raise CompressedFileError(f"'{path}': {error}") from None
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Content of a file; :raises CompressedFileError: where it cannot be read."""
     try:
         return Path(path).read_bytes()
@@ -290,7 +292,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def load(path: str | os.PathLike, net: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
     """The network in a ``.pbc`` file, ready to use: an ``nn.Module`` in evaluation mode.
 
     It takes what the original took, input normalisation included: pictures as float tensors in [0, 1] of shape

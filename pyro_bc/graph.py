@@ -101,7 +101,7 @@ _ON_NUMBERS: dict[Any, str] = {
     operator.floordiv: "int_floordiv",
     operator.getitem: "getitem",
 }
-_FUNCTIONS: dict[str, Callable] = {name: function for function, name in _ON_NUMBERS.items()}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {name: function for function, name in _ON_NUMBERS.items()}
 _FUNCTIONS["size"] = torch.ops.aten.sym_size.int
 # Spatial convolutions and pools by another name than their ATen packet's.
 _ALIASES = {

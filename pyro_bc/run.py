@@ -364,7 +364,14 @@ def _diagnostics(
 
 
 def _metrics(
-    settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]
+    settings: Settings,
+    data: Dataset,
+    dense: nn.Module,
+    dense_error: float,
+    small: compressed.CompressedNetwork,
+    decoded: nn.Module,
+    file_bytes: int,
+    history: tuple[Epoch, ...],
 ) -> dict[str, Any]:
     figures = small.compression(file_bytes)
     last = history[-1]
@@ -407,7 +414,9 @@ def _thresholds(small: compressed.CompressedNetwork) -> dict[str, dict[str, Any]
     return {name: asdict(threshold) for name, threshold in small.thresholds.items()}
 
 
-def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[str, Any]:
+def _other_precision(
+    how: Callable[..., compressed.CompressedNetwork], settings: Settings, data: Dataset
+) -> dict[str, Any]:
     """The figures under the rules that were not chosen, for comparison; nothing is written."""
     others = {}
     for rule in RULES:
