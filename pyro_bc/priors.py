@@ -3,14 +3,14 @@ r"""Priors over the weights of a layer, and what each says about pruning.
 A layer ``fc1`` is a set of Pyro sites named ``fc1.<role>``. A prior fixes the roles, their densities, how
 the values combine to a weight, and the statistic by which groups are pruned:
 
-=============================  ===============================================================  ===================
-prior                          sites of a layer (all non-centred)                               pruned
-=============================  ===============================================================  ===================
-:class:`GroupNormalJeffreys`   ``scale``, ``weight``                                            groups
-:class:`GroupHorseshoe`        ``local_a``, ``local_b``, ``global_a``, ``global_b``, ``weight`` groups
-:class:`LogUniform`            ``weight``                                                       single weights
-:class:`StandardNormal`        ``weight``                                                       nothing
-=============================  ===============================================================  ===================
+=============================  ================================================================  ===================
+prior                          sites of a layer (all non-centred)                                pruned
+=============================  ================================================================  ===================
+:class:`GroupNormalJeffreys`   ``scale``, ``weight``                                             groups
+:class:`GroupHorseshoe`        ``local_a``, ``local_b``, ``global_a``, ``global_b``, ``weight``  groups
+:class:`LogUniform`            ``weight``                                                        single weights
+:class:`StandardNormal`        ``weight``                                                        nothing
+=============================  ================================================================  ===================
 
 A group is an input unit of a fully connected layer and an output filter of a convolution. Every layer may
 also have a site ``bias`` with a standard normal prior. In a fully connected layer it belongs to no group; that

@@ -2,19 +2,19 @@
 
 Everything goes into one folder, from which an interrupted run continues:
 
-===================  ===========================================================================
-``run.json``         the settings, written first
+=====================  ===========================================================================
+``run.json``           the settings, written first
 ``dense.safetensors``  the dense network trained in this run
-``checkpoint``       guide, optimiser and random state after the last whole epoch
-``finetune``         the same, of the pruned network's training
-``network.pbc``      the compressed network
-``posterior.nc``     the posterior for ArviZ, of the first training
-``finetune.nc``      the same, of the pruned network's training
-``report.md``        the figures as a table
-``plots``            pictures, refreshed while training goes on
-``report.html``      figures, pictures and diagnostics on one page
-``metrics.json``     the figures, written last
-===================  ===========================================================================
+``checkpoint``         guide, optimiser and random state after the last whole epoch
+``finetune``           the same, of the pruned network's training
+``network.pbc``        the compressed network
+``posterior.nc``       the posterior for ArviZ, of the first training
+``finetune.nc``        the same, of the pruned network's training
+``report.md``          the figures as a table
+``plots``              pictures, refreshed while training goes on
+``report.html``        figures, pictures and diagnostics on one page
+``metrics.json``       the figures, written last
+=====================  ===========================================================================
 """
 
 import json
