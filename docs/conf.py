@@ -44,6 +44,7 @@ class CommandOptions(SphinxDirective):
     """``.. command-options::`` lists what :func:`pyro_bc.cli.parser` takes, so that the page cannot fall behind it."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # the page's source stays the same when the parser changes
         (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
         summaries = {choice.dest: choice.help for choice in commands._choices_actions}
         lines: list[str] = []
