@@ -11,7 +11,8 @@ is the rate (Ballé et al. 2017, 1611.01704, section 2; Oktay et al. 2020, 1906.
 are in units of the step.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -40,22 +41,22 @@ class Cell(TorchDistribution):
         self.centre = centre
         super().__init__(centre.shape, torch.Size(), validate_args=False)
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Cell":
         return Cell(self.centre.expand(batch_shape))
 
     @property
-    def mean(self):
+    def mean(self) -> Tensor:
         return self.centre
 
     @property
-    def variance(self):
+    def variance(self) -> Tensor:
         return torch.full_like(self.centre, 1 / 12)
 
-    def rsample(self, sample_shape=()):
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.centre.shape
         return self.centre + torch.rand(shape, dtype=self.centre.dtype, device=self.centre.device) - 0.5
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         """0 wherever draws and codes are; it is not checked that ``value`` lies in the cell."""
         return torch.zeros_like(value)
 
@@ -84,7 +85,7 @@ class LaplaceCells(TorchDistribution):
         self.log_scales, self.logits, self.classes = log_scales, logits, classes
         super().__init__(torch.Size(shape) if classes is None else classes.shape, torch.Size(), validate_args=False)
 
-    def sample(self, sample_shape=()):
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         scales, probabilities = self.log_scales.exp(), self.logits.softmax(-1)
         if self.classes is not None:
@@ -94,7 +95,7 @@ class LaplaceCells(TorchDistribution):
         noise = torch.rand(shape, dtype=scale.dtype, device=scale.device) - 0.5
         return torch.distributions.Laplace(torch.zeros_like(scale), scale).sample() + noise
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         """:returns: the logarithm of the cell's probability around ``value``, of its shape; at least −20.7."""
         inverse, probabilities = (-self.log_scales).exp(), self.logits.softmax(-1)
         if self.classes is not None:

@@ -8,11 +8,12 @@ widths that pruning left remain to be said.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .graph import Named, Node, Value, is_layer
 
 #: operations without weights, by their code in a file; the arguments behind the first are those of ``torch.ops.aten``.
-PLAIN: tuple[tuple[str, tuple], ...] = (
+PLAIN: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("relu", ()),
     ("max_pool2d", ((2, 2), (2, 2))),
     ("flatten", (1,)),
@@ -127,7 +128,7 @@ def prune(chain: Chain, widths: tuple[int, ...]) -> Pruned:
         if step.bias:
             bias = Named(f"tensor{len(shapes)}")
             shapes[bias.name] = (outputs,)
-        tail: tuple = ()
+        tail: tuple[Any, ...] = ()
         if step.kernel:
             spatial = tuple((size + 2 * step.padding - step.kernel) // step.stride + 1 for size in spatial)
             if (step.stride, step.padding) != (1, 0):

@@ -14,7 +14,7 @@ from .errors import CheckpointError
 from .files import write_atomically
 
 
-def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able metadata as one safetensors file, whole or not at all.
 
     :raises OutputError: where it cannot be written.
@@ -24,7 +24,7 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
 
 
-def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a checkpoint.
 
     :raises CheckpointError: where the file is missing, damaged, or not one of ours.

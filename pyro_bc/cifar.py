@@ -82,7 +82,9 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"'{path}' is not a readable archive ({error}); replace it with the original") from None
 
 
-def _batches(path: Path, names: tuple[list[str], list[str]], read: Callable) -> Arrays:
+def _batches(
+    path: Path, names: tuple[list[str], list[str]], read: Callable[[bytes], tuple[np.ndarray, np.ndarray]]
+) -> Arrays:
     found = {Path(name).name: data for name, data in _files(path) if Path(name).name in {*names[0], *names[1]}}
     missing = [name for name in (*names[0], *names[1]) if name not in found]
     if missing:

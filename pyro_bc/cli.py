@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import compressed
 from .datasets import DATASETS, Dataset, load_dataset
@@ -24,7 +24,7 @@ from .run import PRIORS, run
 class _Parser(argparse.ArgumentParser):
     """One clear line on bad arguments, instead of the usage text."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

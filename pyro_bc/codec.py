@@ -121,7 +121,7 @@ class Decoder:
         bits, self._bits = self._bits, 0.0
         return bits
 
-    def _decode(self, model, *count: int) -> Any:
+    def _decode(self, model: Any, *count: int) -> Any:
         try:
             return self._coder.decode(model, *count)
         except AssertionError as error:
@@ -254,7 +254,7 @@ def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float
     return float(-np.log2(np.where(np.array(decisions, dtype=bool), yes, 1 - yes)).sum())
 
 
-def _uniform_model(bits: int):
+def _uniform_model(bits: int) -> Any:
     return constriction.stream.model.Uniform(1 << bits)
 
 
@@ -267,6 +267,6 @@ def _entries(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.where(counts > 0, np.clip(entries, 1, len(_FREQUENCIES) - 1), 0)
 
 
-def _table_model(entries: np.ndarray):
+def _table_model(entries: np.ndarray) -> Any:
     frequencies = _FREQUENCIES[entries].astype(np.float64)
     return constriction.stream.model.Categorical(frequencies / frequencies.sum(), perfect=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
         if not is_layer(node) or not isinstance(node.args[0], Value):
             continue
         name, source = node.args[1].name, node.args[0].index
-        shape: tuple = tuple(graph.tensors[name].shape[2:])
+        shape: tuple[Any, ...] = tuple(graph.tensors[name].shape[2:])
         if node.op == "linear" and source >= 0 and graph.nodes[source].op == "flatten":
             read = graph.nodes[source].args[0]
             shape = (graph.shape(read.index) or ())[2:] if isinstance(read, Value) else ()

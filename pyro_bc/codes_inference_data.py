@@ -24,7 +24,7 @@ _KINDS = ("output", "input", "row", "column")
 
 
 def save_codes(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     model: RateNetwork,
     guide: CellGuide,
     *,

@@ -103,7 +103,7 @@ class CompressedNetwork(Contents):
         """
         return read_sections(data, net)[0]
 
-    def save(self, path: str | os.PathLike, net: nn.Module | None = None) -> int:
+    def save(self, path: str | os.PathLike[str], net: nn.Module | None = None) -> int:
         """Write the file, whole or not at all; an existing one is replaced.
 
         :param net: an instance of the class that the network was made from, its weights do not matter: the file then
@@ -225,7 +225,9 @@ def _check_not_constant(small: CompressedNetwork, example: Tensor) -> None:
         raise EmptyNetworkError(f"what pruning left of the network computes the same for every input. {advice}")
 
 
-def _by_graph_name(posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module) -> dict:
+def _by_graph_name(
+    posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module
+) -> dict[str, LayerPosterior]:
     """The summaries under the names that the graph has for layers; a shared module has several."""
     modules = dict(net.named_modules(remove_duplicate=False))
     by_module = {id(modules[name]): name for name in names if name in modules}
@@ -290,7 +292,7 @@ def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
     return arguments[0].detach().to(device)
 
 
-def read(path: str | os.PathLike, net: nn.Module | None = None) -> CompressedNetwork:
+def read(path: str | os.PathLike[str], net: nn.Module | None = None) -> CompressedNetwork:
     """The compressed network in a ``.pbc`` file, with its codes, bits and figures.
 
     :param net: as for :func:`load`.
@@ -303,7 +305,7 @@ def read(path: str | os.PathLike, net: nn.Module | None = None) -> CompressedNet
         raise CompressedFileError(f"'{path}': {error}") from None
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Content of a file; :raises CompressedFileError: where it cannot be read."""
     try:
         return Path(path).read_bytes()
@@ -311,7 +313,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def load(path: str | os.PathLike, net: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
     """The network in a ``.pbc`` file, ready to use: an ``nn.Module`` in evaluation mode.
 
     It takes what the original took, input normalisation included: pictures as float tensors in [0, 1] of shape

@@ -192,7 +192,7 @@ _FASHION_MNIST = (
 )  # fmt: skip
 
 
-def _digits(folder: str | os.PathLike | None) -> Dataset:
+def _digits(folder: str | os.PathLike[str] | None) -> Dataset:
     from sklearn.datasets import load_digits  # a second to import, and only this set needs it
     from sklearn.model_selection import train_test_split
 
@@ -204,8 +204,8 @@ def _digits(folder: str | os.PathLike | None) -> Dataset:
     return Dataset("digits", train_x, train_y, test_x, test_y, classes=10, held_out=180)
 
 
-def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | os.PathLike | None], Dataset]:
-    def load(folder: str | os.PathLike | None) -> Dataset:
+def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | os.PathLike[str] | None], Dataset]:
+    def load(folder: str | os.PathLike[str] | None) -> Dataset:
         url, md5s = source
         parts = [_read_idx(_find(name, f"{file}.gz", url, md5, folder)) for file, md5 in zip(_FILES, md5s, strict=True)]
         train_x, test_x = (parts[i].unsqueeze(1).float() / 255 for i in (0, 2))
@@ -215,7 +215,7 @@ def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | 
     return load
 
 
-def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike | None) -> Path:
+def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike[str] | None) -> Path:
     """The file in the user's folder or cache, its checksum verified; downloaded where it is in neither."""
     folder = folder or os.environ.get("PYRO_BC_DATA")
     if folder is not None:
@@ -262,7 +262,7 @@ def _read_idx(path: Path) -> Tensor:
         raise DataError(f"'{path}' is not a readable IDX file ({error})") from None
 
 
-def _cifar_10(folder: str | os.PathLike | None) -> Dataset:
+def _cifar_10(folder: str | os.PathLike[str] | None) -> Dataset:
     md5 = "c58f30108f718f92721af3b95e74349a"
     file, url = "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/"
     readers = {
@@ -278,7 +278,7 @@ def _cifar_10(folder: str | os.PathLike | None) -> Dataset:
     return _pictures("CIFAR-10", found)
 
 
-def _cifar_10_jpeg(folder: str | os.PathLike | None) -> Dataset:
+def _cifar_10_jpeg(folder: str | os.PathLike[str] | None) -> Dataset:
     readers = {"cifar10-jpeg.tar.xz": read_jpeg, "cifar10-jpeg.tar.gz": read_jpeg, "train": _beside_train}
     found = _find_one("cifar10-jpeg", readers, folder)
     if found is None:
@@ -294,7 +294,7 @@ def _beside_train(path: Path) -> Arrays:
 
 
 def _find_one(
-    name: str, readers: Mapping[str, Callable[[Path], Arrays]], folder: str | os.PathLike | None
+    name: str, readers: Mapping[str, Callable[[Path], Arrays]], folder: str | os.PathLike[str] | None
 ) -> Arrays | None:
     """What the first of these files and folders holds that is in the user's folder."""
     folder = folder or os.environ.get("PYRO_BC_DATA")
@@ -316,7 +316,7 @@ def _pictures(name: str, arrays: Arrays) -> Dataset:
     return Dataset(name, train_x, train_y, test_x, test_y, classes=10, held_out=len(train_x) // 10)
 
 
-_DATASETS: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
+_DATASETS: dict[str, Callable[[str | os.PathLike[str] | None], Dataset]] = {
     "digits": _digits,
     "mnist": _idx_set("mnist", _MNIST),
     "fashion-mnist": _idx_set("fashion-mnist", _FASHION_MNIST),
@@ -328,7 +328,7 @@ _DATASETS: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
 DATASETS = tuple(_DATASETS)
 
 
-def load_dataset(name: str, folder: str | os.PathLike | None = None) -> Dataset:
+def load_dataset(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
     """A data set by name.
 
     :param folder: where the original files lie, in it or in a folder named after the set; default

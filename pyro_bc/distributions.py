@@ -14,13 +14,15 @@ All are registered with :func:`torch.distributions.kl.register_kl`, so that
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import lazy_property
@@ -52,20 +54,20 @@ class NormalJeffreys(TorchDistribution):
     def __init__(self, batch_shape: torch.Size | None = None, validate_args: bool | None = None):
         super().__init__(torch.Size(batch_shape or ()), torch.Size(), validate_args=validate_args)
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "NormalJeffreys":
         new = self._get_checked_instance(NormalJeffreys, _instance)
         super(NormalJeffreys, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         """:returns: :math:`-\\log|z|`, without the missing constant; shape of ``value`` and the batch."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         return -value.abs().log().expand(shape)
 
-    def sample(self, sample_shape=()):
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Not a draw, which there is none of, but ones where Pyro only looks for the shapes of sites.
 
         Autoguides and ``Predictive`` run the model under ``InitMessenger`` first, to see what is in it.
@@ -91,24 +93,24 @@ class MeanFieldNormal(dist.Normal):
     :param log_variance: :math:`\log\sigma^2`, same shape.
     """
 
-    def __init__(self, loc: torch.Tensor, log_variance: torch.Tensor):
+    def __init__(self, loc: Tensor, log_variance: Tensor):
         self.loc = loc
         self.log_variance = log_variance
         TorchDistribution.__init__(self, loc.shape, torch.Size(), validate_args=False)
 
     @lazy_property
-    def scale(self):
+    def scale(self) -> Tensor:
         return (0.5 * self.log_variance).exp()
 
     @lazy_property
-    def variance(self):
+    def variance(self) -> Tensor:
         return self.log_variance.exp()
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "MeanFieldNormal":
         return MeanFieldNormal(self.loc.expand(batch_shape), self.log_variance.expand(batch_shape))
 
 
-def half_cauchy_factors(scale: float, shape: torch.Size | tuple[int, ...] = ()) -> tuple:
+def half_cauchy_factors(scale: float, shape: torch.Size | tuple[int, ...] = ()) -> tuple[Any, Any]:
     r"""Gamma and inverse-Gamma whose product is the square of a half-Cauchy variable.
 
     If :math:`a \sim \mathrm{Gamma}(\tfrac12, \text{scale}=k^2)` and
@@ -130,14 +132,14 @@ def half_cauchy_factors(scale: float, shape: torch.Size | tuple[int, ...] = ()) 
     return a.to_event(len(shape)), b.to_event(len(shape))
 
 
-def log_dropout_rate(loc: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+def log_dropout_rate(loc: Tensor, log_variance: Tensor) -> Tensor:
     r""":math:`\log\alpha = \log\sigma^2 - \log\mu^2`, finite at :math:`\mu = 0` (shape of the inputs)."""
     # Below 1e-10 a mean is zero to float32 arithmetic; the floor keeps log(0) out of the gradient.
     return log_variance - torch.log(loc.square() + 1e-20)
 
 
 @register_kl(dist.Normal, NormalJeffreys)
-def _kl_normal_normal_jeffreys(q, p):
+def _kl_normal_normal_jeffreys(q: dist.Normal, p: NormalJeffreys) -> Tensor:
     r"""Molchanov et al. 2017, eq. 14; Louizos et al. 2017, eq. 10. Tends to 0 as :math:`\alpha\to\infty`."""
     log_variance = q.log_variance if isinstance(q, MeanFieldNormal) else 2 * q.scale.log()
     log_alpha = log_dropout_rate(q.loc, log_variance)
@@ -145,7 +147,7 @@ def _kl_normal_normal_jeffreys(q, p):
 
 
 @register_kl(MeanFieldNormal, dist.Normal)
-def _kl_mean_field_normal(q, p):
+def _kl_mean_field_normal(q: MeanFieldNormal, p: dist.Normal) -> Tensor:
     r""":math:`\tfrac12\,[(\sigma^2 + (\mu - m)^2)/s^2 - 1 - \log(\sigma^2/s^2)]` for a prior :math:`N(m, s^2)`."""
     loc, scale = _shared(p.loc), _shared(p.scale)
     difference = q.loc - loc
@@ -153,18 +155,18 @@ def _kl_mean_field_normal(q, p):
     return torch.sub(second_moment * (0.5 / scale.square()), q.log_variance, alpha=0.5) + (scale.log() - 0.5)
 
 
-def _shared(value: torch.Tensor) -> torch.Tensor:
+def _shared(value: Tensor) -> Tensor:
     """One number where a tensor is one number repeated by ``expand``; spares passes over large layers."""
     return value[(0,) * value.dim()] if value.numel() and not any(value.stride()) else value
 
 
-def _log_normal_entropy(q):
+def _log_normal_entropy(q: dist.LogNormal) -> Tensor:
     """Entropy of a log-normal: that of its logarithm plus the mean logarithm."""
     return q.loc + q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
 
 
 @register_kl(dist.LogNormal, dist.Gamma)
-def _kl_log_normal_gamma(q, p):
+def _kl_log_normal_gamma(q: dist.LogNormal, p: dist.Gamma) -> Tensor:
     r"""For :math:`\mathrm{Gamma}(\tfrac12, \text{scale}=\theta)`:
     :math:`e^{\mu+\sigma^2/2}/\theta - \tfrac12(\mu + \log\sigma^2 + 1 + \log 2 - \log\theta)`."""
     a, rate = p.concentration, p.rate
@@ -174,7 +176,7 @@ def _kl_log_normal_gamma(q, p):
 
 
 @register_kl(dist.LogNormal, dist.InverseGamma)
-def _kl_log_normal_inverse_gamma(q, p):
+def _kl_log_normal_inverse_gamma(q: dist.LogNormal, p: dist.InverseGamma) -> Tensor:
     r"""For :math:`\mathrm{InvGamma}(\tfrac12, 1)`:
     :math:`e^{-\mu+\sigma^2/2} - \tfrac12(-\mu + \log\sigma^2 + 1 + \log 2)`."""
     a, rate = p.concentration, p.rate

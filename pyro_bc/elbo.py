@@ -70,7 +70,7 @@ class _ElboMessenger(Messenger):
             self.log_likelihood = self.log_likelihood + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
 
 
-def elbo_terms(model: Callable, guide: FactorizedGuide, *args: Any, **kwargs: Any) -> ElboTerms:
+def elbo_terms(model: Callable[..., Any], guide: FactorizedGuide, *args: Any, **kwargs: Any) -> ElboTerms:
     """Run the model once, its latent sites from the guide, and return the parts of the ELBO.
 
     The sum equals that of ``TraceMeanField_ELBO`` under :func:`~pyro_bc.local_reparameterization`, number for

@@ -31,7 +31,7 @@ class OnnxNetwork(nn.Module):
     :param threads: of ONNX Runtime; None for its choice.
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int | None = None):
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
         super().__init__()
         runtime = _onnx_packages()[1]
         options = runtime.SessionOptions()
@@ -45,7 +45,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(outputs)
 
 
-def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike) -> float:
+def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> float:
     """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
 
     :param net: the network, in evaluation mode, as :func:`~pyro_bc.load` gives it.
@@ -91,7 +91,7 @@ def _difference(net: nn.Module, exported: nn.Module, input_shape: tuple[int, ...
     return difference
 
 
-def to_int8(onnx_file: str | os.PathLike, path: str | os.PathLike, calibration: Iterable[Tensor]) -> None:
+def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], calibration: Iterable[Tensor]) -> None:
     """Quantise an ONNX file to int8: weights per channel, activations by the ranges that calibration inputs take.
 
     :param onnx_file: what :func:`to_onnx` wrote.
@@ -103,7 +103,7 @@ def to_int8(onnx_file: str | os.PathLike, path: str | os.PathLike, calibration: 
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
         def __init__(self) -> None:
             self.batches = iter(calibration)
 

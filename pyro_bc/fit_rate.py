@@ -194,7 +194,7 @@ def _latent_sites(trace: Any) -> list[tuple[str, Any]]:
 class _Elbo(Trace_ELBO):
     """Pyro's ELBO, which remembers what its last estimate was made of."""
 
-    def _get_trace(self, model, guide, args, kwargs):
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         traces = super()._get_trace(model, guide, args, kwargs)
         self.last = traces[0]
         return traces

@@ -77,18 +77,18 @@ class FactorizedGuide(AutoGuide):
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable[..., Any],
         *,
         init_log_variance: float = -9.0,
-        init_loc_fn: Callable = init_to_feasible,
-        create_plates: Callable | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+        create_plates: Callable[..., Any] | None = None,
     ):
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
         self.layers: dict[str, tuple[Prior, dict[str, Any]]] = {}
 
-    def _setup_prototype(self, *args, **kwargs):
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
@@ -151,7 +151,7 @@ class FactorizedGuide(AutoGuide):
         # A scale must not be 0, however small.
         return dist.LogNormal(loc, (0.5 * log_variance.clamp_min(_SMALLEST)).exp(), validate_args=False)
 
-    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -175,11 +175,11 @@ class FactorizedGuide(AutoGuide):
             for name in self.families
         }
 
-    def median(self, *args, **kwargs) -> dict[str, Tensor]:
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior median of every site, ``{site: tensor}``, as in Pyro's autoguides."""
         return {name: values[0] for name, values in self.quantiles([0.5]).items()}
 
-    def quantiles(self, quantiles: Iterable[float], *args, **kwargs) -> dict[str, Tensor]:
+    def quantiles(self, quantiles: Iterable[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior quantiles, ``{site: tensor of shape (len(quantiles), *site)}``.
 
         >>> import pyro_bc, torch

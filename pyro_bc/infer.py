@@ -326,7 +326,9 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def save_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping, history: list[Epoch]) -> None:
+def save_fit(
+    path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any], history: list[Epoch]
+) -> None:
     """Write a checkpoint of everything that a training needs to go on, random state included."""
     tensors = {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -344,7 +346,7 @@ def _random_state() -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping) -> list[Epoch]:
+def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]) -> list[Epoch]:
     """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history.
 
     :raises CheckpointError: where the checkpoint cannot be read, or was written with other settings.

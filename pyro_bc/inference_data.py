@@ -138,7 +138,7 @@ def is_before_1() -> bool:
     return int(version("arviz").split(".")[0]) < 1
 
 
-def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: Any, **options: Any) -> None:
+def save_inference_data(path: str | os.PathLike[str], guide: FactorizedGuide, *args: Any, **options: Any) -> None:
     """Write what :func:`to_inference_data` gives as a netCDF file for ``arviz.from_netcdf``, a block at a time.
 
     Memory stays bounded however many draws and weights there are. The file appears whole or not at all.
@@ -149,7 +149,7 @@ def save_inference_data(path: str | os.PathLike, guide: FactorizedGuide, *args: 
     write_content(path, _content(guide, *args, **options))
 
 
-def write_content(path: str | os.PathLike, content: Content) -> None:
+def write_content(path: str | os.PathLike[str], content: Content) -> None:
     """Write variables and draws as netCDF, whole or not at all, a block of draws at a time."""
     import h5netcdf  # here, as reading HDF5 is no part of most programs
 
@@ -291,11 +291,19 @@ def _needed(q: Mapping[str, Any], variables: Mapping[tuple[str, str], Variable])
     ]
 
 
-def _draw(guide, q, names: list[str], variables, x, y, size: int) -> dict[tuple[str, str], np.ndarray]:
+def _draw(
+    guide: FactorizedGuide,
+    q: Mapping[str, Any],
+    names: list[str],
+    variables: Mapping[tuple[str, str], Variable],
+    x: Tensor | None,
+    y: Tensor | None,
+    size: int,
+) -> dict[tuple[str, str], np.ndarray]:
     """A block of draws of every variable, each ``(1, size, …)``."""
     wanted = {name for group, name in variables if group == "posterior"}
     values = {site: q[site].sample((size,)) for site in names}
-    result: dict[tuple[str, str], Tensor] = {}
+    result: dict[tuple[str, str], Any] = {}
     for layer, (prior, sites) in guide.layers.items():
         if f"{layer}.scale" in wanted and "scale" not in sites:
             roles = {role: values[f"{layer}.{role}"] for role in sites if f"{layer}.{role}" in values}
@@ -310,7 +318,7 @@ def _draw(guide, q, names: list[str], variables, x, y, size: int) -> dict[tuple[
         if ("prior", f"{layer}.scale") in variables:
             result["prior", f"{layer}.scale"] = torch.vmap(prior.scale)(prior_values)
     result |= {("posterior", site): value for site, value in values.items() if site in wanted}
-    if x is not None:
+    if x is not None and y is not None:
         predicted = [predict(guide, {site: value[i] for site, value in values.items()}, x, y) for i in range(size)]
         for key in predicted[0]:
             result[key] = torch.stack([draw[key] for draw in predicted])
@@ -332,7 +340,7 @@ def _is_proper(fn: Any) -> bool:
     return not isinstance(base_distribution(fn), NormalJeffreys)
 
 
-def add_history(history: list[Epoch], add_values: Callable, coords: dict[str, np.ndarray]) -> None:
+def add_history(history: list[Epoch], add_values: Callable[..., None], coords: dict[str, np.ndarray]) -> None:
     """Add the course of a fit to the variables of ``sample_stats``."""
     if not history:
         return

@@ -1,6 +1,7 @@
 """What is observed, given a network's outputs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,13 +44,13 @@ class Categorical(Likelihood):
 
     metric: ClassVar[str] = "error %"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Tensor) -> Any:
         return dist.Categorical(logits=outputs, validate_args=False)
 
-    def error(self, outputs, targets):
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 100.0 * (outputs.argmax(-1) != targets)
 
-    def check(self, outputs, targets):
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
         classes = outputs.shape[-1]
         if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
             raise UsageError(
@@ -72,10 +73,10 @@ class _Taught(TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
-    def sample(self, sample_shape=()):
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return dist.OneHotCategorical(logits=self.logits).sample(sample_shape)
 
-    def log_prob(self, value):
+    def log_prob(self, value: Tensor) -> Tensor:
         return (value * self.logits.log_softmax(-1)).sum(-1)
 
 
@@ -89,13 +90,13 @@ class SoftCategorical(Likelihood):
 
     metric: ClassVar[str] = "error %"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Tensor) -> Any:
         return _Taught(outputs)
 
-    def error(self, outputs, targets):
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 100.0 * (outputs.argmax(-1) != targets.argmax(-1))
 
-    def check(self, outputs, targets):
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.shape != outputs.shape or not targets.is_floating_point():
             raise UsageError(
                 f"SoftCategorical targets are probabilities of shape {tuple(outputs.shape)}, not {targets.dtype} of "
@@ -111,13 +112,13 @@ class Bernoulli(Likelihood):
 
     metric: ClassVar[str] = "error %"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Tensor) -> Any:
         return dist.Bernoulli(logits=_flat(outputs), validate_args=False)
 
-    def error(self, outputs, targets):
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 100.0 * ((_flat(outputs) > 0) != (targets > 0.5))
 
-    def check(self, outputs, targets):
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
         _check_one_output(outputs, targets)
         if not targets.is_floating_point():
             raise UsageError(f"Bernoulli targets are floating-point numbers 0 or 1, not {targets.dtype}")
@@ -139,18 +140,18 @@ class Normal(Likelihood):
     rate: float = 0.1
     metric: ClassVar[str] = "RMSE"
 
-    def __call__(self, outputs):
+    def __call__(self, outputs: Tensor) -> Any:
         like = torch.ones((), dtype=outputs.dtype, device=outputs.device)
         precision = pyro.sample("precision", dist.Gamma(self.concentration * like, self.rate * like))
         return dist.Normal(_flat(outputs), precision.rsqrt(), validate_args=False)
 
-    def error(self, outputs, targets):
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (_flat(outputs) - targets).square()
 
-    def summary(self, mean_error):
+    def summary(self, mean_error: float) -> float:
         return mean_error**0.5
 
-    def check(self, outputs, targets):
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
         _check_one_output(outputs, targets)
 
 

@@ -28,7 +28,7 @@ Since nothing is drawn, the site's two log-densities are replaced by what their 
 are thus unbiased inside the handler, the latter with the closed-form KL too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, ClassVar, TypeVar
 
@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
 from .priors import ROLES, base_distribution
@@ -88,7 +88,9 @@ class Deferred(torch.Tensor):
         return value if self.repeats == 1 else value.repeat_interleave(self.repeats, -1)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
@@ -284,7 +286,9 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     return _sample_normal(F.linear(x, q.loc, bias_loc), F.linear(x.square(), q.variance, bias_variance))
 
 
-def _convolution(conv: Callable, dim: int, input: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any):
+def _convolution(
+    conv: Callable[..., Tensor], dim: int, input: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
+) -> Any:
     """Sample the output of a convolution over ``dim`` dimensions; shapes as ``torch.nn.functional.conv*d``."""
     parts = _split(weight, dim + 2)
     if isinstance(input, Deferred) or parts is None:
@@ -319,7 +323,7 @@ def _per_filter(scale: Deferred, output: Tensor, dim: int) -> Tensor:
     return normal.exp() if isinstance(q, dist.LogNormal) else normal
 
 
-_RULES: dict[Callable, Callable] = {
+_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.mul: _multiply,
     torch.Tensor.mul: _multiply,
     torch.Tensor.__mul__: _multiply,
@@ -338,27 +342,27 @@ _RULES: dict[Callable, Callable] = {
 class _Undrawn(TorchDistribution):
     """A site's density where the value is not drawn: scores any value with a constant per batch entry."""
 
-    arg_constraints: ClassVar[dict] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, fn: Any):
         self.fn = fn
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return self.fn.support
 
     has_rsample = True
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         return type(self)(self.fn.expand(batch_shape))
 
-    def rsample(self, sample_shape=()):
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.fn.rsample(torch.Size(sample_shape))
 
 
 class _UndrawnGuide(_Undrawn):
-    def log_prob(self, value):
+    def log_prob(self, value: Any) -> Tensor:
         return _plain(value).new_zeros(()).expand(self.batch_shape)
 
 
@@ -368,14 +372,14 @@ class _UndrawnModel(_Undrawn):
         self.guide_fn = guide_fn
         self._negative_kl: Tensor | None = None
 
-    def log_prob(self, value):
+    def log_prob(self, value: Any) -> Tensor:
         if self._negative_kl is None:
             self._negative_kl = -kl_divergence(self.guide_fn, self.fn)
         return self._negative_kl
 
 
 @register_kl(_UndrawnGuide, _UndrawnModel)
-def _kl_undrawn(q, p):
+def _kl_undrawn(q: _UndrawnGuide, p: _UndrawnModel) -> Tensor:
     return -p.log_prob(None)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def narrowed(graph: Graph, widths: tuple[int, ...]) -> tuple[Graph, dict[str, tu
     return Graph(graph.nodes, tensors, _shapes(graph, meta), graph.buffers), dense_shapes, parameters
 
 
-def _shapes(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple:
+def _shapes(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...] | None, ...]:
     """Shapes of the results with other tensors; the batch comes first in all results of a chain."""
     batch, *rest = graph.shapes[0] or ()
     results = GraphNetwork(graph.nodes, tensors, graph.buffers).results(

@@ -3,14 +3,14 @@ r"""Priors over the weights of a layer, and what each says about pruning.
 A layer ``fc1`` is a set of Pyro sites named ``fc1.<role>``. A prior fixes the roles, their densities, how
 the values combine to a weight, and the statistic by which groups are pruned:
 
-=============================  ===============================================================  ===================
-prior                          sites of a layer (all non-centred)                               pruned
-=============================  ===============================================================  ===================
-:class:`GroupNormalJeffreys`   ``scale``, ``weight``                                            groups
-:class:`GroupHorseshoe`        ``local_a``, ``local_b``, ``global_a``, ``global_b``, ``weight`` groups
-:class:`LogUniform`            ``weight``                                                       single weights
-:class:`StandardNormal`        ``weight``                                                       nothing
-=============================  ===============================================================  ===================
+=============================  ================================================================  ===================
+prior                          sites of a layer (all non-centred)                                pruned
+=============================  ================================================================  ===================
+:class:`GroupNormalJeffreys`   ``scale``, ``weight``                                             groups
+:class:`GroupHorseshoe`        ``local_a``, ``local_b``, ``global_a``, ``global_b``, ``weight``  groups
+:class:`LogUniform`            ``weight``                                                        single weights
+:class:`StandardNormal`        ``weight``                                                        nothing
+=============================  ================================================================  ===================
 
 A group is an input unit of a fully connected layer and an output filter of a convolution. Every layer may
 also have a site ``bias`` with a standard normal prior. In a fully connected layer it belongs to no group; that
@@ -165,7 +165,7 @@ def _scaled_moments(normal: Any, scale: Any | None) -> tuple[Tensor, Tensor]:
     return z_mean * mean, z_variance * (variance + mean.square()) + variance * z_mean.square()
 
 
-def _standard_normal(shape):
+def _standard_normal(shape: torch.Size | tuple[int, ...]) -> Any:
     one_number = dist.Normal(torch.zeros(()), torch.ones(()), validate_args=False)
     return one_number.expand(torch.Size(shape)).to_event(len(shape))
 
@@ -181,7 +181,7 @@ class GroupNormalJeffreys(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("scale", "weight")
 
-    def sites(self, weight_shape, group_size=1):
+    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
         groups = weight_shape[group_dim(weight_shape)] // group_size
         return {
             "scale": NormalJeffreys(torch.Size([groups]), validate_args=False).to_event(1),
@@ -189,21 +189,21 @@ class GroupNormalJeffreys(Prior):
         }
 
     @classmethod
-    def recognise(cls, sites):
+    def recognise(cls, sites: Mapping[str, Any]) -> "GroupNormalJeffreys | None":
         scale = base_distribution(sites.get("scale"))
         return cls() if isinstance(scale, NormalJeffreys) else None
 
-    def scale(self, values):
+    def scale(self, values: Mapping[str, Tensor]) -> Tensor:
         return values["scale"]
 
-    def initial_values(self, sites):
+    def initial_values(self, sites: Mapping[str, Any]) -> dict[str, Tensor]:
         groups = sites["scale"].shape()
         return super().initial_values(sites) | {"scale": 1 + 0.01 * torch.randn(groups)}
 
-    def group_scale(self, q):
+    def group_scale(self, q: Mapping[str, Any]) -> Any:
         return base_distribution(q["scale"])
 
-    def statistic(self, q):
+    def statistic(self, q: Mapping[str, Any]) -> Tensor:
         scale = self.group_scale(q)
         return log_dropout_rate(scale.loc, 2 * scale.scale.log())
 
@@ -225,11 +225,11 @@ class GroupHorseshoe(Prior):
     global_scale: float = 1e-5
     roles: ClassVar[tuple[str, ...]] = ("local_a", "local_b", "global_a", "global_b", "weight")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.global_scale) and self.global_scale > 0):
             raise UsageError(f"GroupHorseshoe needs a positive, finite global_scale, not {self.global_scale!r}")
 
-    def sites(self, weight_shape, group_size=1):
+    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
         groups = weight_shape[group_dim(weight_shape)] // group_size
         local_a, local_b = half_cauchy_factors(1.0, (groups,))
         global_a, global_b = half_cauchy_factors(self.global_scale)
@@ -237,18 +237,18 @@ class GroupHorseshoe(Prior):
         return dict(zip(self.roles, values, strict=True))
 
     @classmethod
-    def recognise(cls, sites):
+    def recognise(cls, sites: Mapping[str, Any]) -> "GroupHorseshoe | None":
         if not {"local_a", "local_b", "global_a", "global_b"} <= sites.keys():
             return None
         global_a = base_distribution(sites["global_a"])
         return cls(float(global_a.rate) ** -0.5) if isinstance(global_a, dist.Gamma) else None
 
-    def scale(self, values):
+    def scale(self, values: Mapping[str, Tensor]) -> Tensor:
         # The global factors are about 1e-10 and 1e10: multiplied with each other first, they stay in range.
         squared = (values["global_a"] * values["global_b"]) * (values["local_a"] * values["local_b"])
         return squared.sqrt()
 
-    def initial_values(self, sites):
+    def initial_values(self, sites: Mapping[str, Any]) -> dict[str, Tensor]:
         groups = sites["local_a"].shape()
         squared = torch.tensor(self.global_scale**2)
         return super().initial_values(sites) | {
@@ -258,14 +258,14 @@ class GroupHorseshoe(Prior):
             "global_b": 1 / squared,
         }
 
-    def group_scale(self, q):
+    def group_scale(self, q: Mapping[str, Any]) -> Any:
         factors = [base_distribution(q[role]) for role in self.roles[:-1]]
         loc = 0.5 * sum(f.loc for f in factors)
         variance = 0.25 * sum(f.scale.square() for f in factors)
         # A scale must not be 0, however small.
         return dist.LogNormal(loc, variance.sqrt().clamp_min(torch.finfo(loc.dtype).tiny), validate_args=False)
 
-    def statistic(self, q):
+    def statistic(self, q: Mapping[str, Any]) -> Tensor:
         scale = self.group_scale(q)
         return scale.scale.square() - scale.loc
 
@@ -281,17 +281,17 @@ class LogUniform(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape, group_size=1):
+    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
         return {"weight": NormalJeffreys(torch.Size(weight_shape), validate_args=False).to_event(len(weight_shape))}
 
     @classmethod
-    def recognise(cls, sites):
+    def recognise(cls, sites: Mapping[str, Any]) -> "LogUniform | None":
         return cls() if isinstance(base_distribution(sites["weight"]), NormalJeffreys) else None
 
-    def group_scale(self, q):
+    def group_scale(self, q: Mapping[str, Any]) -> None:
         return None
 
-    def statistic(self, q):
+    def statistic(self, q: Mapping[str, Any]) -> Tensor:
         weight = base_distribution(q["weight"])
         return log_dropout_rate(weight.loc, 2 * weight.scale.log())
 
@@ -302,21 +302,21 @@ class StandardNormal(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape, group_size=1):
+    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
         return {"weight": _standard_normal(weight_shape)}
 
     @classmethod
-    def recognise(cls, sites):
+    def recognise(cls, sites: Mapping[str, Any]) -> "StandardNormal | None":
         return (
             cls()
             if set(sites) <= {"weight", "bias"} and isinstance(base_distribution(sites["weight"]), dist.Normal)
             else None
         )
 
-    def group_scale(self, q):
+    def group_scale(self, q: Mapping[str, Any]) -> None:
         return None
 
-    def statistic(self, q):
+    def statistic(self, q: Mapping[str, Any]) -> None:
         return None
 
 
@@ -325,7 +325,7 @@ def known_priors() -> tuple[type[Prior], ...]:
     return tuple(_KNOWN)
 
 
-def bias_prior(features: int):
+def bias_prior(features: int) -> Any:
     """Standard normal over a layer's bias, event shape ``(features,)``."""
     return _standard_normal((features,))
 

@@ -151,7 +151,9 @@ def _with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
     return replace(graph, tensors=tensors)
 
 
-def _masked(graph: Graph, node: Node, posterior: Mapping, thresholds: Mapping) -> PrunedLayer:
+def _masked(
+    graph: Graph, node: Node, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]
+) -> PrunedLayer:
     name = layer_name(node)
     dense = graph.tensors[node.args[1].name]
     dense_bias = graph.tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
@@ -541,7 +543,7 @@ def _known(constants: list[_Constant], reference: Any) -> _Constant:
     return constants[reference.index] if isinstance(reference, Value) and reference.index >= 0 else None
 
 
-def _through_elementwise(node, graph, constants, index) -> _Constant:
+def _through_elementwise(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     if known is None or any(isinstance(leaf, Value | Named) for leaf in node.args[1:]):
         return None
@@ -550,7 +552,7 @@ def _through_elementwise(node, graph, constants, index) -> _Constant:
     return known[0], function(node.op)(*args, **kwargs).double().numpy()
 
 
-def _through_pool(node, graph, constants, index) -> _Constant:
+def _through_pool(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     if known is None or not node.op.startswith("avg"):
         return known  # the largest of equals; what pads a maximum is smaller than all
@@ -558,7 +560,7 @@ def _through_pool(node, graph, constants, index) -> _Constant:
     return (known[0], np.where(known[1] == 0, 0.0, np.nan)) if any(np.atleast_1d(padding)) else known
 
 
-def _through_binary(node, graph, constants, index) -> _Constant:
+def _through_binary(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     ndim = len(graph.shape(index) or ())
     sides = [_side(reference, graph, constants, ndim) for reference in node.args[:2]]
     axes = {side[0] for side in sides if isinstance(side, tuple)}
@@ -594,7 +596,7 @@ def _side(reference: Any, graph: Graph, constants: list[_Constant], ndim: int) -
     return None if len(wide) > 1 else (wide[0] + ndim - tensor.dim(), tensor.flatten().double().numpy())
 
 
-def _through_batch_norm(node, graph, constants, index) -> _Constant:
+def _through_batch_norm(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     if known is None or known[0] != 1:
         return None
@@ -606,22 +608,22 @@ def _through_batch_norm(node, graph, constants, index) -> _Constant:
     return 1, values * (1 if gain is None else gain) + (0 if shift is None else shift)
 
 
-def _through_cat(node, graph, constants, index) -> _Constant:
+def _through_cat(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     ndim = len(graph.shape(index) or ())
     dim = (node.args[1] if len(node.args) > 1 else 0) % ndim
     parts = []
     for reference in node.args[0]:
         known = _known(constants, reference)
-        size = (graph.shape(reference.index) if isinstance(reference, Value) else graph.tensors[reference.name].shape)[
-            dim
-        ]
+        is_value = isinstance(reference, Value)
+        shape = (graph.shape(reference.index) or ()) if is_value else graph.tensors[reference.name].shape
+        size = shape[dim]
         if not isinstance(size, int):
             return None
         parts.append(known[1] if known is not None and known[0] == dim else np.full(size, np.nan))
     return dim, np.concatenate(parts)
 
 
-def _through_reshape(node, graph, constants, index) -> _Constant:
+def _through_reshape(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     if known is None:
         return None
@@ -637,7 +639,7 @@ def _through_reshape(node, graph, constants, index) -> _Constant:
     return None
 
 
-def _through_mean(node, graph, constants, index) -> _Constant:
+def _through_mean(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     ndim = len(graph.shape(node.args[0].index) or ()) if isinstance(node.args[0], Value) else 0
     if known is None or len(node.args) < 2 or not isinstance(node.args[1], tuple):
@@ -649,7 +651,7 @@ def _through_mean(node, graph, constants, index) -> _Constant:
     return known[0] - (0 if keepdim else sum(dim < known[0] for dim in reduced)), known[1]
 
 
-def _through_selection(node, graph, constants, index) -> _Constant:
+def _through_selection(node: Node, graph: Graph, constants: list[_Constant], index: int) -> _Constant:
     known = _known(constants, node.args[0])
     if known is None or not isinstance(node.args[2], Named):
         return None

@@ -3,13 +3,13 @@ r"""A network whose KL is the size of its file: the prior is a code, and the gui
 A parameter of the network is a latent site of integer-like *codes*, :math:`w = \Delta\, T^{-1} v`, with a step
 :math:`\Delta` per tensor and, over kernels and pictures, the cosine transform :math:`T` (:mod:`pyro_bc.cosine`):
 
-==========================  ==================================  =======================================================
-site ``net.<name>``         density                             learned
-==========================  ==================================  =======================================================
-model                       :class:`~pyro_bc.cells.LaplaceCells`  scales and weights of the mixture, by layer and
-                                                                frequency; :math:`\log\Delta`
-guide                       :class:`~pyro_bc.cells.Cell`        the centre of the cell
-==========================  ==================================  =======================================================
+===================  ======================================  ==========================================================
+site ``net.<name>``  density                                 learned
+===================  ======================================  ==========================================================
+in the model         :class:`~pyro_bc.cells.LaplaceCells`    scales and weights of the mixture, by layer and frequency;
+                                                             :math:`\log\Delta`
+in the guide         :class:`~pyro_bc.cells.Cell`            the centre of the cell
+===================  ======================================  ==========================================================
 
 Maximising the ELBO over all of them is empirical Bayes, and rate–distortion optimisation: the KL in nats, over
 :math:`8 \ln 2`, is the bytes that the codes will take, and what ``kl_weight`` weighs against the likelihood. Weights

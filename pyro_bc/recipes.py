@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from .errors import UsageError
 
@@ -152,7 +153,7 @@ def check_objective(settings: Settings, objective: str) -> None:
         raise UsageError(f"the objective '{objective}' does not know {', '.join(given)}; leave that out")
 
 
-def _given(settings: Settings, kind: type) -> dict:
+def _given(settings: Settings, kind: type[Any]) -> dict[str, Any]:
     overridable = {field.name for field in fields(kind)}
     return {name: value for name, value in asdict(settings).items() if name in overridable and value is not None}
 

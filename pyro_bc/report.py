@@ -276,7 +276,7 @@ class _Pages:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.pictures: list[tuple[str, str, str, bytes, Callable]] = []
+        self.pictures: list[tuple[str, str, str, bytes, Callable[..., Any]]] = []
 
     def add(self, section: str, name: str, draw: Callable[..., Any], function: Callable[..., Any]) -> None:
         """Draw a picture, and take from a function's docstring how to read it, once."""

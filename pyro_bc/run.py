@@ -2,19 +2,19 @@
 
 Everything goes into one folder, from which an interrupted run continues:
 
-===================  ===========================================================================
-``run.json``         the settings, written first
+=====================  ===========================================================================
+``run.json``           the settings, written first
 ``dense.safetensors``  the dense network trained in this run
-``checkpoint``       guide, optimiser and random state after the last whole epoch
-``finetune``         the same, of the pruned network's training
-``network.pbc``      the compressed network
-``posterior.nc``     the posterior for ArviZ, of the first training
-``finetune.nc``      the same, of the pruned network's training
-``report.md``        the figures as a table
-``plots``            pictures, refreshed while training goes on
-``report.html``      figures, pictures and diagnostics on one page
-``metrics.json``     the figures, written last
-===================  ===========================================================================
+``checkpoint``         guide, optimiser and random state after the last whole epoch
+``finetune``           the same, of the pruned network's training
+``network.pbc``        the compressed network
+``posterior.nc``       the posterior for ArviZ, of the first training
+``finetune.nc``        the same, of the pruned network's training
+``report.md``          the figures as a table
+``plots``              pictures, refreshed while training goes on
+``report.html``        figures, pictures and diagnostics on one page
+``metrics.json``       the figures, written last
+=====================  ===========================================================================
 """
 
 import json
@@ -394,7 +394,14 @@ def _diagnostics(
 
 
 def _metrics(
-    settings, data, dense, dense_error, small, decoded, file_bytes, history: tuple[Epoch, ...]
+    settings: Settings,
+    data: Dataset,
+    dense: nn.Module,
+    dense_error: float,
+    small: compressed.CompressedNetwork,
+    decoded: nn.Module,
+    file_bytes: int,
+    history: tuple[Epoch, ...],
 ) -> dict[str, Any]:
     figures = small.compression(file_bytes)
     last = history[-1]
@@ -437,7 +444,9 @@ def _thresholds(small: compressed.CompressedNetwork) -> dict[str, dict[str, Any]
     return {name: asdict(threshold) for name, threshold in small.thresholds.items()}
 
 
-def _other_precision(how: Callable, settings: Settings, data: Dataset) -> dict[str, Any]:
+def _other_precision(
+    how: Callable[..., compressed.CompressedNetwork], settings: Settings, data: Dataset
+) -> dict[str, Any]:
     """The figures under the rules that were not chosen, for comparison; nothing is written."""
     others = {}
     for rule in RULES:

@@ -78,13 +78,15 @@ def gradient(rank):
 
 
 class Later:
-    """Batches of which one is spoilt, after the one that fit looks at before it starts."""
+    """Batches of which one is spoilt, after the first epoch, in which fit looks at all of them."""
 
     def __init__(self, x, spoilt, y):
-        self.batches = [(x[:BATCH], y[:BATCH]), (spoilt[:BATCH], y[:BATCH])]
+        self.times = 0
+        self.good, self.bad = (x[:BATCH], y[:BATCH]), (spoilt[:BATCH], y[:BATCH])
 
     def __iter__(self):
-        return iter(self.batches)
+        self.times += 1  # the first time is the look at the first batch
+        return iter([self.good, self.bad if self.times > 2 else self.good])
 
     def __len__(self):
         return 2
