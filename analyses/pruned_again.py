@@ -16,7 +16,7 @@ from typing import Any
 import pyro
 
 import pyro_bc
-from pyro_bc.datasets import Batches, ShiftAndFlip, load_dataset
+from pyro_bc.datasets import Affine, Batches, ShiftAndFlip, load_dataset
 from pyro_bc.diagnostics import error_percent
 from pyro_bc.networks import network
 from pyro_bc.run import load_weights
@@ -37,6 +37,7 @@ def main() -> None:
         "--teacher", metavar="FILE.safetensors",
         help="weights of a dense LeNet-5-Caffe (records.py makes one) by whose probabilities to learn",
     )  # fmt: skip
+    parser.add_argument("--affine", type=float, help="strength of random rotations and the like, in place of shifts")
     args = parser.parse_args()
     data = load_dataset("mnist", args.data_dir)
     data = data.development() if args.development else data
@@ -47,26 +48,28 @@ def main() -> None:
         first.network(), pyro_bc.GroupHorseshoe(), num_data=len(data.train_x), likelihood=likelihood
     )
     guide = pyro_bc.FactorizedGuide(model)
-    batches: Any = Batches(data.train_x, data.train_y, 128, augment=ShiftAndFlip(1))
+    augment: Any = ShiftAndFlip(1) if args.affine is None else Affine.of_strength(args.affine)
+    batches: Any = Batches(data.train_x, data.train_y, 128, augment=augment)
     if args.teacher:
         teacher = network("lenet-5-caffe")(data.picture_shape, data.classes).eval()
         load_weights(teacher, args.teacher)
         batches = pyro_bc.TaughtBatches(
-            data.train_x, data.train_y, teacher, classes=10, augment=ShiftAndFlip(1), passes=9, batch_size=128
+            data.train_x, data.train_y, teacher, classes=10, augment=augment, passes=9, batch_size=128
         )
     pyro_bc.fit(
         model, guide, batches, epochs=args.epochs, learning_rate=2e-3, log_learning_rate=2e-2, kl_weight=args.kl_weight,
         seed=args.seed, checkpoint=args.checkpoint, resume=bool(args.checkpoint and args.checkpoint.exists()),
     )  # fmt: skip
     small = pyro_bc.compress(model, guide, dense=first)
-    name = f"kl{args.kl_weight:g}" + "-taught" * bool(args.teacher) + "-development" * args.development
+    moved = f"-affine{args.affine:g}" * (args.affine is not None)
+    name = f"kl{args.kl_weight:g}" + "-taught" * bool(args.teacher) + moved + "-development" * args.development
     folder = RESULTS / "pruned_again"
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.pbc"
     size = small.save(file)
     found = {
-        "kl_weight": args.kl_weight, "taught": bool(args.teacher), "epochs": args.epochs, "seed": args.seed,
-        "measured_on": "held-out training data" if args.development else "test set",
+        "kl_weight": args.kl_weight, "taught": bool(args.teacher), "affine": args.affine, "epochs": args.epochs,
+        "seed": args.seed, "measured_on": "held-out training data" if args.development else "test set",
         "error_percent": error_percent(pyro_bc.load(file), data.test_x, data.test_y), "file_bytes": size,
         "architecture": small.architecture, "bits": small.bits, "compression": asdict(small.compression(size)),
     }  # fmt: skip
@@ -89,6 +92,7 @@ def table(folder: Path) -> str:
     for file in sorted(folder.glob("*.json")):
         m = json.loads(file.read_text())
         taught = ", taught" * m.get("taught", False)
+        taught += f", affine {m['affine']:g}" if m.get("affine") else ""
         c, shape, bits = m["compression"], *("-".join(map(str, m[key])) for key in ("architecture", "bits"))
         lines.append(
             f"| {m['kl_weight']:g}{taught} | {m['measured_on']} | {m['error_percent']:.2f} | {shape} | {bits} | "

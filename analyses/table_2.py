@@ -81,6 +81,7 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
                 lines.append(f"| {net} | {prior} | {len(rows)} | {dense} | {error} | {' | '.join(figures)} | {size} |")
             for m in again if (net, prior) == ("lenet-5-caffe", "ghs") else []:
                 taught = ", taught" * m.get("taught", False)
+                taught += f", affine {m['affine']:g}" if m.get("affine") else ""
                 c = m["compression"]
                 lines.append(
                     f"| {net} | ghs, pruned again{taught}, KL weight {m['kl_weight']:g} | 1 | | "

@@ -245,7 +245,9 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
     try:
         with warnings.catch_warnings(), torch.no_grad(), evaluating(net):
             warnings.simplefilter("ignore")
-            program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            program = torch.export.export(
+                net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+            )
             graph = _read(program)
             if any(is_layer(node) and layer_name(node) == "weight" for node in graph.nodes):
                 raise UnsupportedNetworkError(

@@ -183,8 +183,7 @@ def _recipe(settings: Settings) -> Recipe:
             epochs=100, pretrain_epochs=100, learning_rate=1e-4, pretrain_learning_rate=1e-3, log_learning_rate=1e-2,
             kl_weight=0.2, finetune_epochs=40, finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
         )  # fmt: skip
-    weight, rate = (0.2, 5e-2) if settings.prior == "gnj" else (0.1, 2e-2)
-    plan = Recipe(epochs=40, pretrain_epochs=10, kl_weight=weight, log_learning_rate=rate)
-    if settings.prior in ("gnj", "ghs") and settings.net == "lenet-300-100":
-        return replace(plan, finetune_epochs=20, finetune_kl_weight=weight)
-    return plan
+    if settings.prior == "gnj":
+        plan = Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2, finetune_kl_weight=0.2)
+        return replace(plan, finetune_epochs=20) if settings.net == "lenet-300-100" else plan
+    return Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)

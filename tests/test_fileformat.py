@@ -4,6 +4,7 @@ import cProfile
 import hashlib
 import struct
 import zlib
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile import outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import File
@@ -107,6 +109,23 @@ def test_changes_under_a_right_checksum_are_a_clear_error_or_a_network(seed, noi
     except CompressedFileError:
         return
     assert network.to_bytes() and sections["header"] > 8
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_change(part):
+    """The corpus of analyses/hostile.py: files that between them take every path through the reader."""
+    files = sorted(CORPUS.glob("*.pbc"))
+    assert len(files) > 40
+    generator = np.random.default_rng(part)
+    outcomes = Counter()
+    for file in files[part::4]:
+        data = file.read_bytes()
+        outcomes[outcome(data)] += 1
+        for _ in range(4):
+            body = bytearray(data[8:])
+            body[generator.integers(len(body))] = generator.integers(256)
+            outcomes[outcome(with_checksum(bytes(body)))] += 1
+    assert outcomes["refused"] > 10 and outcomes["network"] > 10
 
 
 def test_newer_versions_and_other_files_say_so():
