@@ -182,7 +182,7 @@ def fuzz(seconds: int) -> dict:
             file.unlink()
         CORPUS.mkdir(exist_ok=True)
         for number, data in enumerate(kept):
-            (CORPUS / f"{number:03}.pbc").write_bytes(with_checksum(data[1:], data[0]))
+            (CORPUS / f"{number:03}.pbc").write_bytes(with_checksum(data[1:], 2 if data[0] == 2 else 3))
         return json.loads(stats.read_text()) | {"corpus": len(found), "kept": len(kept)}
 
 

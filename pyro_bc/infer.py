@@ -113,8 +113,9 @@ def fit(
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
     :param progress: whether to show a progress bar.
     :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
-        seconds); None to do so where there is a C++ compiler and more than :data:`WORTH_COMPILING` steps, and to go on
-        without where it fails. The noise is the same; sums are rounded in another order.
+        seconds); None to do so where there is a C++ compiler, torch 2.13 or newer, and more than
+        :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums are
+        rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not

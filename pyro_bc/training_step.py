@@ -16,6 +16,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.torch_version import TorchVersion
 
 from .elbo import elbo_terms
 from .guides import FactorizedGuide
@@ -162,5 +163,10 @@ def _same_random_state() -> Iterator[None]:
 
 
 def has_compiler() -> bool:
-    """Whether there is what ``torch.compile`` needs to generate code for a CPU: a C++ compiler."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
+    """Whether there is what ``torch.compile`` needs to generate code for a CPU: a C++ compiler.
+
+    And a torch whose compiled code draws the same noise as the step in Python: 2.6 does not, 2.13 and 2.14 do.
+    """
+    return bool(TorchVersion(torch.__version__) >= "2.13") and any(
+        shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name
+    )

@@ -147,7 +147,8 @@ def test_what_cannot_be_compiled_is_said_or_done_without(monkeypatch):
     assert fitted(None)[1].history[-1].loss == expected
 
 
-def test_a_compiler_is_looked_for_by_its_name(monkeypatch, tmp_path):
+def test_a_compiler_is_looked_for_by_its_name_under_a_torch_that_draws_the_same_noise(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert not training_step.has_compiler()
@@ -155,3 +156,5 @@ def test_a_compiler_is_looked_for_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "mine").chmod(0o755)
     monkeypatch.setenv("CXX", "mine")
     assert training_step.has_compiler()
+    monkeypatch.setattr(torch, "__version__", "2.12.1")
+    assert not training_step.has_compiler()
