@@ -13,6 +13,7 @@ Everything goes into one folder, from which an interrupted run continues:
 ``plots``                pictures
 ``report.html``          figures and pictures on one page
 ``metrics.json``         the figures, written last
+``.lock``                held by the process that works in the folder
 =======================  =======================================================================
 """
 

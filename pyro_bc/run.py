@@ -14,6 +14,7 @@ Everything goes into one folder, from which an interrupted run continues:
 ``plots``              pictures, refreshed while training goes on
 ``report.html``        figures, pictures and diagnostics on one page
 ``metrics.json``       the figures, written last
+``.lock``              held by the process that works in the folder
 =====================  ===========================================================================
 """
 

@@ -30,6 +30,7 @@ def finished(tmp_path_factory) -> Path:
 def test_run_writes_what_it_promises_and_evaluate_agrees_exactly(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert sorted(p.name for p in finished.iterdir()) == [
+        ".lock",
         "checkpoint",
         "dense.safetensors",
         "metrics.json",
