@@ -9,6 +9,7 @@ was left alone. Counts go to ``analyses/results/crashes.md``.
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -42,8 +43,9 @@ def start(name: str, folder: Path) -> subprocess.Popen:
     resume = ["--resume"] if (folder / "run.json").exists() else []
     command = [sys.executable, "-m", "pyro_bc", "run", "--net", "lenet-300-100", *RUNS[name], *FEW]
     return subprocess.Popen(
-        [*command, "--out", str(folder), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--out", str(folder), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # so small a network gains nothing from more
+    )  # fmt: skip
 
 
 def check_whole(folder: Path) -> list[str]:
