@@ -122,7 +122,7 @@ def main() -> None:
 
         soak()
     lines = [
-        "# Two hundred runs with random options",
+        "# Runs with random options",
         "",
         f"`python analyses/soak.py --runs {args.runs}`: {sum(counts.values())} runs in one process, none failed.",
         "",

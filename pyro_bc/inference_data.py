@@ -40,7 +40,7 @@ from .posterior import LayerPosterior, summarize
 from .predictive import observed_values, predict
 from .priors import base_distribution, group_dim, known_priors
 
-_BESIDE_NUMBERS = 1 << 18  # bytes of names, coordinates and tables of an HDF5 file
+_BESIDE_NUMBERS = 1 << 21  # bytes of names, coordinates and tables of an HDF5 file, at most
 _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
 
 
