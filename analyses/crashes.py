@@ -45,9 +45,13 @@ def start(name: str, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, "--out", str(folder), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # so small a network gains nothing from more
-        # A shell's background jobs ignore Ctrl-C, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=_listen_to_ctrl_c,
     )  # fmt: skip
+
+
+def _listen_to_ctrl_c() -> None:
+    """A shell's background jobs ignore it, and hand that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def check_whole(folder: Path) -> list[str]:

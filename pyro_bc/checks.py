@@ -1,6 +1,6 @@
 """What a training is given, looked at before it costs anything; and what went wrong, by its name, where it does."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,24 @@ def running_on(x: Tensor) -> Iterator[None]:
         ) from error
 
 
+def check_dtype(what: str, dtype: torch.dtype) -> None:
+    """Whether what becomes latent is of the type of its priors.
+
+    :raises UsageError: where it is not; begins with ``what``.
+    """
+    if dtype != torch.get_default_dtype():
+        raise UsageError(
+            f"{what} {dtype}, but priors are {torch.get_default_dtype()}: convert the network, or call "
+            f"torch.set_default_dtype first"
+        )
+
+
+def check_inputs(x: Tensor, what: str) -> None:
+    """:raises UsageError: where inputs are not finite; begins with ``what``."""
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise UsageError(f"{what} hold NaN or infinite numbers; clean the data")
+
+
 @dataclass(frozen=True)
 class BatchCheck:
     """Whether a batch is like the first one, which the model could be run on.
@@ -79,8 +97,7 @@ class BatchCheck:
                 f"batch {number} has inputs of shape {tuple(x.shape)}, {x.dtype}, and {len(y)} targets, the first one "
                 f"inputs of shape {tuple(self.x.shape)}, {self.x.dtype}"
             )
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise UsageError(f"the inputs of batch {number} hold NaN or infinite numbers; clean the data")
+        check_inputs(x, f"the inputs of batch {number}")
         outputs = self.outputs[:1].expand(len(x), *self.outputs.shape[1:])
         try:
             self.likelihood.check(outputs, y)
@@ -94,8 +111,8 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 @torch.no_grad()
-def first_layer_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | None:
-    """The first module whose output is not finite when ``run`` runs the model; None where there is none."""
+def first_layer_not_finite(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor) -> str | None:
+    """The first module whose output on a batch is not finite; None where there is none."""
     found: list[str] = []
     hooks = []
     for name, module in model.named_modules():
@@ -107,7 +124,7 @@ def first_layer_not_finite(model: nn.Module, run: Callable[[], Any]) -> str | No
 
             hooks.append(module.register_forward_hook(look))
     try:
-        run()
+        poutine.replay(model, trace=poutine.trace(guide).get_trace(x, y))(x, y)
     except (RuntimeError, ValueError, ArithmeticError):  # what is not finite may stop the model itself
         pass
     finally:
@@ -130,15 +147,9 @@ def not_finite_error(
     elif x.is_floating_point() and not bool(x.isfinite().all()):
         text += "; the batch's inputs hold NaN or infinite numbers"
     else:
-        layer = first_layer_not_finite(model, lambda: _run(model, guide, x, y))
+        layer = first_layer_not_finite(model, guide, x, y)
         text += f"; the first layer whose output is not finite: {layer}" if layer else ""
-    return NonFiniteLossError(
-        text + ". A smaller learning rate usually helps; the checkpoint of the epoch before stays"
-    )
-
-
-def _run(model: Any, guide: Any, x: Tensor, y: Tensor) -> Any:
-    return poutine.replay(model, trace=poutine.trace(guide).get_trace(x, y))(x, y)
+    return NonFiniteLossError(f"{text}. {_ADVICE}")
 
 
 def check_finite(epoch: int, model: nn.Module, guide: nn.Module) -> None:

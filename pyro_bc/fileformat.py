@@ -69,11 +69,11 @@ and underscores. What the network computes for one input has up to 2^28 numbers 
 to 4,096, steps of a recurrent cell too.
 """
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain as following
 from typing import Any
 
 import torch
@@ -279,7 +279,7 @@ def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
     x = torch.empty(examples, *contents.input_shape, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
     recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
-    for index, result in enumerate(following([x], network.results(contents.nodes, x)), -1):
+    for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor) and tensor.numel() > examples * _MOST_OF_A_RESULT:
                 raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")

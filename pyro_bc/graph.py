@@ -77,6 +77,8 @@ class Graph:
         return self.shapes[index + 1]
 
 
+#: operations that are layers, where their weight is a tensor of the network.
+LAYERS = ("linear", "conv1d", "conv2d")
 # Operations that keep every element in its place: what they do to one they do to all.
 ELEMENTWISE = (
     "relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid",
@@ -120,7 +122,7 @@ def is_layer(node: Node) -> bool:
     """Whether a node is a fully connected layer or convolution with a weight of its own."""
     bias = node.args[2] if len(node.args) > 2 else None
     return (
-        node.op in ("linear", "conv1d", "conv2d")
+        node.op in LAYERS
         and len(node.args) > 1
         and isinstance(node.args[1], Named)
         and (bias is None or isinstance(bias, Named))
@@ -191,9 +193,9 @@ def _on_tensors(op: str) -> Callable[..., Any]:
 
 
 def _pieces(op: str, x: Tensor, size: Any, dim: int = 0) -> int:
-    if op == "chunk" or not isinstance(size, int):
-        return size if op == "chunk" else len(size)
-    return x.shape[dim] // max(1, size)
+    if not isinstance(size, int):
+        return len(size)  # the size of each
+    return size if op == "chunk" else x.shape[dim] // max(1, size)
 
 
 def _functions() -> dict[str, Callable[..., Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
 from .errors import CompressedFileError
-from .graph import OPERATIONS, Named, Node, Value
+from .graph import LAYERS, OPERATIONS, Named, Node, Value
 from .stored import Contents
 from .tensorcode import ADAPTIVE, BUFFER, COSINES, MOST_ADAPTIVE, MOST_SIDE, NUMBERS, SELECTION, Plan, is_grid
 
@@ -19,7 +19,6 @@ _MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS = 1 << 28, 1 << 14, 1 << 14
 # So that a small file cannot claim much: numbers that any file may hold, and how many more for each of its bytes, of
 # all kinds and of those that are coded adaptively.
 _FREE, _PER_BYTE, _ADAPTIVE_PER_BYTE = 1 << 16, 1 << 10, 1 << 8
-_LAYERS = ("linear", "conv1d", "conv2d")
 _KEYWORD = re.compile("[a-z_]{1,32}")
 _NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
 _CONSTANTS = (None, False, True)
@@ -86,7 +85,7 @@ class HeaderWriter:
         self.varint(2 * len(node.args) + bool(node.kwargs))
         for position, argument in enumerate(node.args):
             self.argument(index, argument)
-            if position == 1 and node.op in _LAYERS and isinstance(argument, Named):
+            if position == 1 and node.op in LAYERS and isinstance(argument, Named):
                 for size in self.contents.dense_shapes.get(argument.name, self.plans[argument.name].shape[:2]):
                     self.varint(size)
         if node.kwargs:
@@ -211,7 +210,7 @@ class HeaderReader:
         args: list[Any] = []
         for position in range(count // 2):
             args.append(self.argument(index, 0))
-            if position == 1 and op in _LAYERS and isinstance(args[1], Named):
+            if position == 1 and op in LAYERS and isinstance(args[1], Named):
                 self.layer(args[1])
         kwargs = []
         for _ in range(self.at_most(15) if count % 2 else 0):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import processes
 from .checkpoint import load_checkpoint, save_checkpoint
-from .checks import BatchCheck, check_finite, first_batch, loader_steps, not_finite_error, running_on
+from .checks import BatchCheck, check_finite, check_inputs, first_batch, loader_steps, not_finite_error, running_on
 from .errors import CheckpointError, UsageError
 from .graph import read_graph
 from .guides import FactorizedGuide
@@ -216,8 +216,7 @@ def fit(
 @torch.no_grad()
 def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchCheck:
     """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
-    if x.is_floating_point() and not x.isfinite().all():
-        raise UsageError("the first batch's inputs hold NaN or infinite numbers; clean the data")
+    check_inputs(x, "the first batch's inputs")
     with running_on(x):
         if guide.prototype_trace is None:
             # A guide starts from what Pyro's store holds under its names, which may be another model's.

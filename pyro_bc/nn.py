@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
-import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from .attention import GroupedLinear, MultiheadAttention, separate_heads
+from .checks import check_dtype
 from .errors import UnsupportedNetworkError, UsageError
 from .likelihoods import Categorical, Likelihood
 from .priors import GroupHorseshoe, Prior, bias_prior
@@ -37,11 +37,7 @@ class _BayesianLayer(PyroModule):
     @classmethod
     def from_module(cls, module: Any, prior: Prior) -> Any:
         """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
-        if module.weight.dtype != torch.get_default_dtype():
-            raise UsageError(
-                f"a layer has weights of {module.weight.dtype}, but priors are {torch.get_default_dtype()}: convert "
-                f"the network, or call torch.set_default_dtype first"
-            )
+        check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
         layer.pretrained = {name: value.detach().clone() for name, value in module.named_parameters()}
         return layer

@@ -31,6 +31,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from .cells import Cell, LaplaceCells
+from .checks import check_dtype
 from .cosine import frequencies, from_cosines, to_cosines
 from .errors import UnsupportedNetworkError, UsageError
 from .likelihoods import Categorical, Likelihood
@@ -82,11 +83,7 @@ class RateNetwork(PyroModule):
         if not parameters:
             raise UnsupportedNetworkError("the network has no parameters to compress")
         for name, value in parameters.items():
-            if value.dtype != torch.get_default_dtype():
-                raise UsageError(
-                    f"'{name}' is {value.dtype}, but priors are {torch.get_default_dtype()}: convert the network, or "
-                    f"call torch.set_default_dtype first"
-                )
+            check_dtype(f"'{name}' is", value.dtype)
         self._net = (net,)  # not a submodule: its parameters are values of the sites
         self.grids = dict(grids or {})
         for name, grid in self.grids.items():

@@ -47,7 +47,7 @@ from .pruning import fold_batch_norm
 from .rate import CellGuide, RateNetwork
 from .recipes import RateRecipe, Settings, check_objective, rate_recipe
 from .report import rate_markdown, write_rate_report
-from .run import chosen_data, dense_network, load_weights, run_folder
+from .run import chosen_data, dense_network, in_folder, load_weights
 from .teaching import TaughtBatches
 
 #: the prior's name in settings and tables.
@@ -85,11 +85,11 @@ def run_rate(
     whole = read_graph(net, data.train_x[:2])
     if widths:
         narrowed(whole, widths)  # widths that do not fit are said before anything is written
-    with run_folder(Path(out), settings, resume) as folder:
-        if (folder / "metrics.json").exists():
-            say(f"{folder} is complete; nothing to resume")
-            return json.loads((folder / "metrics.json").read_text())
+
+    def job(folder: Path) -> dict[str, Any]:
         return _job(settings, plan, net, taught_by, widths, whole, data, folder, resume, progress, say, after_epoch)
+
+    return in_folder(Path(out), settings, resume, say, job)
 
 
 def _job(

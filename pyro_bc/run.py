@@ -21,8 +21,7 @@ Everything goes into one folder, from which an interrupted run continues:
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -120,11 +119,9 @@ def run(
     net = build(data.picture_shape, data.classes)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
-    with run_folder(Path(out), settings, resume) as folder:
-        if (folder / "metrics.json").exists():
-            say(f"{folder} is complete; nothing to resume")
-            return json.loads((folder / "metrics.json").read_text())
-        return _job(settings, plan, net, data, folder, resume, progress, say)
+    return in_folder(
+        Path(out), settings, resume, say, lambda folder: _job(settings, plan, net, data, folder, resume, progress, say)
+    )
 
 
 def _job(
@@ -198,10 +195,12 @@ def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
     return data if settings.train_limit is None else data.limited(settings.train_limit)
 
 
-@contextmanager
-def run_folder(out: Path, settings: Settings, resume: bool) -> Iterator[Path]:
-    """The folder of a new run, with its settings in it, or of one to resume; no other run can be in it meanwhile.
+def in_folder(
+    out: Path, settings: Settings, resume: bool, say: Callable[[str], None], job: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """Do a job in a new folder, with its settings in it, or go on with one; no other run can be in it meanwhile.
 
+    :param job: takes the folder and returns metrics; where it is complete, those in it are returned instead.
     :raises CheckpointError: where there is nothing to resume, or it has other settings.
     :raises UsageError: where a new run's folder is in use.
     :raises OutputError: where it cannot be written.
@@ -222,7 +221,10 @@ def run_folder(out: Path, settings: Settings, resume: bool) -> Iterator[Path]:
             if not is_empty(out):  # another run came first
                 raise in_use
             write_atomically(out / "run.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
-        yield out
+        if (out / "metrics.json").exists():
+            say(f"{out} is complete; nothing to resume")
+            return json.loads((out / "metrics.json").read_text())
+        return job(out)
 
 
 def _check_settings(out: Path, settings: Settings) -> None:

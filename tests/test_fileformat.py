@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import outcome
+from hostile import outcome, with_checksum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import File
@@ -92,10 +92,6 @@ def test_every_truncation_and_every_changed_byte_is_noticed():
             damaged[position] ^= change
             with pytest.raises(CompressedFileError):
                 CompressedNetwork.from_bytes(bytes(damaged))
-
-
-def with_checksum(body: bytes) -> bytes:
-    return b"PBC\x03" + struct.pack("<I", zlib.crc32(body)) + body
 
 
 @settings(deadline=None, max_examples=400)
