@@ -46,19 +46,27 @@ def from_cosines(coefficients: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def integer_basis(size: int) -> Tensor:
-    """``2^24`` times :func:`cosine_basis`, rounded, int64; exactly the same on every machine."""
-    k = torch.arange(size)[:, None]
-    j = torch.arange(size)[None]
+    """``2^24`` times :func:`cosine_basis`, rounded, int64; exactly the same on every machine, and on the CPU."""
+    k = torch.arange(size, device="cpu")[:, None]
+    j = torch.arange(size, device="cpu")[None]
     turns = (2 * j + 1) * k % (4 * size)  # of a quarter circle in so many parts: small angles have small errors
     basis = torch.cos(math.pi / (2 * size) * turns.double()) * math.sqrt(2 / size)
     basis[0] = math.sqrt(1 / size)
     return (basis * (1 << BASIS_BITS)).round().long()
 
 
+def fits_integers(codes: Tensor, grid: Sequence[int]) -> bool:
+    r"""Whether :func:`decode_cosines` stays within 64 bits: where the largest code :math:`c` of a grid of sides
+    :math:`n_i` has :math:`c \prod_i \sqrt{2 n_i} < 2^{38}`, in two dimensions or more :math:`2^{22}`."""
+    largest = max(int(codes.max()), -int(codes.min())) if codes.numel() else 0
+    bits = 38 if len(grid) == 1 else 38 - NUMBER_BITS
+    return largest**2 * math.prod(2 * size for size in grid) < 1 << 2 * bits  # exactly, as everywhere
+
+
 def decode_cosines(codes: Tensor, grid: Sequence[int]) -> Tensor:
     """The inverse transform of integers by integers: ``2^16`` times the numbers, int64, of the codes' shape.
 
-    64-bit integers do not overflow for codes below 2^15 in magnitude on grids of up to 64 a side.
+    :param codes: for which :func:`fits_integers` holds; 64-bit integers overflow on others.
     """
     result = codes.reshape(-1, *grid)
     held = 0

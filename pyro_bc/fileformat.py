@@ -64,9 +64,9 @@ Limits, beyond which a file is refused before anything is allocated: 2^14 nodes 
 kind 2, those selected from), of which kinds 4 and 5 at most 2^20; and of a file of n bytes behind its checksum 2^16 +
 1,024 n numbers, 2^16 + 256 n of kinds 4 and 5, so that a hundred bytes never take more than a few megabytes. (A writer
 adds zero bytes at the end where a file would be shorter: they read as the end of the data does.) Grids have up to 1,024
-a side, an inflated graph 2^20 bytes, fraction bits are within ±160, codes below 2^25, keywords of lower-case letters
-and underscores. What the network computes for one input has up to 2^28 numbers an operation, pieces of a tensor are up
-to 4,096, steps of a recurrent cell too.
+a side and codes that :func:`~pyro_bc.cosine.fits_integers`; an inflated graph has up to 2^20 bytes, fraction bits are
+within ±160, codes below 2^25, keywords of lower-case letters and underscores. What the network computes for one input
+has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent cell too.
 """
 
 import itertools
@@ -97,7 +97,7 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     """The file's bytes; the same contents always give the same bytes.
 
     :param dense: the dense network's graph, if the file is to leave out what follows from it where that is shorter.
-    :raises UnsupportedNetworkError: where there are more cosine coefficients than a file takes.
+    :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
     plans = plans_of(contents.tensors, contents.buffers)
     headers = []

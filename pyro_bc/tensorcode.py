@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .codec import Decoder, Encoder, adaptive_bits, frequencies
+from .cosine import fits_integers
 from .cosine import frequencies as spatial_frequencies
 from .errors import CompressedFileError, UnsupportedNetworkError
 from .precision import FixedPoint
@@ -45,9 +46,15 @@ def plans_of(
 
     :param buffers: those that are no parameters, which are described so.
     :param adaptive: whether numbers may be coded adaptively where that is shorter, as far as a file may hold such.
-    :raises UnsupportedNetworkError: where there are more cosine coefficients than a file takes.
+    :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
     cosines = [t for t in tensors.values() if isinstance(t, FixedPoint) and t.grid]
+    for name, tensor in tensors.items():
+        if isinstance(tensor, FixedPoint) and tensor.grid and not fits_integers(tensor.codes, tensor.grid):
+            raise UnsupportedNetworkError(
+                f"the cosine coefficients of '{name}' are larger than a file can hold exactly: take a larger step, or "
+                f"leave its grid out"
+            )
     left = MOST_ADAPTIVE - sum(tensor.codes.numel() for tensor in cosines)
     if left < 0 or any(max(tensor.grid) > MOST_SIDE for tensor in cosines):
         raise UnsupportedNetworkError(
@@ -136,7 +143,10 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
     count = math.prod(plan.shape)
     if plan.kind in (ADAPTIVE, COSINES):
         read = coder.adaptive(count, _classes(plan.shape, plan.grid))
-        return FixedPoint(torch.from_numpy(read.reshape(plan.shape)), plan.fraction_bits, plan.grid)
+        codes = torch.from_numpy(read.reshape(plan.shape))
+        if plan.grid and not fits_integers(codes, plan.grid):
+            raise CompressedFileError("the file's cosine coefficients are larger than is allowed")
+        return FixedPoint(codes, plan.fraction_bits, plan.grid)
     with_table = 1 < plan.size <= _TABLE_SYMBOLS and bool(coder.uniform(1, 1)[0])
     bits, lowest = _uniform_bits(plan.size), plan.lowest
     read = coder.table(count, plan.size, lowest) if with_table else coder.uniform(count, bits, lowest)

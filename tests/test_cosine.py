@@ -12,6 +12,7 @@ from scipy import fft
 from pyro_bc.cosine import (
     cosine_basis,
     decode_cosines,
+    fits_integers,
     frequencies,
     from_cosines,
     integer_basis,
@@ -77,3 +78,27 @@ def test_integers_are_transformed_as_fractions_would_be_and_close_to_the_real_tr
     assert found.flatten().tolist() == [int(value * 2**16) for block in exact for value in block]
     close = from_cosines(codes.double(), grid)
     assert (found / 2**16 - close).abs().max() < 3e-4
+
+
+@pytest.mark.parametrize("grid", [(1024,), (5, 5), (64, 64), (128, 96), (4, 3, 5)])
+def test_the_largest_codes_that_are_allowed_do_not_overflow_and_larger_ones_are_not(grid):
+    bits = 38 if len(grid) == 1 else 22
+    largest = math.isqrt(((1 << 2 * bits) - 1) // math.prod(2 * size for size in grid))
+    # Signs that add up to as much as there can be at one place of the grid.
+    signs = torch.ones(())
+    for size in grid:
+        column = integer_basis(size)[:, integer_basis(size).abs().sum(0).argmax()]
+        signs = signs[..., None] * torch.where(column < 0, -1, 1)
+    codes = (largest * signs).long()
+    assert fits_integers(codes, grid) and not fits_integers(codes * 2, grid)
+    assert fits_integers(-codes, grid) and fits_integers(torch.zeros(0, *grid, dtype=torch.int64), grid)
+    exact = codes.numpy().astype(object)
+    held = 0
+    for dim, size in enumerate(grid):
+        basis = integer_basis(size).numpy().astype(object)
+        exact = np.moveaxis(np.tensordot(exact, basis, (dim, 0)), -1, dim)
+        shift = held + 24 - 16
+        exact = (exact + (1 << (shift - 1))) >> shift
+        held = 16
+    found = decode_cosines(codes, grid)
+    assert found.tolist() == exact.tolist()

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from reference_decoder import File
 
 from pyro_bc.chain import KNOWN, Chain, Layer, prune
+from pyro_bc.codec import Decoder, Encoder
 from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
 from pyro_bc.fileformat import decode, encode
 from pyro_bc.graph import Named, Node, Value, read_graph, replace_leaves
 from pyro_bc.precision import FixedPoint
 from pyro_bc.stored import Contents, Integers, Selection, values
-from pyro_bc.tensorcode import ADAPTIVE, NUMBERS, plans_of
+from pyro_bc.tensorcode import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
 
 GOLDEN = Path(__file__).parent / "golden"
 CORPUS = Path(__file__).parent / "corpus"
@@ -352,6 +353,27 @@ def test_more_cosine_coefficients_than_a_file_takes_are_said_when_it_is_written(
         tensors, shapes = {"a": FixedPoint(codes, 0, grid)}, {"a": (rows, columns)}
         with pytest.raises(UnsupportedNetworkError, match="leave a grid out"):
             CompressedNetwork(nodes, tensors, shapes, 1, (columns,), frozenset(), {}).to_bytes()
+
+
+def test_cosine_coefficients_that_would_overflow_are_refused_by_writer_and_reader():
+    nodes = (Node("linear", (Value(-1), Named("a"), None)),)
+
+    def network(largest):
+        codes = torch.zeros(2, 4096, dtype=torch.int64)
+        codes[1, 7] = -largest
+        return CompressedNetwork(
+            nodes, {"a": FixedPoint(codes, 0, (64, 64))}, {"a": (2, 4096)}, 8192, (4096,), frozenset(), {}
+        )
+
+    fits = network((1 << 15) - 1)
+    assert CompressedNetwork.from_bytes(fits.to_bytes()).tensors["layer1.weight"].codes[1, 7] == 1 - (1 << 15)
+    with pytest.raises(UnsupportedNetworkError, match="'a' are larger than a file can hold exactly"):
+        network(1 << 15).to_bytes()
+    coder = Encoder()
+    plan = Plan(COSINES, (2, 4096), grid=(64, 64))
+    encode_tensor(coder, network(1 << 15).tensors["a"], plan)
+    with pytest.raises(CompressedFileError, match="larger than is allowed"):
+        decode_tensor(Decoder(coder.data()), plan)
 
 
 def test_buffers_of_zeros_stay_buffers():
