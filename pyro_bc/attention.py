@@ -86,6 +86,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _filled(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer.to(weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

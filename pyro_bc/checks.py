@@ -72,6 +72,15 @@ def check_dtype(what: str, dtype: torch.dtype) -> None:
         )
 
 
+def check_device(what: str, x: Tensor, device: torch.device) -> None:
+    """Whether data are where the network is.
+
+    :raises UsageError: where they are not; begins with ``what``.
+    """
+    if x.device != device:
+        raise UsageError(f"{what} on {x.device}, the network on {device}: move one of them with .to(…)")
+
+
 def check_inputs(x: Tensor, what: str) -> None:
     """:raises UsageError: where inputs are not finite; begins with ``what``."""
     if x.is_floating_point() and not bool(x.isfinite().all()):
@@ -97,6 +106,8 @@ class BatchCheck:
                 f"batch {number} has inputs of shape {tuple(x.shape)}, {x.dtype}, and {len(y)} targets, the first one "
                 f"inputs of shape {tuple(self.x.shape)}, {self.x.dtype}"
             )
+        check_device(f"the inputs of batch {number} are", x, self.x.device)
+        check_device(f"the targets of batch {number} are", y, self.x.device)
         check_inputs(x, f"the inputs of batch {number}")
         outputs = self.outputs[:1].expand(len(x), *self.outputs.shape[1:])
         try:

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("--rounding", type=float, help="rate: part of the training, at its end, with rounded codes")
     job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
     job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    job.add_argument("--device", default="cpu", help="of torch, where the training is: cpu (default), cuda, …")
     job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
     job.add_argument("--epochs", type=int, help="epochs of the Bayesian training (default: the recipe's)")
     job.add_argument(
@@ -140,6 +141,7 @@ def _run(args: argparse.Namespace) -> None:
         args.resume,
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr),
+        device=args.device,
     )
     print(json.dumps(metrics, indent=2) if args.json else table(metrics))
 

@@ -17,6 +17,7 @@ import torch
 from .errors import UsageError
 from .infer import Epoch
 from .inference_data import Content, Variable, add_history, common_attributes, write_content
+from .random_state import device_of, seeded
 from .rate import CellGuide, RateNetwork
 
 _BLOCK = 10
@@ -58,8 +59,7 @@ def save_codes(
     add_history(list(history), add_values, coords)
 
     def blocks() -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
-        with torch.random.fork_rng([]), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(seed, device_of(guide)), torch.no_grad():
             for start in range(0, draws, _BLOCK):
                 size = (min(_BLOCK, draws - start),)
                 drawn = {("posterior", site): q.rsample(size) for site, q in guide.posterior().items()}

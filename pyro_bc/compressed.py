@@ -21,6 +21,7 @@ from .posterior import LayerPosterior, summarize
 from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
 from .prediction import PredictionNetwork
 from .pruning import PrunedNetwork, shrink
+from .random_state import device_of
 from .stored import Contents, Integers, Selection, Stored, values
 from .thresholds import Threshold, choose_threshold
 
@@ -92,7 +93,8 @@ class CompressedNetwork(Contents):
 
         :param net: as for :meth:`save`.
         """
-        return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
+        with torch.device("cpu"):  # whatever torch's default device is
+            return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -123,7 +125,7 @@ def _bits_to_multiply(tensor: FixedPoint) -> int:
 
 def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:
     """The graph of a network for inputs of a shape, heads as in a Bayesian network."""
-    return lambda shape: read_graph(separate_heads(copy.deepcopy(net)), torch.zeros(2, *shape))
+    return lambda shape: read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape))
 
 
 def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:
@@ -131,7 +133,8 @@ def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[Compressed
 
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
-    contents, sections = decode(data, None if net is None else _dense_graph(net))
+    with torch.device("cpu"):
+        contents, sections = decode(data, None if net is None else _dense_graph(net))
     return CompressedNetwork(**vars(contents), thresholds={}), sections
 
 
@@ -288,8 +291,7 @@ def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
     arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
     if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
         raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
-    device = next((p.device for p in net.parameters()), arguments[0].device)
-    return arguments[0].detach().to(device)
+    return arguments[0].detach().to(device_of(net))
 
 
 def read(path: str | os.PathLike[str], net: nn.Module | None = None) -> CompressedNetwork:

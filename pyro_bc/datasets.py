@@ -62,6 +62,18 @@ class Dataset:
             self, train_x=self.train_x[:n], train_y=self.train_y[:n], test_x=self.train_x[n:], test_y=self.train_y[n:]
         )
 
+    def to(self, device: str | torch.device) -> "Dataset":
+        """The same set on a device.
+
+        :raises UsageError: where torch has no such device here.
+        """
+        try:
+            parts = {name: getattr(self, name).to(device) for name in ("train_x", "train_y", "test_x", "test_y")}
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UsageError(f"the device '{device}' cannot be used: {reason}") from None
+        return replace(self, **parts)
+
     def limited(self, examples: int) -> "Dataset":
         """The same set with the first so many training examples only; the test part stays whole."""
         if not 1 <= examples <= len(self.train_x):

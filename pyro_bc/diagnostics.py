@@ -21,6 +21,7 @@ from .inference_data import arviz_package, is_before_1
 from .nn import BayesianNetwork
 from .posterior import summarize
 from .predictive import observed_sites, outputs, sites
+from .random_state import device_of, seeded
 
 #: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
 RELIABLE_K = 0.7
@@ -88,8 +89,7 @@ def importance_ratios(
     q = guide.posterior()
     model: Any = guide._source[0]
     ratios = []
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(guide)):
         for _ in range(draws):
             draw = {name: site.sample() for name, site in q.items()}
             log_q = sum(site.log_prob(draw[name]).sum() for name, site in q.items())
@@ -205,8 +205,7 @@ def sampled_probabilities(guide: FactorizedGuide, x: Tensor, *, draws: int = 50,
     q = guide.posterior()
     model = guide._source[0]
     total: Any = 0.0
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(guide)):
         for _ in range(draws):
             draw = {name: site.sample() for name, site in q.items()}
             total = total + torch.cat([outputs(model, draw, part) for part in x.split(1000)]).softmax(-1)
@@ -241,8 +240,7 @@ def compare_fits(guides: Sequence[FactorizedGuide], *, draws: int = 200, seed: i
     if any(names != first for names in others):
         raise UsageError("the fits are of different networks")
     result = {}
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(guides[0])):
         for position, layer in enumerate(first):
             chains = []
             for guide in guides:

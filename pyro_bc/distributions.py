@@ -52,10 +52,12 @@ class NormalJeffreys(TorchDistribution):
     has_rsample = False
 
     def __init__(self, batch_shape: torch.Size | None = None, validate_args: bool | None = None):
+        self._one = torch.ones(())  # on the device, and of the type, that another density's parameters would have
         super().__init__(torch.Size(batch_shape or ()), torch.Size(), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "NormalJeffreys":
         new = self._get_checked_instance(NormalJeffreys, _instance)
+        new._one = self._one
         super(NormalJeffreys, new).__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -75,7 +77,7 @@ class NormalJeffreys(TorchDistribution):
         :raises ImproperPriorError: anywhere else; the density is improper.
         """
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
-            return torch.ones(torch.Size(sample_shape) + self.batch_shape)
+            return self._one.expand(torch.Size(sample_shape) + self.batch_shape).clone()
         raise ImproperPriorError(
             "the normal-Jeffreys prior p(z) ∝ 1/|z| is improper and cannot be sampled; run the model "
             "under a guide, e.g. Predictive(model, guide=guide, num_samples=…), or use GroupHorseshoe, "

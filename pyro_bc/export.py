@@ -4,6 +4,7 @@ Needs the extra ``pip install 'pyro-bc[onnx]'``; imported where it is used.
 """
 
 import contextlib
+import copy
 import logging
 import os
 import tempfile
@@ -48,7 +49,7 @@ class OnnxNetwork(nn.Module):
 def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> float:
     """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
 
-    :param net: the network, in evaluation mode, as :func:`~pyro_bc.load` gives it.
+    :param net: the network, in evaluation mode, as :func:`~pyro_bc.load` gives it; on any device.
     :param input_shape: of one input, e.g. ``(1, 28, 28)``.
     :param path: an existing file is replaced, whole or not at all.
     :returns: the largest difference between ONNX Runtime's outputs and PyTorch's.
@@ -56,7 +57,7 @@ def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLik
         differ by more than :data:`TOLERANCE`; nothing is written then.
     """
     _onnx_packages()
-    net = net.eval()
+    net = copy.deepcopy(net).cpu().eval()
     arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:

@@ -18,9 +18,10 @@ from pyro.poutine.util import site_is_subsample
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .checks import BatchCheck, check_finite, first_batch, loader_steps, not_finite_error, running_on
+from .checks import BatchCheck, check_device, check_finite, first_batch, loader_steps, not_finite_error, running_on
 from .errors import CheckpointError, UsageError
-from .infer import Epoch, FitResult, restore_fit, save_fit
+from .infer import CHECKPOINT_FORMAT, Epoch, FitResult, restore_fit, save_fit
+from .random_state import device_of, same_random_state
 from .rate import CellGuide, RateNetwork
 
 # Learning rates of steps and of the prior, as parts of that of the codes.
@@ -70,6 +71,7 @@ def fit_rate(
     """
     steps = _validate(train_loader, epochs, kl_weight, learning_rate, warmup, rounding)
     settings = {
+        "format": CHECKPOINT_FORMAT,
         "objective": "rate", "epochs": epochs, "steps": steps, "kl_weight": kl_weight, "learning_rate": learning_rate,
         "warmup": warmup, "rounding": rounding, "seed": seed,
         "sites": {name: list(code.shape) for name, code in zip(guide.names, guide.codes, strict=True)},
@@ -80,7 +82,8 @@ def fit_rate(
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = first_batch(train_loader)
-    with torch.no_grad(), torch.random.fork_rng([]):
+    check_device("the first batch's inputs are", x, device_of(guide))
+    with torch.no_grad(), same_random_state(x.device):
         with running_on(x):
             outputs = model.net(x)
         check_batch = BatchCheck(model.likelihood, outputs, x)
@@ -109,7 +112,7 @@ def fit_rate(
             start = time.perf_counter()
             if epoch == rounded_from:
                 model.snap_steps_(guide)
-            sums = torch.zeros(3)
+            sums = torch.zeros(3, device=x.device)
             for step, (x, y) in enumerate(train_loader):
                 if epoch == first_epoch:
                     check_batch(x, y, step + 1)

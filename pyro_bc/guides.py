@@ -98,7 +98,7 @@ class FactorizedGuide(AutoGuide):
         self.log_variances = PyroModule()
         initial = self._initial_values()
         for name, site in sites.items():
-            value = initial.get(name, site["value"]).detach().clone()
+            value = initial.get(name, site["value"]).detach().clone().to(site["value"].device)
             for frame in site["cond_indep_stack"]:
                 full_size = frame.full_size or frame.size
                 if full_size != frame.size:  # a site inside a subsampled plate has one entry per datum

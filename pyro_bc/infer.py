@@ -28,17 +28,29 @@ from torch import Tensor
 
 from . import processes
 from .checkpoint import load_checkpoint, save_checkpoint
-from .checks import BatchCheck, check_finite, check_inputs, first_batch, loader_steps, not_finite_error, running_on
+from .checks import (
+    BatchCheck,
+    check_device,
+    check_finite,
+    check_inputs,
+    first_batch,
+    loader_steps,
+    not_finite_error,
+    running_on,
+)
 from .errors import CheckpointError, UsageError
 from .graph import read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import summarize
+from .random_state import device_of, random_state, set_random_state
 from .thresholds import choose_threshold
 from .training_step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
+#: of a checkpoint, which another version may not read: the optimiser's state, and names of generators.
+CHECKPOINT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,8 @@ def fit(
         ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
-    :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run.
+    :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run. On another device than
+        the checkpoint's the same posterior goes on with other noise.
     :param progress: whether to show a progress bar.
     :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
         seconds); None to do so where there is a C++ compiler, torch 2.13 or newer, and more than
@@ -146,7 +159,7 @@ def fit(
         "decay": decay,
         "max_scale": dict(max_scale or {}),
         "seed": seed,
-        "format": 2,  # of the optimiser's state
+        "format": CHECKPOINT_FORMAT,
         "processes": processes.count(),
         "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
     }
@@ -217,6 +230,9 @@ def fit(
 def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchCheck:
     """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
     check_inputs(x, "the first batch's inputs")
+    if isinstance(model, BayesianNetwork):
+        check_device("the first batch's inputs are", x, device_of(model.skeleton))
+    check_device("the first batch's targets are", y, x.device)
     with running_on(x):
         if guide.prototype_trace is None:
             # A guide starts from what Pyro's store holds under its names, which may be another model's.
@@ -334,16 +350,10 @@ def save_fit(
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    for rank, (cpu, cuda) in enumerate(processes.gathered(_random_state())):
-        tensors[f"rng.{rank}"] = cpu
-        if cuda is not None:
-            tensors[f"rng.{rank}.cuda"] = cuda
+    for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
+        tensors |= {f"rng.{rank}.{kind}": state for kind, state in states.items()}
     metadata = {"settings": dict(settings), "history": [asdict(record) for record in history]}
     processes.from_first(lambda: save_checkpoint(path, tensors, metadata))
-
-
-def _random_state() -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
 def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]) -> list[Epoch]:
@@ -367,8 +377,5 @@ def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Ma
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    own = f"rng.{processes.rank()}"
-    torch.set_rng_state(tensors[own])
-    if f"{own}.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"{own}.cuda"])
+    set_random_state(part(f"rng.{processes.rank()}."), device_of(guide))
     return [Epoch(**record) for record in metadata["history"]]

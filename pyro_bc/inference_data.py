@@ -15,15 +15,15 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 ``<layer>.group`` where a group is several inputs, ``point``, ``epoch``. Draws are independent, so there is one chain.
 """
 
-import errno
+import io
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ from .infer import Epoch
 from .posterior import LayerPosterior, summarize
 from .predictive import observed_values, predict
 from .priors import base_distribution, group_dim, known_priors
+from .random_state import device_of, seeded
 
-_BESIDE_NUMBERS = 1 << 21  # bytes of names, coordinates and tables of an HDF5 file, at most
 _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
 
 
@@ -153,18 +153,42 @@ def write_content(path: str | os.PathLike[str], content: Content) -> None:
     """Write variables and draws as netCDF, whole or not at all, a block of draws at a time."""
     import h5netcdf  # here, as reading HDF5 is no part of most programs
 
-    needed = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in content.variables.values()) + _BESIDE_NUMBERS
-    with replacing(path) as temporary:
-        # HDF5 ends the whole process, without an error, where a disk is full when it closes a file.
-        if shutil.disk_usage(temporary.parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with h5netcdf.File(temporary, "w") as file:
+    with replacing(path) as temporary, _Target(temporary) as target:
+        with h5netcdf.File(target, "w") as file:
             file.attrs.update(content.attributes)
             for variable in content.variables.values():
                 _write(file, variable, content)
             for start, block in content.blocks():
+                target.check()
                 for (group, name), values in block.items():
                     file[group][name][:, start : start + values.shape[1]] = values
+        target.check()
+
+
+class _Target(io.FileIO):
+    """A file for HDF5, which ends the whole process, without an error, where it cannot write what it holds at the end.
+
+    It is told that all is written; what was not, and why, says :meth:`check`.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "r+")
+        self._failure: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0 if self._failure is None else len(view)
+        try:
+            while written < len(view):
+                written += super().write(view[written:])
+        except BaseException as failure:  # an interrupt, too, would be lost in HDF5
+            self._failure = failure
+        return len(view)
+
+    def check(self) -> None:
+        """:raises BaseException: what has gone wrong, if anything has."""
+        if self._failure is not None:
+            raise self._failure
 
 
 def _write(file: Any, variable: Variable, content: Content) -> None:
@@ -271,9 +295,7 @@ def _content(
     size = max(1, min(draws, _BLOCK_NUMBERS // max(1, numbers)))
 
     def blocks() -> Iterator[tuple[int, dict[tuple[str, str], np.ndarray]]]:
-        devices = {site.mean.device for site in q.values()}
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(seed, device_of(guide)), torch.no_grad():
             for start in range(0, draws, size):
                 yield start, _draw(guide, q, names, variables, x, y, min(size, draws - start))
 

@@ -4,9 +4,11 @@ import copy
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pyro
+import torch
 import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
@@ -22,6 +24,10 @@ from .priors import GroupHorseshoe, Prior, bias_prior
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
 
 
+def _density(layer: "_BayesianLayer", role: str) -> Any:
+    return layer._densities[role]
+
+
 class _BayesianLayer(PyroModule):
     """A layer whose weight and bias are latent, with one site for every role of its prior."""
 
@@ -30,15 +36,30 @@ class _BayesianLayer(PyroModule):
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
-        for role, fn in self.prior.sites(weight_shape, group_size).items():
-            setattr(self, role, PyroSample(fn))
-        self.bias = PyroSample(bias_prior(weight_shape[0])) if bias else None
+        self._shape, self._group_size = weight_shape, group_size
+        self._place(torch.get_default_device())
+        for role in self.prior.roles:
+            setattr(self, role, PyroSample(partial(_density, role=role)))
+        self.bias = PyroSample(partial(_density, role="bias")) if bias else None
+
+    def _place(self, device: torch.device) -> None:
+        """Make the densities of all roles, whose draws are on this device."""
+        with torch.device(device):
+            densities = self.prior.sites(self._shape, self._group_size)
+            self._densities = {**densities, "bias": bias_prior(self._shape[0])}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_BayesianLayer":
+        # What moves a module moves its parameters, and a layer whose parameters are latent has none.
+        result: _BayesianLayer = super()._apply(fn, recurse)
+        self._place(fn(torch.empty(0)).device)
+        return result
 
     @classmethod
     def from_module(cls, module: Any, prior: Prior) -> Any:
         """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
         check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
+        layer._place(module.weight.device)
         layer.pretrained = {name: value.detach().clone() for name, value in module.named_parameters()}
         return layer
 
@@ -306,7 +327,7 @@ def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice])
 
 
 class BayesianNetwork(PyroModule):
-    """Net + prior + likelihood = a Pyro model ``model(x, y=None)`` of one mini-batch.
+    """Net + prior + likelihood = a Pyro model ``model(x, y=None)`` of one mini-batch, on the network's device.
 
     :param net: any network with fully connected layers or convolutions, pretrained or not; it is copied.
     :param prior: a prior, or a rule per layer as in :func:`bayesianize`.
@@ -342,6 +363,11 @@ class BayesianNetwork(PyroModule):
         self.num_data = num_data
         # What compression fills with the posterior's weights. In a tuple, so that it is no submodule.
         self._skeleton = (separate_heads(copy.deepcopy(net)),)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianNetwork":
+        self._skeleton[0]._apply(fn, recurse)
+        result: BayesianNetwork = super()._apply(fn, recurse)
+        return result
 
     @property
     def skeleton(self) -> nn.Module:

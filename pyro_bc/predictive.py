@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .checks import check_device
 from .graph import evaluating
 from .guides import FactorizedGuide
 from .priors import base_distribution
@@ -62,6 +63,7 @@ def sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[
 
 def outputs(model: Any, draw: Mapping[str, Tensor], *args: Tensor) -> Any:
     """What the model returns, its latent sites fixed, in evaluation mode."""
+    check_device("the points are", args[0], next(iter(draw.values())).device)
     mode = evaluating(model) if isinstance(model, torch.nn.Module) else nullcontext()
     with mode, pyro.validation_enabled(False), pyro.poutine.condition(data=dict(draw)):
         return model(*args)

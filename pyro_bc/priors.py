@@ -143,6 +143,8 @@ class Prior(ABC):
     def sample(self, name: str, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> Tensor:
         """Sample a layer's weight in a Pyro model: one ``pyro.sample`` statement per role.
 
+        The densities are on torch's default device (``torch.set_default_device``, ``with torch.device(…)``).
+
         :param name: the layer's name; the sites are called ``<name>.<role>``.
         :param weight_shape: ``(out, in)`` or ``(out, in, *kernel)``.
         :param group_size: as in :meth:`sites`.

@@ -139,7 +139,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
     graph = read_graph(net, example)
     layers = {layer_name(node): _masked(graph, node, {}, {}) for node in graph.nodes if is_layer(node)}
     graph = _with_weights(*_fold_batch_norms(graph, layers))
-    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)
 
 
 def _with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:

@@ -21,7 +21,7 @@ of the cells.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -106,6 +106,12 @@ class RateNetwork(PyroModule):
             count = 1 if classes is None else int(classes.max()) + 1
             self.log_scales.append(nn.Parameter(spread.repeat(count, 1)))
             self.logits.append(nn.Parameter(torch.zeros(count, COMPONENTS)))
+        self.to(parameters[self.names[0]].device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RateNetwork":
+        self.net._apply(fn, recurse)
+        result: RateNetwork = super()._apply(fn, recurse)
+        return result
 
     @property
     def net(self) -> nn.Module:

@@ -64,20 +64,22 @@ def run_rate(
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the whole job into a folder and return its metrics.
 
+    :param device: where the networks and the data are; a run may be resumed on another one.
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     plan = _validated(settings)
-    data = chosen_data(settings, data_dir)
+    data = chosen_data(settings, data_dir).to(device)
     pyro.set_rng_seed(settings.seed)
-    net = network(settings.net)(data.picture_shape, data.classes)
+    net = network(settings.net)(data.picture_shape, data.classes).to(device)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)
     taught_by = net
     if plan.teacher not in (None, settings.net):
-        taught_by = network(str(plan.teacher))(data.picture_shape, data.classes)
+        taught_by = network(str(plan.teacher))(data.picture_shape, data.classes).to(device)
         if settings.teacher_weights is not None:
             load_weights(taught_by, settings.teacher_weights)
     widths = _widths(settings, plan)
@@ -138,7 +140,7 @@ def _job(
     model, guide, history = _fit(graph, teacher, data, affine, plan, settings.seed, out, resume, progress, after)
     small = compress_codes(model, guide, graph, dense_shapes=dense_shapes, dense_parameters=dense_parameters)
     small.save(out / "network.pbc")
-    decoded = compressed.load(out / "network.pbc")
+    decoded = compressed.load(out / "network.pbc").to(data.test_x.device)
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     file_bytes = (out / "network.pbc").stat().st_size
     metrics = {
@@ -224,7 +226,7 @@ def _fit(
         data.train_x, data.train_y, teacher if plan.teacher_share else None, classes=data.classes,
         share=plan.teacher_share, augment=affine, passes=plan.passes, batch_size=plan.batch_size,
     )  # fmt: skip
-    net = GraphNetwork(arranged(graph.nodes), graph.tensors, graph.buffers)
+    net = GraphNetwork(arranged(graph.nodes), graph.tensors, graph.buffers).to(data.train_x.device)
     model = RateNetwork(net, num_data=len(data.train_x), grids=spatial_grids(graph), likelihood=SoftCategorical())
     guide = CellGuide(model)
     checkpoint = out / "checkpoint"

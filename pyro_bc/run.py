@@ -82,9 +82,11 @@ def run(
     resume: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the whole job into a folder and return its metrics.
 
+    :param device: where the networks and the data are; a run may be resumed on another one.
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     check_objective(settings, "elbo")
@@ -95,7 +97,7 @@ def run(
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
     if settings.batch_norm not in ("fold", "keep"):
         raise UsageError(f"batch_norm is fold or keep, not '{settings.batch_norm}'")
-    data = chosen_data(settings, data_dir)
+    data = chosen_data(settings, data_dir).to(device)
     plan = recipe(settings)
     if (
         plan.epochs < 1
@@ -110,13 +112,13 @@ def run(
     if not (all(0 < rate < math.inf for rate in rates) and all(0 <= weight < math.inf for weight in weights)):
         raise UsageError("learning rates must be positive and KL weights not negative, all finite")
     if settings.thresholds:
-        graph = read_graph(build(data.picture_shape, data.classes), data.train_x[:2])
+        graph = read_graph(build(data.picture_shape, data.classes).to(device), data.train_x[:2])
         layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
         for layer in settings.thresholds:
             if layer not in layers:
                 raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
     pyro.set_rng_seed(settings.seed)
-    net = build(data.picture_shape, data.classes)
+    net = build(data.picture_shape, data.classes).to(device)
     if settings.pretrained is not None:
         load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
     return in_folder(
@@ -163,15 +165,14 @@ def _job(
         left = "-".join(map(str, first.architecture))
         say(f"pruned to {left}; training on for {plan.finetune_epochs} epochs")
         plan = replace(plan, epochs=plan.finetune_epochs, kl_weight=plan.finetune_kl_weight, shift=plan.finetune_shift)
-        model, guide, more = train(
-            first.network(), plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append
-        )
+        net = first.network().to(data.train_x.device)
+        model, guide, more = train(net, plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append)
         _export_posterior(out / "finetune.nc", model, guide, data, more)
         history = (*history, *more)
         how = partial(compressed.compress, model, guide, dense=first)
     small = how(precision=settings.precision)
     file_bytes = small.save(out / "network.pbc")
-    decoded = compressed.load(out / "network.pbc")
+    decoded = compressed.load(out / "network.pbc").to(data.test_x.device)
     metrics = _metrics(settings, data, dense, dense_error, small, decoded, file_bytes, history)
     if plan.finetune_epochs:
         metrics["pruning_thresholds"] = _thresholds(first)
@@ -457,7 +458,7 @@ def _other_precision(
             continue
         small = how(precision=rule)
         others[rule] = {
-            "error_percent": error_percent(small.network(), data.test_x, data.test_y),
+            "error_percent": error_percent(small.network().to(data.test_x.device), data.test_x, data.test_y),
             "bits": list(small.bits),
             "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
         }

@@ -49,8 +49,8 @@ class TaughtBatches:
             raise UsageError("pictures are numbers between 0 and 1; normalisation belongs into the network")
         passes = 1 if augment is None else passes
         self.batch_size, self.length = batch_size, len(Batches(x, y, batch_size))
-        self.x = torch.empty(passes, *x.shape, dtype=torch.uint8)
-        self.y = torch.empty(passes, len(x), classes)
+        self.x = torch.empty(passes, *x.shape, dtype=torch.uint8, device=x.device)
+        self.y = torch.empty(passes, len(x), classes, device=x.device)
         labels = nn.functional.one_hot(y, classes).float()
         with torch.no_grad():
             for number in range(passes):

@@ -7,8 +7,7 @@ included, and the tensor operations that it came to are one function, which ``to
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.torch_version import TorchVersion
 
 from .elbo import elbo_terms
 from .guides import FactorizedGuide
+from .random_state import same_random_state
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def compiled_step(model: Any, guide: FactorizedGuide, flat: FlatParameters, x: T
         return [result.detach() for result in results], torch.autograd.grad(results[0], vectors)
 
     kl_weight = torch.zeros((), device=x.device)
-    with _same_random_state(), pyro.validation_enabled(False):
+    with same_random_state(x.device), pyro.validation_enabled(False):
         leaves = [vector.detach().clone().requires_grad_() for vector in flat.vectors]
         copies = [buffer.clone() for buffer in buffers.values()]  # batch statistics are added to while tracing
         traced = make_fx(function)(leaves, copies, x, y, kl_weight)
@@ -153,13 +153,6 @@ def _options(device: torch.device) -> dict[str, Any]:
     if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # shapes and types are the caller's, and always the same
         options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
     return options
-
-
-@contextmanager
-def _same_random_state() -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        yield
 
 
 def has_compiler() -> bool:

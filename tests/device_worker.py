@@ -1,0 +1,403 @@
+"""What tests/test_devices.py runs where torch has a second device: results as JSON.
+
+A process of its own, since a device once registered stays.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import accelerator
+import pyro
+import torch
+from distributed_worker import Stop, message, stop
+from pyro.infer import SVI, TraceMeanField_ELBO
+from torch import nn
+
+import pyro_bc
+from pyro_bc import diagnostics
+from pyro_bc.networks import NETWORKS
+from pyro_bc.random_state import random_state
+from pyro_bc.rate_run import LEARNED, run_rate
+from pyro_bc.recipes import Settings
+from pyro_bc.run import run
+
+DEVICE = accelerator.NAME
+N = 64
+PRIORS = {"gnj": pyro_bc.GroupNormalJeffreys(), "ghs": pyro_bc.GroupHorseshoe(), "svd": pyro_bc.LogUniform()}
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(8, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.block(self.embed(x.squeeze(1))).mean(1))
+
+
+def dense():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def convolutional():
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    return nn.Sequential(*layers)
+
+
+NETS = {"dense": dense, "convolutional": convolutional, "attention": Attention}
+
+
+def data(device):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(N, 1, 8, 8, generator=generator)
+    y = (x.mean((1, 2, 3)) > 0.5).long() + (x[:, 0, 0, 0] > 0.5).long()
+    return x.to(device), y.to(device)
+
+
+class Reseeded(list):
+    """Batches before which all generators start anew, so that noise is the same on both devices."""
+
+    def __iter__(self):
+        torch.manual_seed(7)
+        return super().__iter__()
+
+
+def batches(device):
+    return list(pyro_bc.Batches(*data(device), 16, shuffle=False))
+
+
+def fresh(net, prior, device):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model = pyro_bc.BayesianNetwork(NETS[net]().to(device), PRIORS[prior], num_data=N)
+    return model, pyro_bc.FactorizedGuide(model)
+
+
+def fit(model, guide, loader, **options):
+    return pyro_bc.fit(model, guide, loader, epochs=4, seed=0, progress=False, learning_rate=1e-2, **options)
+
+
+def fitted(net, prior, device, loader=None):
+    model, guide = fresh(net, prior, device)
+    history = fit(model, guide, batches(device) if loader is None else loader).history
+    return model, guide, history
+
+
+def state(*modules):
+    return {f"{i}.{name}": value for i, module in enumerate(modules) for name, value in module.state_dict().items()}
+
+
+def kinds(*modules):
+    return sorted({value.device.type for value in state(*modules).values()})
+
+
+def difference(a, b):
+    """The largest difference between two states, as a part of the largest number of its tensor (at least 1)."""
+    assert a.keys() == b.keys()
+    pairs = [(a[name].cpu().double(), b[name].cpu().double()) for name in a]
+    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in pairs)
+
+
+def fits():
+    """Every network and prior, fitted on both devices from the same start."""
+    found = {}
+    for net in NETS:
+        for prior in PRIORS:
+            results = []
+            for device in ("cpu", DEVICE):
+                model, guide = fresh(net, prior, device)
+                x, y = data(device)
+                guide(x[:16], y[:16])
+                if results:  # initial values are drawn, too
+                    guide.load_state_dict(results[0]["start"])
+                start = copy.deepcopy(guide.state_dict())
+                fit(model, guide, Reseeded(batches(device)))
+                data_of_file = pyro_bc.compress(model, guide).to_bytes()
+                results.append(
+                    {"start": start, "end": state(model, guide), "file": len(data_of_file), "on": kinds(model, guide)}
+                )
+            found[f"{net}-{prior}"] = {
+                "difference": difference(results[1]["end"], results[0]["end"]),
+                "bytes": [result["file"] for result in results],
+                "on": [result["on"] for result in results],
+            }
+    return found
+
+
+def checkpoints(folder):
+    """A whole run on each device, and runs that stop half-way on one and go on on either."""
+    whole, found = {}, {}
+    for device in ("cpu", DEVICE):
+        model, guide = fresh("convolutional", "ghs", device)
+        history = fit(model, guide, batches(device), checkpoint=folder / f"whole-{device}").history
+        whole[device] = state(model, guide), history, pyro_bc.compress(model, guide).to_bytes()
+        model, guide = fresh("convolutional", "ghs", device)
+        with contextlib.suppress(Stop):
+            fit(model, guide, batches(device), checkpoint=folder / f"half-{device}", after_epoch=stop)
+    for first in ("cpu", DEVICE):
+        for second in ("cpu", DEVICE):
+            model, guide = fresh("convolutional", "ghs", second)
+            # All epochs are done: what is read is what was written.
+            fit(model, guide, batches(second), checkpoint=folder / f"whole-{first}", resume=True)
+            read = difference(state(model, guide), whole[first][0])
+            same_file = pyro_bc.compress(model, guide).to_bytes() == whole[first][2]
+            ends = []
+            for _ in range(2):
+                shutil.copy(folder / f"half-{first}", folder / "resumed")
+                model, guide = fresh("convolutional", "ghs", second)
+                history = fit(model, guide, batches(second), checkpoint=folder / "resumed", resume=True).history
+                ends.append(state(model, guide))
+            found[f"{first}-{second}"] = {
+                "read": read,
+                "same_file": same_file,
+                "resumed": difference(ends[0], whole[first][0]),
+                "again": difference(ends[0], ends[1]),
+                "losses": [record.loss for record in history],
+                "losses_uninterrupted": [record.loss for record in whole[first][1]],
+                "on": kinds(model, guide),
+            }
+    return found
+
+
+def posteriors(folder):
+    """What reads a posterior: on the device, and on the CPU where the same posterior was moved to."""
+    model, guide, history = fitted("convolutional", "ghs", DEVICE)
+    results = []
+    for device in (DEVICE, "cpu"):
+        model.to(device)
+        guide.to(device)
+        x, y = data(device)
+        before = random_state(torch.device(device))
+        draws = pyro_bc.to_inference_data(guide, draws=20, history=history)
+        pyro_bc.save_inference_data(folder / f"{device}.nc", guide, draws=20, x=x, y=y, history=history)
+        probabilities = diagnostics.sampled_probabilities(guide, x, draws=20)
+        mean = diagnostics.mean_network(model, guide)
+        results.append({
+            "scale": draws.posterior["net.0.scale"].values.tolist(),
+            "k": diagnostics.importance_ratios(guide, x, y, draws=30).k,
+            "probabilities": probabilities.cpu().tolist(),
+            "mean": mean(x).detach().cpu().tolist(),
+            "calibration": diagnostics.calibration(probabilities, y).error,
+            "agreement": {k: v.tolist() for k, v in diagnostics.compare_fits([guide, guide]).items()},
+            "state_kept": all(torch.equal(before[k], v) for k, v in random_state(torch.device(device)).items()),
+            "file": pyro_bc.compress(model, guide, batch_norm_loader=batches(device)).to_bytes().hex(),
+        })  # fmt: skip
+    return results
+
+
+def files(folder):
+    """A file written from the device; its network there, on the CPU and in ONNX; trained on; with the dense network."""
+    model, guide, _ = fitted("convolutional", "gnj", DEVICE)
+    small = pyro_bc.compress(model, guide)
+    small.save(folder / "net.pbc")
+    small.save(folder / "short.pbc", net=convolutional().to(DEVICE))
+    net = pyro_bc.load(folder / "net.pbc")
+    short = pyro_bc.load(folder / "short.pbc", net=convolutional().to(DEVICE))
+    x = data("cpu")[0]
+    with torch.no_grad():
+        outputs = net(x)
+        there = net.to(DEVICE)(x.to(DEVICE))
+        difference_of_short = float((short(x) - outputs).abs().max())
+    onnx = pyro_bc.to_onnx(net, (1, 8, 8), folder / "net.onnx")
+    pyro.clear_param_store()
+    again = pyro_bc.BayesianNetwork(net, PRIORS["gnj"], num_data=N)
+    guide = pyro_bc.FactorizedGuide(again)
+    fit(again, guide, batches(DEVICE))
+    return {
+        "there": there.device.type,
+        "stays": next(net.parameters()).device.type,
+        "difference": float((there.cpu() - outputs).abs().max()),
+        "difference_of_short": difference_of_short,
+        "onnx": onnx,
+        "again": len(pyro_bc.compress(again, guide, dense=pyro_bc.read(folder / "net.pbc")).to_bytes()),
+    }
+
+
+def rates(folder):
+    """The other objective on both devices, and each one's checkpoint read on the other."""
+    results = []
+
+    def start(device):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        model = pyro_bc.RateNetwork(dense().to(device), num_data=N, grids={"1.weight": (8, 8)})
+        return model, pyro_bc.CellGuide(model)
+
+    def go(model, guide, device, **options):
+        return pyro_bc.fit_rate(
+            model, guide, batches(device), epochs=4, kl_weight=0.1, seed=0, progress=False, **options
+        )
+
+    for device, other in (("cpu", DEVICE), (DEVICE, "cpu")):
+        model, guide = start(device)
+        history = go(model, guide, device, checkpoint=folder / f"rate-{device}").history
+        file = pyro_bc.compress_codes(model, guide, pyro_bc.read_graph(model.net, data(device)[0])).to_bytes()
+        pyro_bc.save_codes(folder / f"codes-{device}.nc", model, guide, draws=5)
+        moved, moved_guide = start(device)
+        moved.to(other), moved_guide.to(other)
+        go(moved, moved_guide, other, checkpoint=folder / f"rate-{device}", resume=True)
+        results.append({
+            "loss": history[-1].loss, "file": file.hex(), "on": kinds(model, guide), "moved": kinds(moved, moved_guide),
+            "read": difference(state(moved, moved_guide), state(model, guide)),
+        })  # fmt: skip
+    return results
+
+
+def moved_later(folder):
+    """A model made on the CPU, and moved: before the guide has seen data, and after."""
+    found = {}
+    model, guide = fresh("convolutional", "ghs", "cpu")
+    model.to(DEVICE)
+    fit(model, guide, batches(DEVICE))
+    found["before"] = kinds(model, guide)
+    model, guide, _ = fitted("convolutional", "ghs", "cpu")
+    model.to(DEVICE), guide.to(DEVICE)
+    fit(model, guide, batches(DEVICE))
+    found["after"] = kinds(model, guide)
+    found["bytes"] = len(pyro_bc.compress(model, guide).to_bytes())
+    return found
+
+
+def by_hand():
+    """Pyro's own loop; a model written by hand under torch's default device, as Pyro users have it."""
+    model, guide = fresh("convolutional", "gnj", DEVICE)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), TraceMeanField_ELBO())
+    x, y = data(DEVICE)
+    with pyro_bc.local_reparameterization():
+        losses = [svi.step(x, y) for _ in range(30)]
+    drawn = pyro.infer.Predictive(model, guide=guide, num_samples=3)(x)["y"].device.type
+    torch.set_default_device(DEVICE)
+    try:
+        pyro.clear_param_store()
+        prior = pyro_bc.GroupHorseshoe()
+
+        def written(x, y=None):
+            w = prior.sample("fc", (3, 64))
+            logits = x.flatten(1) @ w.T
+            with pyro.plate("data", N, subsample=x):
+                pyro.sample("y", pyro.distributions.Categorical(logits=logits), obs=y)
+            return logits
+
+        written_guide = pyro_bc.FactorizedGuide(written)
+        svi = SVI(written, written_guide, pyro.optim.ClippedAdam({"lr": 1e-2}), TraceMeanField_ELBO())
+        with pyro_bc.local_reparameterization():
+            written_losses = [svi.step(x, y) for _ in range(30)]
+        pyro.clear_param_store()
+        model = pyro_bc.RateNetwork(dense(), num_data=N, grids={"1.weight": (8, 8)})
+        cells = pyro_bc.CellGuide(model)
+        pyro_bc.fit_rate(model, cells, batches(DEVICE), epochs=2, progress=False)
+        small = pyro_bc.compress_codes(model, cells, pyro_bc.read_graph(model.net, x))
+        data_of_file = small.to_bytes()
+        loaded = pyro_bc.CompressedNetwork.from_bytes(data_of_file).network()
+        shapes = list(loaded(x.cpu()).shape)
+    finally:
+        torch.set_default_device("cpu")
+    return {
+        "losses": losses,
+        "drawn": drawn,
+        "written_losses": written_losses,
+        "written_on": kinds(written_guide),
+        "loaded_on": kinds(loaded),
+        "same_bytes": pyro_bc.CompressedNetwork.from_bytes(data_of_file).to_bytes() == data_of_file,
+        "shapes": shapes,
+    }
+
+
+def wrong():
+    """Data that are not where the network is."""
+    x, y = data("cpu")
+    there = data(DEVICE)
+    found = {}
+    model, guide = fresh("convolutional", "gnj", DEVICE)
+    found["inputs"] = message(lambda: fit(model, guide, [(x, y)]))
+    found["targets"] = message(lambda: fit(model, guide, [(there[0], y)]))
+    found["later"] = message(lambda: fit(model, guide, [there, (x, there[1])]))
+    found["later targets"] = message(lambda: fit(model, guide, [there, (there[0], y)]))
+    found["other way"] = message(lambda: fit(*fresh("dense", "gnj", "cpu"), [there]))
+    found["points"] = message(lambda: diagnostics.sampled_probabilities(guide, x, draws=2))
+    rate = pyro_bc.RateNetwork(dense().to(DEVICE), num_data=N)
+    found["rate"] = message(lambda: pyro_bc.fit_rate(rate, pyro_bc.CellGuide(rate), [(x, y)], epochs=2, progress=False))
+    return found
+
+
+def small_and_normalised(picture_shape, classes):
+    layers = nn.Conv2d(picture_shape[0], 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(72, classes))
+
+
+def runs(folder):
+    """The main jobs on the device; stopped there, and resumed on the CPU."""
+    NETWORKS["small"] = small_and_normalised
+    base = Settings("small", "ghs", "digits", epochs=4, pretrain_epochs=10, batch_size=20, train_limit=400)
+    rate = replace(base, prior=LEARNED, objective="rate", epochs=8, affine=0.2, passes=2)
+    jobs = {
+        "fold": (run, replace(base, finetune_epochs=2)),
+        "keep": (run, replace(base, batch_norm="keep", thresholds={"0": 5.0})),
+        "rate": (run_rate, rate),
+        "narrow": (run_rate, replace(rate, net="lenet-300-100", widths="24-16", teacher="small")),
+    }
+
+    def stop_training(line):
+        if "dense" in line:
+            raise Stop
+
+    found = {}
+    for name, (job, settings) in jobs.items():
+        whole = job(settings, folder / name, progress=False, device=DEVICE)
+        with contextlib.suppress(Stop):
+            job(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
+        resumed = job(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
+        evaluated = pyro_bc.load(folder / name / "network.pbc")
+        test = pyro_bc.load_dataset("digits")
+        found[name] = {
+            "error": whole["compressed"]["error_percent"],
+            "evaluated": diagnostics.error_percent(evaluated, test.test_x, test.test_y),
+            "dense": [metrics["dense"]["error_percent"] for metrics in (whole, resumed)],
+            "resumed": resumed["compressed"]["error_percent"],
+            "files": sorted(path.name for path in (folder / name).iterdir()),
+        }
+    settings = replace(base, pretrain_epochs=0)
+    found["no such device"] = message(lambda: run(settings, folder / "none", progress=False, device="cuda"))
+    found["not a device"] = message(lambda: run(settings, folder / "none", progress=False, device="gpu"))
+    found["nothing written"] = not (folder / "none").exists()
+    return found
+
+
+def loaders():
+    x, y = data(DEVICE)
+    teacher = convolutional().to(DEVICE).eval()
+    found = set()
+    for augment in (pyro_bc.Affine(), pyro_bc.ShiftAndFlip(1, True)):
+        for batch in pyro_bc.Batches(x, y, 16, augment=augment):
+            found |= {part.device.type for part in batch}
+        for batch in pyro_bc.TaughtBatches(x, y, teacher, classes=3, augment=augment, passes=2):
+            found |= {part.device.type for part in batch}
+    return sorted(found)
+
+
+if __name__ == "__main__":
+    accelerator.register(Path(sys.argv[1]))
+    folder = Path(sys.argv[2])
+    results = {
+        "fits": fits(),
+        "checkpoints": checkpoints(folder),
+        "posteriors": posteriors(folder),
+        "files": files(folder),
+        "rates": rates(folder),
+        "moved_later": moved_later(folder),
+        "by_hand": by_hand(),
+        "wrong": wrong(),
+        "loaders": loaders(),
+        "runs": runs(folder),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    sys.stdout.flush()
+    os._exit(0)  # torch does not expect a device that came with a library to be gone at its end
