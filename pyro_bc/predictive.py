@@ -12,6 +12,7 @@ from torch import Tensor
 from .checks import check_device
 from .graph import evaluating
 from .guides import FactorizedGuide
+from .nn import BayesianNetwork
 from .priors import base_distribution
 
 _POINTS = 1000  # of one pass through the network
@@ -63,7 +64,8 @@ def sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[
 
 def outputs(model: Any, draw: Mapping[str, Tensor], *args: Tensor) -> Any:
     """What the model returns, its latent sites fixed, in evaluation mode."""
-    check_device("the points are", args[0], next(iter(draw.values())).device)
+    if isinstance(model, BayesianNetwork):  # one written by hand may move its data itself
+        check_device("the points are", args[0], next(iter(draw.values())).device)
     mode = evaluating(model) if isinstance(model, torch.nn.Module) else nullcontext()
     with mode, pyro.validation_enabled(False), pyro.poutine.condition(data=dict(draw)):
         return model(*args)

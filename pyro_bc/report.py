@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -153,7 +154,10 @@ def _picture(draw: Callable[[Any], Any], size: tuple[float, float] = (4.8, 3.3))
     FigureCanvasAgg(figure)
     draw(figure.add_subplot())
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130)
+    with warnings.catch_warnings():
+        # On a busy machine, where placing a legend takes a second; nobody can do anything about it.
+        warnings.filterwarnings("ignore", "Creating legend with loc")
+        figure.savefig(data, format="png", dpi=130)
     return data.getvalue()
 
 
