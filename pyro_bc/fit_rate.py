@@ -7,6 +7,7 @@ are fixed to powers of two. The learning rate falls as a cosine over all of it, 
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def fit_rate(
         TextColumn("{task.fields[state]}"), disable=not progress,
     )  # fmt: skip
     elbo = _Elbo()
-    with bar, pyro.validation_enabled(False):
+    with nullcontext() if bar.disable else bar, pyro.validation_enabled(False):
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):

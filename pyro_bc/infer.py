@@ -15,6 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -170,7 +171,12 @@ def fit(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
     )  # fmt: skip
-    with bar, pyro.validation_enabled(False), FlatParameters(_parameters(model, guide)) as flat:
+    # Entered where it is not shown, it would print an empty line (rich before 14.3).
+    with (
+        nullcontext() if bar.disable else bar,
+        pyro.validation_enabled(False),
+        FlatParameters(_parameters(model, guide)) as flat,
+    ):
         optimizer = _optimizer(flat, [learning_rate, log_learning_rate])
         history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")

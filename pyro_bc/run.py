@@ -281,7 +281,7 @@ def dense_network(
     optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
     net.train()
-    for epoch in track(range(epochs), "dense network", disable=not progress, transient=True):
+    for epoch in track(range(epochs), "dense network", transient=True) if progress else range(epochs):
         for x, y in batches:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
