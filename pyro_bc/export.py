@@ -58,32 +58,33 @@ def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLik
     """
     _onnx_packages()
     net = copy.deepcopy(net).cpu().eval()
-    arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
-    with _quiet():
-        try:
-            program: Any = torch.onnx.export(
-                arranged,
-                (torch.rand(2, *input_shape),),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                input_names=["input"],
-                output_names=["output"],
-                verbose=False,
-            )
-        except Exception as error:  # whatever the exporter raises
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
-    data = program.model_proto.SerializeToString()
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "network.onnx"
-        written.write_bytes(data)
-        difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
+    with torch.device("cpu"):  # whatever torch's default device is
+        arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
+        with _quiet():
+            try:
+                program: Any = torch.onnx.export(
+                    arranged,
+                    (torch.rand(2, *input_shape),),
+                    dynamo=True,
+                    dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                    input_names=["input"],
+                    output_names=["output"],
+                    verbose=False,
+                )
+            except Exception as error:  # whatever the exporter raises
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
+        data = program.model_proto.SerializeToString()
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "network.onnx"
+            written.write_bytes(data)
+            difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
     write_atomically(path, data)
     return difference
 
 
 def _difference(net: nn.Module, exported: nn.Module, input_shape: tuple[int, ...], n: int) -> float:
-    x = torch.rand(n, *input_shape, generator=torch.Generator().manual_seed(n))
+    x = torch.rand(n, *input_shape, generator=torch.Generator("cpu").manual_seed(n))
     with torch.no_grad():
         expected, found = net(x), exported(x)
     difference = float((expected - found).abs().max())

@@ -127,8 +127,8 @@ def shuffled(n: int) -> Tensor:
     :returns: indices, ``(n // count(),)``; by torch's global generator, on several processes by that of the first.
     """
     if count() == 1:
-        return torch.randperm(n)
+        return torch.randperm(n, device="cpu")
     seed = from_first(lambda: int(torch.randint(2**62, ())))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     share = n // count()
     return order[rank() * share : (rank() + 1) * share]

@@ -31,9 +31,10 @@ def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None
         if device.type != "cpu":
             torch.get_device_module(device).set_rng_state(states[device.type], device)
     else:
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         generator.set_state(states["cpu"])
-        torch.get_device_module(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = torch.randint(2**62, (), generator=generator, device="cpu")
+        torch.get_device_module(device).manual_seed(int(seed))
 
 
 @contextmanager

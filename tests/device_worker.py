@@ -266,7 +266,7 @@ def moved_later(folder):
     return found
 
 
-def by_hand():
+def by_hand(folder):
     """Pyro's own loop; a model written by hand under torch's default device, as Pyro users have it."""
     model, guide = fresh("convolutional", "gnj", DEVICE)
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), TraceMeanField_ELBO())
@@ -298,6 +298,12 @@ def by_hand():
         data_of_file = small.to_bytes()
         loaded = pyro_bc.CompressedNetwork.from_bytes(data_of_file).network()
         shapes = list(loaded(x.cpu()).shape)
+        pyro.clear_param_store()
+        model = pyro_bc.BayesianNetwork(convolutional(), PRIORS["gnj"], num_data=N)
+        guide = pyro_bc.FactorizedGuide(model)
+        fit(model, guide, pyro_bc.Batches(x, y, 16))
+        net = pyro_bc.compress(model, guide).network()
+        onnx = pyro_bc.to_onnx(net, (1, 8, 8), folder / "default.onnx")
     finally:
         torch.set_default_device("cpu")
     return {
@@ -308,6 +314,8 @@ def by_hand():
         "loaded_on": kinds(loaded),
         "same_bytes": pyro_bc.CompressedNetwork.from_bytes(data_of_file).to_bytes() == data_of_file,
         "shapes": shapes,
+        "on_by_default": kinds(model, guide),
+        "onnx": onnx,
     }
 
 
@@ -393,7 +401,7 @@ if __name__ == "__main__":
         "files": files(folder),
         "rates": rates(folder),
         "moved_later": moved_later(folder),
-        "by_hand": by_hand(),
+        "by_hand": by_hand(folder),
         "wrong": wrong(),
         "loaders": loaders(),
         "runs": runs(folder),

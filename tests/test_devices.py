@@ -103,6 +103,7 @@ def test_pyros_own_loop_and_torchs_default_device(found):
     by_hand = found["by_hand"]
     assert by_hand["losses"][-1] < by_hand["losses"][0] - 50 and by_hand["drawn"] == DEVICE
     assert by_hand["written_losses"][-1] < by_hand["written_losses"][0] - 50 and by_hand["written_on"] == [DEVICE]
+    assert by_hand["on_by_default"] == [DEVICE] and by_hand["onnx"] < 1e-5
     assert by_hand["loaded_on"] == [CPU] and by_hand["same_bytes"] and by_hand["shapes"] == [64, 3]
 
 
