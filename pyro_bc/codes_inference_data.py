@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from .devices import device_of
 from .errors import UsageError
 from .infer import Epoch
 from .inference_data import Content, Variable, add_history, common_attributes, write_content
-from .random_state import device_of, seeded
+from .random_state import seeded
 from .rate import CellGuide, RateNetwork
 
 _BLOCK = 10

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import separate_heads
+from .devices import device_of, on_cpu
 from .errors import CompressedFileError, EmptyNetworkError, UnsupportedNetworkError, UsageError
 from .fileformat import decode, encode
 from .files import write_atomically
@@ -21,7 +22,6 @@ from .posterior import LayerPosterior, summarize
 from .precision import NOISE_RATIO, FixedPoint, to_fixed_point
 from .prediction import PredictionNetwork
 from .pruning import PrunedNetwork, shrink
-from .random_state import device_of
 from .stored import Contents, Integers, Selection, Stored, values
 from .thresholds import Threshold, choose_threshold
 
@@ -93,8 +93,7 @@ class CompressedNetwork(Contents):
 
         :param net: as for :meth:`save`.
         """
-        with torch.device("cpu"):  # whatever torch's default device is
-            return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
+        return on_cpu(encode)(self, None if net is None else _dense_graph(net)(self.input_shape))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -125,7 +124,7 @@ def _bits_to_multiply(tensor: FixedPoint) -> int:
 
 def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:
     """The graph of a network for inputs of a shape, heads as in a Bayesian network."""
-    return lambda shape: read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape))
+    return lambda shape: read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, device="cpu"))
 
 
 def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:
@@ -133,8 +132,7 @@ def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[Compressed
 
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
-    with torch.device("cpu"):
-        contents, sections = decode(data, None if net is None else _dense_graph(net))
+    contents, sections = on_cpu(decode)(data, None if net is None else _dense_graph(net))
     return CompressedNetwork(**vars(contents), thresholds={}), sections
 
 
@@ -212,6 +210,7 @@ def compress(
     return small
 
 
+@on_cpu
 def _check_not_constant(small: CompressedNetwork, example: Tensor) -> None:
     """:raises EmptyNetworkError: where what is left computes the same for every input."""
     advice = "Train longer, with a higher learning rate or a lower weight of the KL, or set higher thresholds"
@@ -251,6 +250,7 @@ def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPoste
     return posterior
 
 
+@on_cpu
 def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[str, Stored]:
     """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
     tensors: dict[str, Stored] = {}

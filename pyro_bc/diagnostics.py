@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .devices import device_of
 from .errors import UsageError
 from .guides import FactorizedGuide
 from .inference_data import arviz_package, is_before_1
 from .nn import BayesianNetwork
 from .posterior import summarize
 from .predictive import observed_sites, outputs, sites
-from .random_state import device_of, seeded
+from .random_state import seeded
 
 #: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
 RELIABLE_K = 0.7

@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .checks import BatchCheck, check_device, check_finite, first_batch, loader_steps, not_finite_error, running_on
+from .devices import device_of
 from .errors import CheckpointError, UsageError
 from .infer import CHECKPOINT_FORMAT, Epoch, FitResult, restore_fit, save_fit
-from .random_state import device_of, same_random_state
+from .random_state import same_random_state
 from .rate import CellGuide, RateNetwork
 
 # Learning rates of steps and of the prior, as parts of that of the codes.

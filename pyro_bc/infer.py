@@ -39,12 +39,13 @@ from .checks import (
     not_finite_error,
     running_on,
 )
+from .devices import device_of
 from .errors import CheckpointError, UsageError
 from .graph import read_graph
 from .guides import FactorizedGuide
 from .nn import BayesianNetwork
 from .posterior import summarize
-from .random_state import device_of, random_state, set_random_state
+from .random_state import random_state, set_random_state
 from .thresholds import choose_threshold
 from .training_step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 

@@ -18,6 +18,8 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 import io
 import math
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from .devices import device_of
 from .distributions import NormalJeffreys
 from .errors import UsageError
 from .files import replacing
@@ -39,7 +42,7 @@ from .infer import Epoch
 from .posterior import LayerPosterior, summarize
 from .predictive import observed_values, predict
 from .priors import base_distribution, group_dim, known_priors
-from .random_state import device_of, seeded
+from .random_state import seeded
 
 _BLOCK_NUMBERS = 1 << 22  # a block of draws has about so many numbers
 
@@ -159,8 +162,8 @@ def write_content(path: str | os.PathLike[str], content: Content) -> None:
             for variable in content.variables.values():
                 _write(file, variable, content)
             for start, block in content.blocks():
-                target.check()
                 for (group, name), values in block.items():
+                    target.check()
                     file[group][name][:, start : start + values.shape[1]] = values
         target.check()
 
@@ -168,12 +171,32 @@ def write_content(path: str | os.PathLike[str], content: Content) -> None:
 class _Target(io.FileIO):
     """A file for HDF5, which ends the whole process, without an error, where it cannot write what it holds at the end.
 
-    It is told that all is written; what was not, and why, says :meth:`check`.
+    It is told that all is written; what was not, and why, says :meth:`check`. So does Ctrl-C, which HDF5 would lose.
     """
 
     def __init__(self, path: Path):
         super().__init__(path, "r+")
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
+        self._interrupted = False
+        self._before: Any = None
+
+    def __enter__(self) -> "_Target":
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if usual and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            if self._before is not None:
+                signal.signal(signal.SIGINT, self._before)
+        if error[0] is None:
+            self.check()  # an interrupt may have come after the last look
+
+    def _interrupt(self, *_: Any) -> None:
+        self._interrupted = True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -181,12 +204,22 @@ class _Target(io.FileIO):
         try:
             while written < len(view):
                 written += super().write(view[written:])
-        except BaseException as failure:  # an interrupt, too, would be lost in HDF5
+        except OSError as failure:
             self._failure = failure
         return len(view)
 
+    def truncate(self, size: int | None = None) -> int:
+        if self._failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as failure:
+                self._failure = failure
+        return self.tell() if size is None else size
+
     def check(self) -> None:
-        """:raises BaseException: what has gone wrong, if anything has."""
+        """:raises OSError: where not all could be written; :raises KeyboardInterrupt: where there was one."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self._failure is not None:
             raise self._failure
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import GroupedLinear, MultiheadAttention, separate_heads
 from .checks import check_dtype
+from .devices import default_dtype
 from .errors import UnsupportedNetworkError, UsageError
 from .likelihoods import Categorical, Likelihood
 from .priors import GroupHorseshoe, Prior, bias_prior
@@ -37,21 +38,23 @@ class _BayesianLayer(PyroModule):
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
         self._shape, self._group_size = weight_shape, group_size
+        self._dtype = torch.get_default_dtype()
         self._place(torch.get_default_device())
         for role in self.prior.roles:
             setattr(self, role, PyroSample(partial(_density, role=role)))
         self.bias = PyroSample(partial(_density, role="bias")) if bias else None
 
     def _place(self, device: torch.device) -> None:
-        """Make the densities of all roles, whose draws are on this device."""
-        with torch.device(device):
+        """Make the densities of all roles, whose draws are on this device, and of the type of the first ones."""
+        self._device = device
+        with torch.device(device), default_dtype(self._dtype):
             densities = self.prior.sites(self._shape, self._group_size)
             self._densities = {**densities, "bias": bias_prior(self._shape[0])}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_BayesianLayer":
         # What moves a module moves its parameters, and a layer whose parameters are latent has none.
         result: _BayesianLayer = super()._apply(fn, recurse)
-        self._place(fn(torch.empty(0)).device)
+        self._place(fn(torch.empty(0, device=self._device)).device)
         return result
 
     @classmethod

@@ -65,7 +65,8 @@ def sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[
 def outputs(model: Any, draw: Mapping[str, Tensor], *args: Tensor) -> Any:
     """What the model returns, its latent sites fixed, in evaluation mode."""
     if isinstance(model, BayesianNetwork):  # one written by hand may move its data itself
-        check_device("the points are", args[0], next(iter(draw.values())).device)
+        for what, part in zip(("points", "targets"), args, strict=False):
+            check_device(f"the {what} are", part, next(iter(draw.values())).device)
     mode = evaluating(model) if isinstance(model, torch.nn.Module) else nullcontext()
     with mode, pyro.validation_enabled(False), pyro.poutine.condition(data=dict(draw)):
         return model(*args)

@@ -84,6 +84,9 @@ class Prior(ABC):
     def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
         """Prior density of every role for a weight of shape ``(out, in)`` or ``(out, in, *kernel)``.
 
+        The densities are made on torch's default device, and made anew where a layer moves to another one: what they
+        depend on are numbers, not tensors.
+
         :param group_size: how many neighbouring inputs of a linear layer, a head of an attention, are one group.
         """
 

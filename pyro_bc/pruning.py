@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch_norm import reestimate_batch_norm
+from .devices import on_cpu
 from .errors import EmptyNetworkError, UsageError
 from .graph import (
     ELEMENTWISE,
@@ -94,6 +95,7 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     return mask
 
 
+@on_cpu
 def shrink(
     graph: Graph,
     posterior: Mapping[str, LayerPosterior],

@@ -4,12 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a guide or a network is: the device of its parameters; the CPU's where it has none."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -34,7 +29,7 @@ def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None
         generator = torch.Generator("cpu")
         generator.set_state(states["cpu"])
         seed = torch.randint(2**62, (), generator=generator, device="cpu")
-        torch.get_device_module(device).manual_seed(int(seed))
+        torch.get_device_module(device).manual_seed_all(int(seed))  # the others of its type, too
 
 
 @contextmanager
@@ -51,5 +46,7 @@ def same_random_state(device: torch.device) -> Iterator[None]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """:func:`same_random_state`, in which the generators start from a seed."""
     with same_random_state(device):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed_all(seed)
         yield

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .devices import on_cpu
 from .errors import UsageError
 from .posterior import LayerPosterior
 
@@ -38,7 +39,7 @@ class Threshold:
     def keeps(self, layer: LayerPosterior) -> Tensor:
         """Which of a layer's groups (weights, for per-weight priors) are kept, boolean, shape of the statistic."""
         if layer.statistic is None:
-            return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool)
+            return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool, device="cpu")
         keep = layer.statistic < self.value
         return keep if self.method == "explicit" else keep & _has_signal(layer)
 
@@ -53,6 +54,7 @@ _DISTINCT = 0.1
 _DISPENSABLE = 0.05
 
 
+@on_cpu
 def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Threshold:
     """The threshold of one layer.
 

@@ -1,5 +1,5 @@
-// A device of its own to torch, "pretend", whose memory is the computer's and whose operations are the CPU's: what is
-// made or left on the wrong device is the error here that it is on a GPU. Noise comes from a generator of its own.
+// A device of its own to torch, "pretend", whose memory is the computer's and whose operations are the CPU's. Noise comes
+// from a generator of its own. What is on the wrong device is an error as on a GPU under AsStrictAsAGpu (accelerator.py).
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>

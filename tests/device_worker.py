@@ -57,7 +57,7 @@ NETS = {"dense": dense, "convolutional": convolutional, "attention": Attention}
 
 def data(device):
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(N, 1, 8, 8, generator=generator)
+    x = torch.rand(N, 1, 8, 8, generator=generator, device="cpu")
     y = (x.mean((1, 2, 3)) > 0.5).long() + (x[:, 0, 0, 0] > 0.5).long()
     return x.to(device), y.to(device)
 
@@ -302,6 +302,8 @@ def by_hand(folder):
         model = pyro_bc.BayesianNetwork(convolutional(), PRIORS["gnj"], num_data=N)
         guide = pyro_bc.FactorizedGuide(model)
         fit(model, guide, pyro_bc.Batches(x, y, 16))
+        resumed, resumed_guide = fresh("convolutional", "ghs", DEVICE)
+        fit(resumed, resumed_guide, batches(DEVICE), checkpoint=folder / "half-cpu", resume=True)
         net = pyro_bc.compress(model, guide).network()
         onnx = pyro_bc.to_onnx(net, (1, 8, 8), folder / "default.onnx")
     finally:
@@ -394,6 +396,8 @@ def loaders():
 if __name__ == "__main__":
     accelerator.register(Path(sys.argv[1]))
     folder = Path(sys.argv[2])
+    strict = accelerator.AsStrictAsAGpu()
+    strict.__enter__()
     results = {
         "fits": fits(),
         "checkpoints": checkpoints(folder),

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, on full and read-only disks too, and a folder belongs to one run."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bc import OutputError
+from pyro_bc import OutputError, inference_data
 from pyro_bc.checkpoint import save_checkpoint
 from pyro_bc.errors import UsageError
 from pyro_bc.files import is_empty, only_run_in, replacing, write_atomically
@@ -84,6 +85,31 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, size):
         with pytest.raises(OutputError, match=r"file' cannot be written: No space left"):
             WRITERS[name](folder / "file")
         assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [("file", b"old")]
+
+
+def test_an_interrupt_while_hdf5_writes_is_not_lost_with_what_it_was_writing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"old")
+    writes = []
+    plain = inference_data._Target.write
+
+    def write(self, data):
+        writes.append(1)
+        if len(writes) == interrupted_at[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, data)
+
+    monkeypatch.setattr(inference_data._Target, "write", write)
+    interrupted_at = [0]
+    netcdf(tmp_path / "whole")
+    count = len(writes)
+    for interrupted_at[0] in range(1, count + 1, max(1, count // 7)):
+        writes.clear()
+        with pytest.raises(KeyboardInterrupt):
+            netcdf(tmp_path / "file")
+        assert sorted((p.name, p.name == "whole" or p.read_bytes()) for p in tmp_path.iterdir()) == [
+            ("file", b"old"), ("whole", True),
+        ]  # fmt: skip
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_bc.random_state import device_of, random_state, same_random_state, seeded, set_random_state
+from pyro_bc.devices import device_of
+from pyro_bc.random_state import random_state, same_random_state, seeded, set_random_state
 
 CPU = torch.device("cpu")
 
