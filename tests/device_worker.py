@@ -255,7 +255,7 @@ def moved_later(folder):
     """A model made on the CPU, and moved: before the guide has seen data, and after."""
     found = {}
     model, guide = fresh("convolutional", "ghs", "cpu")
-    model.to(DEVICE)
+    model.to(DEVICE).to(torch.float32)  # the second changes nothing
     fit(model, guide, batches(DEVICE))
     found["before"] = kinds(model, guide)
     model, guide, _ = fitted("convolutional", "ghs", "cpu")

@@ -4,10 +4,12 @@ import warnings
 from collections import OrderedDict
 
 import numpy as np
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer import Predictive
+from pyro.nn import PyroSample
 from scipy import special
 from torch import nn
 
@@ -302,3 +304,19 @@ def test_the_skeleton_follows_deterministic_layers_as_they_are_trained():
     with torch.no_grad():
         dict(model.named_parameters())["net.2.weight"].fill_(7.0)
     assert (model.skeleton[2].weight == 7).all() and torch.equal(model.skeleton[0].weight, net[0].weight)
+
+
+def test_densities_keep_their_dtype_where_the_model_moves_under_another_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = BayesianNetwork(nn.Linear(3, 2), GroupHorseshoe(), num_data=4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    trace = poutine.trace(model.to("cpu")).get_trace(torch.randn(4, 3, dtype=torch.float64), torch.zeros(4).long())
+    assert {trace.nodes[name]["value"].dtype for name in trace.stochastic_nodes} == {torch.float64}
+
+
+def test_a_users_own_density_stays_where_the_model_moves():
+    layer = BayesianLinear(3, 2, prior=StandardNormal())
+    layer.weight = PyroSample(dist.Normal(7.0, 1e-3).expand([2, 3]).to_event(2))
+    assert (layer.to(torch.float32).weight - 7).abs().max() < 0.1
