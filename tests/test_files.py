@@ -87,7 +87,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, size):
         assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [("file", b"old")]
 
 
-def test_an_interrupt_while_hdf5_writes_is_not_lost_with_what_it_was_writing(tmp_path, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Python's own handler, which a shell's background jobs, that ignore Ctrl-C, do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_hdf5_writes_is_not_lost_with_what_it_was_writing(tmp_path, monkeypatch, interruptible):
     (tmp_path / "file").write_bytes(b"old")
     writes = []
     plain = inference_data._Target.write
