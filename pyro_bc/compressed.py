@@ -93,7 +93,7 @@ class CompressedNetwork(Contents):
 
         :param net: as for :meth:`save`.
         """
-        return on_cpu(encode)(self, None if net is None else _dense_graph(net)(self.input_shape))
+        return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -132,7 +132,7 @@ def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[Compressed
 
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
-    contents, sections = on_cpu(decode)(data, None if net is None else _dense_graph(net))
+    contents, sections = decode(data, None if net is None else _dense_graph(net))
     return CompressedNetwork(**vars(contents), thresholds={}), sections
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .devices import on_cpu
 from .errors import ExportError
 from .files import write_atomically
 from .graph import GraphNetwork
@@ -46,6 +47,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(outputs)
 
 
+@on_cpu
 def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> float:
     """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
 
@@ -58,27 +60,26 @@ def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLik
     """
     _onnx_packages()
     net = copy.deepcopy(net).cpu().eval()
-    with torch.device("cpu"):  # whatever torch's default device is
-        arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
-        with _quiet():
-            try:
-                program: Any = torch.onnx.export(
-                    arranged,
-                    (torch.rand(2, *input_shape),),
-                    dynamo=True,
-                    dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                    input_names=["input"],
-                    output_names=["output"],
-                    verbose=False,
-                )
-            except Exception as error:  # whatever the exporter raises
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
-        data = program.model_proto.SerializeToString()
-        with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / "network.onnx"
-            written.write_bytes(data)
-            difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
+    arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
+    with _quiet():
+        try:
+            program: Any = torch.onnx.export(
+                arranged,
+                (torch.rand(2, *input_shape),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=["input"],
+                output_names=["output"],
+                verbose=False,
+            )
+        except Exception as error:  # whatever the exporter raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
+    data = program.model_proto.SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "network.onnx"
+        written.write_bytes(data)
+        difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
     write_atomically(path, data)
     return difference
 

@@ -81,6 +81,7 @@ from torch import Tensor
 
 from .chain import Chain, find_chain, prune
 from .codec import Decoder, Encoder
+from .devices import on_cpu
 from .errors import CompressedFileError
 from .graph import Graph, GraphNetwork, Named, Node, is_layer, replace_leaves
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
@@ -93,6 +94,7 @@ _MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
 _MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
 
 
+@on_cpu
 def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     """The file's bytes; the same contents always give the same bytes.
 
@@ -188,6 +190,7 @@ def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
     return HeaderReader(nodes, len(reader.data))
 
 
+@on_cpu
 def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
     """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
 

@@ -48,15 +48,15 @@ def plans_of(
     :param adaptive: whether numbers may be coded adaptively where that is shorter, as far as a file may hold such.
     :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
-    cosines = [t for t in tensors.values() if isinstance(t, FixedPoint) and t.grid]
-    for name, tensor in tensors.items():
-        if isinstance(tensor, FixedPoint) and tensor.grid and not fits_integers(tensor.codes, tensor.grid):
+    cosines = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FixedPoint) and tensor.grid}
+    for name, coefficients in cosines.items():
+        if not fits_integers(coefficients.codes, coefficients.grid):
             raise UnsupportedNetworkError(
                 f"the cosine coefficients of '{name}' are larger than a file can hold exactly: take a larger step, or "
                 f"leave its grid out"
             )
-    left = MOST_ADAPTIVE - sum(tensor.codes.numel() for tensor in cosines)
-    if left < 0 or any(max(tensor.grid) > MOST_SIDE for tensor in cosines):
+    left = MOST_ADAPTIVE - sum(tensor.codes.numel() for tensor in cosines.values())
+    if left < 0 or any(max(tensor.grid) > MOST_SIDE for tensor in cosines.values()):
         raise UnsupportedNetworkError(
             f"a file takes at most {MOST_ADAPTIVE:,} cosine coefficients, over grids of at most {MOST_SIDE} a side; "
             f"leave a grid out"

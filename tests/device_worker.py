@@ -85,9 +85,9 @@ def fit(model, guide, loader, **options):
     return pyro_bc.fit(model, guide, loader, epochs=4, seed=0, progress=False, learning_rate=1e-2, **options)
 
 
-def fitted(net, prior, device, loader=None):
+def fitted(net, prior, device):
     model, guide = fresh(net, prior, device)
-    history = fit(model, guide, batches(device) if loader is None else loader).history
+    history = fit(model, guide, batches(device)).history
     return model, guide, history
 
 
@@ -396,20 +396,19 @@ def loaders():
 if __name__ == "__main__":
     accelerator.register(Path(sys.argv[1]))
     folder = Path(sys.argv[2])
-    strict = accelerator.AsStrictAsAGpu()
-    strict.__enter__()
-    results = {
-        "fits": fits(),
-        "checkpoints": checkpoints(folder),
-        "posteriors": posteriors(folder),
-        "files": files(folder),
-        "rates": rates(folder),
-        "moved_later": moved_later(folder),
-        "by_hand": by_hand(folder),
-        "wrong": wrong(),
-        "loaders": loaders(),
-        "runs": runs(folder),
-    }
+    with accelerator.AsStrictAsAGpu():
+        results = {
+            "fits": fits(),
+            "checkpoints": checkpoints(folder),
+            "posteriors": posteriors(folder),
+            "files": files(folder),
+            "rates": rates(folder),
+            "moved_later": moved_later(folder),
+            "by_hand": by_hand(folder),
+            "wrong": wrong(),
+            "loaders": loaders(),
+            "runs": runs(folder),
+        }
     (folder / "results.json").write_text(json.dumps(results))
     sys.stdout.flush()
     os._exit(0)  # torch does not expect a device that came with a library to be gone at its end
