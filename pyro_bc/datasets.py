@@ -65,13 +65,15 @@ class Dataset:
     def to(self, device: str | torch.device) -> "Dataset":
         """The same set on a device.
 
-        :raises UsageError: where torch has no such device here.
+        :raises UsageError: where torch has no such device here, or it holds no numbers.
         """
         try:
             parts = {name: getattr(self, name).to(device) for name in ("train_x", "train_y", "test_x", "test_y")}
         except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not built in; a package it needs
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UsageError(f"the device '{device}' cannot be used: {reason}") from None
+        if parts["train_x"].is_meta:
+            raise UsageError(f"the device '{device}' cannot be used: it holds shapes, but no numbers")
         return replace(self, **parts)
 
     def limited(self, examples: int) -> "Dataset":

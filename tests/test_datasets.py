@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_bc.datasets import Affine, Batches, Dataset, ShiftAndFlip, load_dataset
-from pyro_bc.errors import DataError
+from pyro_bc.errors import DataError, UsageError
 
 
 def test_digits_are_pictures_split_by_class():
@@ -152,3 +152,9 @@ def test_affine_rotates_about_the_centre():
         assert turned[14, 14] > 0.5
         found.add(bool(turned.sum(0).count_nonzero() < 15))
     assert found == {True, False}  # steep ones and flat ones
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:77"])
+def test_a_device_that_cannot_be_used_is_named(device):
+    with pytest.raises(UsageError, match=f"the device '{device}' cannot be used: "):
+        load_dataset("digits").to(device)
