@@ -28,11 +28,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from pyro_bc import Batches, load_dataset
-from pyro_bc.codec import Encoder
-from pyro_bc.datasets import Dataset
-from pyro_bc.diagnostics import error_percent
-from pyro_bc.networks import network
-from pyro_bc.priors import group_dim
+from pyro_bc.app.datasets import Dataset
+from pyro_bc.app.networks import network
+from pyro_bc.file.coder import Encoder
+from pyro_bc.inspection.diagnostics import error_percent
+from pyro_bc.priors.base import group_dim
 
 RESULTS = Path(__file__).parent / "results"
 HEADER = 21  # bytes, of our files of the same networks

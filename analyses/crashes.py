@@ -26,7 +26,7 @@ from PIL import Image
 from rich.progress import Progress
 
 import pyro_bc
-from pyro_bc.checkpoint import load_checkpoint
+from pyro_bc.inference.checkpoint import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 FEW = ["--data", "digits", "--epochs", "8", "--train-limit", "600", "--batch-size", "64", "--development"]

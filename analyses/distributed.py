@@ -14,8 +14,8 @@ import torch
 import torch.distributed as distributed
 
 import pyro_bc
-from pyro_bc.diagnostics import error_percent
-from pyro_bc.networks import lenet_300_100
+from pyro_bc.app.networks import lenet_300_100
+from pyro_bc.inspection.diagnostics import error_percent
 
 
 def main() -> None:

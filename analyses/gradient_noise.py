@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 
 import pyro_bc
-from pyro_bc.networks import lenet_300_100
+from pyro_bc.app.networks import lenet_300_100
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 200

@@ -25,13 +25,14 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from pyro_bc.chain import KNOWN, Chain, Layer, prune
-from pyro_bc.compressed import CompressedNetwork, read_sections
 from pyro_bc.errors import CompressedFileError
-from pyro_bc.fileformat import encode
-from pyro_bc.graph import is_layer, read_graph
-from pyro_bc.precision import FixedPoint
-from pyro_bc.stored import Contents, Integers
+from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
+from pyro_bc.file.compressed import CompressedNetwork, read_sections
+from pyro_bc.file.contents import Contents, Integers
+from pyro_bc.file.format import encode
+from pyro_bc.graph.nodes import is_layer
+from pyro_bc.graph.read import read_graph
+from pyro_bc.quantisation.fixed_point import FixedPoint
 
 RESULTS = Path(__file__).parent / "results"
 CORPUS = Path(__file__).parents[1] / "tests" / "corpus"

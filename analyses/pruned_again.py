@@ -16,10 +16,12 @@ from typing import Any
 import pyro
 
 import pyro_bc
-from pyro_bc.datasets import Affine, Batches, ShiftAndFlip, load_dataset
-from pyro_bc.diagnostics import error_percent
-from pyro_bc.networks import network
-from pyro_bc.run import load_weights
+from pyro_bc.app.datasets import load_dataset
+from pyro_bc.app.dense import load_weights
+from pyro_bc.app.networks import network
+from pyro_bc.data.augment import Affine, ShiftAndFlip
+from pyro_bc.data.batches import Batches
+from pyro_bc.inspection.diagnostics import error_percent
 
 RESULTS = Path(__file__).parent / "results"
 START = RESULTS / "lenet-5-caffe-mnist-ghs-seed0" / "network.pbc"

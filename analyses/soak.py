@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from pyro_bc.cli import main as command
+from pyro_bc.app.cli import main as command
 
 RESULTS = Path(__file__).parent / "results"
 

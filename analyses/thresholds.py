@@ -15,9 +15,9 @@ from pathlib import Path
 from main_job import PAPER, RESULTS, one_run
 from matplotlib.figure import Figure
 
-from pyro_bc import plots
-from pyro_bc.inference_data import arviz_package, layer_posteriors
-from pyro_bc.thresholds import Threshold
+from pyro_bc.inspection import plots
+from pyro_bc.inspection.arviz import arviz_package, layer_posteriors
+from pyro_bc.posterior.thresholds import Threshold
 
 
 def main() -> None:

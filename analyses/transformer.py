@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.diagnostics import error_percent
-from pyro_bc.files import write_atomically
+from pyro_bc.inspection.diagnostics import error_percent
+from pyro_bc.runtime.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, LAYERS, WIDTH, HIDDEN = 8, 2, 64, 256

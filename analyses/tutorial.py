@@ -13,7 +13,7 @@ import pyro
 import torch
 
 import pyro_bc
-from pyro_bc import diagnostics, plots
+from pyro_bc.inspection import diagnostics, plots
 
 matplotlib.use("Agg")  # a notebook shows pictures without this line
 import matplotlib.pyplot as plt

@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from pyro_bc.cli import parser
+from pyro_bc.app.cli import parser
 
 project = "pyro_bc"
 author = "the authors of pyro_bc"
@@ -36,12 +36,12 @@ python_maximum_signature_line_length = 100
 # Other packages, whose pages are not linked, and a type variable.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|pyro|numpy|np|matplotlib|pathlib|os|collections\.abc|argparse)\..*"),
-    ("py:.*", "Tensor|Axes|pyro_bc.processes.T"),
+    ("py:.*", "Tensor|Axes|pyro_bc.runtime.processes.T"),
 ]
 
 
 class CommandOptions(SphinxDirective):
-    """``.. command-options::`` lists what :func:`pyro_bc.cli.parser` takes, so that the page cannot fall behind it."""
+    """``.. command-options::`` lists what :func:`pyro_bc.app.cli.parser` takes, so that the page keeps up."""
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # the page's source stays the same when the parser changes
@@ -76,7 +76,7 @@ def _plain(text: str) -> str:
 
 
 def _by_last_part(app: Sphinx, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.Element | None:
-    """What a docstring names by its module (``pyro_bc.graph.read_graph``) is on the pages as the package exports it."""
+    """What a docstring names by its module (``pyro_bc.graph.read.read_graph``) is shown as the package exports it."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or node["reftype"] == "mod" or node.get("refspecific"):
         return None

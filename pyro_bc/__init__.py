@@ -10,29 +10,39 @@
 >>> small = pyro_bc.compress(model, guide)
 """
 
-from . import diagnostics, plots
-from .coded import compress_codes, spatial_grids
-from .codes_inference_data import save_codes
-from .compressed import CompressedNetwork, Compression, compress, load, read
-from .datasets import Affine, Batches, ShiftAndFlip, load_dataset
-from .distributions import NormalJeffreys, half_cauchy_factors
-from .elbo import ElboTerms, elbo_terms
+from .app.datasets import load_dataset
+from .app.narrow import narrowed
+from .compression.batch_norm import fold_batch_norm
+from .compression.codes import compress_codes
+from .compression.compress import compress
+from .data.augment import Affine, ShiftAndFlip
+from .data.batches import Batches
+from .data.teacher import TaughtBatches
 from .errors import OutputError, PyroBCError
-from .export import OnnxNetwork, to_int8, to_onnx
-from .fit_rate import fit_rate
-from .graph import Graph, GraphNetwork, read_graph
-from .guides import FactorizedGuide
-from .infer import Epoch, FitResult, fit
-from .inference_data import save_inference_data, to_inference_data
-from .likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
-from .local_reparameterization import local_reparameterization
-from .narrow import narrowed
-from .nn import BayesianConv1d, BayesianConv2d, BayesianLinear, BayesianNetwork, bayesianize
-from .posterior import LayerPosterior, summarize
-from .priors import GroupHorseshoe, GroupNormalJeffreys, LogUniform, Prior, StandardNormal
-from .pruning import fold_batch_norm
-from .rate import CellGuide, RateNetwork
-from .teaching import TaughtBatches
+from .file.compressed import CompressedNetwork, Compression, load, read
+from .graph.module import GraphNetwork
+from .graph.nodes import Graph
+from .graph.onnx import OnnxNetwork, to_int8, to_onnx
+from .graph.read import read_graph
+from .inference.elbo import ElboTerms, elbo_terms
+from .inference.fit import fit
+from .inference.fit_rate import fit_rate
+from .inference.history import Epoch, FitResult
+from .inference.local_reparameterization import local_reparameterization
+from .inspection import diagnostics, plots
+from .inspection.arviz import save_inference_data, to_inference_data
+from .inspection.codes_arviz import save_codes
+from .model.guide import FactorizedGuide
+from .model.layers import BayesianConv1d, BayesianConv2d, BayesianLinear
+from .model.likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
+from .model.network import BayesianNetwork, bayesianize
+from .posterior.summary import LayerPosterior, summarize
+from .priors.base import Prior
+from .priors.horseshoe import GroupHorseshoe, half_cauchy_factors
+from .priors.learned_code import CellGuide, RateNetwork
+from .priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
+from .priors.standard_normal import StandardNormal
+from .quantisation.grids import spatial_grids
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """``python -m pyro_bc``."""
 
-from .cli import main
+from .app.cli import main
 
 raise SystemExit(main())

@@ -20,12 +20,12 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_bc
-from pyro_bc import diagnostics
-from pyro_bc.networks import NETWORKS
-from pyro_bc.random_state import random_state
-from pyro_bc.rate_run import LEARNED, run_rate
-from pyro_bc.recipes import Settings
-from pyro_bc.run import run
+from pyro_bc.app.job import run
+from pyro_bc.app.networks import NETWORKS
+from pyro_bc.app.rate_job import LEARNED, run_rate
+from pyro_bc.app.settings import Settings
+from pyro_bc.inspection import diagnostics
+from pyro_bc.runtime.random_state import random_state
 
 DEVICE = accelerator.NAME
 N = 64

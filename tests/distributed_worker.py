@@ -11,10 +11,10 @@ import torch.distributed as distributed
 from torch import nn
 
 import pyro_bc
-from pyro_bc import processes
 from pyro_bc.errors import PyroBCError
-from pyro_bc.infer import _parameters
-from pyro_bc.training_step import FlatParameters, eager_step
+from pyro_bc.inference.schedule import trained_parameters as _parameters
+from pyro_bc.inference.step import FlatParameters, eager_step
+from pyro_bc.runtime import processes
 
 N, BATCH = 200, 25
 

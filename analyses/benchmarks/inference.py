@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import pyro_bc
-from pyro_bc.export import OnnxNetwork, to_onnx
-from pyro_bc.networks import network
+from pyro_bc.app.networks import network
+from pyro_bc.graph.onnx import OnnxNetwork, to_onnx
 
 RESULTS = Path(__file__).parents[1] / "results"
 NETS, PRIORS = ("lenet-300-100", "lenet-5-caffe"), ("gnj", "ghs")

@@ -14,7 +14,7 @@ import arviz
 import torch
 
 import pyro_bc
-from pyro_bc.networks import lenet_5_caffe
+from pyro_bc.app.networks import lenet_5_caffe
 
 RESULTS = Path(__file__).parents[1] / "results"
 

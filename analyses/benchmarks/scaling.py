@@ -26,7 +26,7 @@ import torch.distributed as distributed
 from torch import nn
 
 import pyro_bc
-from pyro_bc.networks import network
+from pyro_bc.app.networks import network
 
 RESULTS = Path(__file__).parents[1] / "results"
 THROUGHPUT = [("lenet-300-100", 128, 400), ("lenet-5-caffe", 128, 40), ("lenet-5-caffe", 512, 12)]

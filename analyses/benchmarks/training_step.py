@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import pyro_bc
-from pyro_bc.networks import network
-from pyro_bc.run import PRIORS
+from pyro_bc.app.job import PRIORS
+from pyro_bc.app.networks import network
 
 RESULTS = Path(__file__).parents[1] / "results"
 CASES = {

@@ -1,0 +1,264 @@
+"""The command ``pyro-bc``: run, evaluate, inspect, export, report."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import CompressedFileError, PyroBCError, UsageError
+from ..file import compressed
+from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
+from ..inspection.diagnostics import error_percent
+from ..quantisation.rounding import RULES
+from .datasets import DATASETS, Dataset, load_dataset
+from .job import PRIORS, run
+from .networks import NETWORKS
+from .rate_job import LEARNED, run_rate
+from .report import write_report
+from .settings import Settings
+from .tables import markdown, rate_markdown
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line on bad arguments, instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    top = _Parser(
+        prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out."
+    )
+    commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    job = commands.add_parser("run", help="train, compress and measure, into a folder")
+    job.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
+    job.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}; learned with --objective rate")
+    job.add_argument(
+        "--objective", default="elbo", choices=("elbo", "rate"),
+        help="elbo: the posterior prunes and sets bits; rate: its KL is the file's size, for the smallest files",
+    )  # fmt: skip
+    job.add_argument("--widths", metavar="N-N-…", help="rate: outputs of every layer but the last at the start")
+    job.add_argument("--widths-from", metavar="FILE.pbc", help="rate: start from the widths of a compressed network")
+    job.add_argument("--teacher", metavar="NET", help="rate: network to learn from (default: the dense one)")
+    job.add_argument("--teacher-weights", metavar="FILE.safetensors", help="rate: its trained weights")
+    job.add_argument("--teacher-share", type=float, help="rate: its share in the targets, 0 to 1; the rest is labels")
+    job.add_argument("--affine", type=float, help="rate: strength of random rotation, scaling, shear and shift")
+    job.add_argument("--passes", type=int, help="rate: augmented passes over the data that are made once")
+    job.add_argument("--rounding", type=float, help="rate: part of the training, at its end, with rounded codes")
+    job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    job.add_argument("--device", default="cpu", help="of torch, where the training is: cpu (default), cuda, …")
+    job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
+    job.add_argument("--epochs", type=int, help="epochs of the Bayesian training (default: the recipe's)")
+    job.add_argument(
+        "--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)"
+    )
+    job.add_argument(
+        "--pretrained", metavar="FILE.safetensors", help="weights of a trained dense network to start from"
+    )
+    job.add_argument("--batch-size", type=int, help="(default: the recipe's)")
+    job.add_argument("--shift", type=int, help="move training pictures by up to so many pixels (default: the recipe's)")
+    job.add_argument(
+        "--learning-rate",
+        type=float,
+        help="of the means, and of the dense network; rate: of the codes, in quantiser's steps (default: the recipe's)",
+    )
+    job.add_argument("--pretrain-learning-rate", type=float, help="of the dense network alone (default: the recipe's)")
+    job.add_argument("--log-learning-rate", type=float, help="of log-variances (default: the recipe's)")
+    job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
+    job.add_argument(
+        "--finetune-epochs", type=int, help="epochs of training on after pruning, 0 for none (default: the recipe's)"
+    )
+    job.add_argument("--finetune-kl-weight", type=float, help="weight of the KL there (default: the recipe's)")
+    job.add_argument("--finetune-shift", type=int, help="pixels that pictures move there (default: the recipe's)")
+    job.add_argument("--train-limit", type=int, metavar="N", help="train on the first N examples only")
+    job.add_argument("--batch-norm", default="fold", help="fold it before the Bayesian training, or keep it in it")
+    job.add_argument("--seed", type=int, default=0)
+    job.add_argument(
+        "--threshold", action="append", default=[], metavar="LAYER=VALUE",
+        help="prune a layer at this value of its statistic instead of looking for one; may be repeated",
+    )  # fmt: skip
+    job.add_argument("--precision", default="posterior", help=f"rule that sets the bits: {', '.join(RULES)}")
+    job.add_argument(
+        "--development", action="store_true", help="hold out the end of the training set and measure there"
+    )
+    job.add_argument("--resume", action="store_true", help="continue the run in --out")
+    job.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+    check = commands.add_parser("evaluate", help="test error of a .pbc file")
+    check.add_argument("file")
+    check.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    check.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    check.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
+    check.add_argument("--json", action="store_true")
+
+    look = commands.add_parser("inspect", help="what is in a .pbc file")
+    look.add_argument("file")
+    look.add_argument("--json", action="store_true")
+
+    other = commands.add_parser("export", help="a .pbc file as ONNX, in float32 and int8")
+    other.add_argument("file")
+    other.add_argument("--onnx", required=True, metavar="OUT", help="ONNX file to write")
+    other.add_argument("--int8", metavar="OUT", help="ONNX file with int8 weights and activations; needs --data")
+    other.add_argument("--data", help=f"data set to measure errors on: {', '.join(DATASETS)}")
+    other.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    other.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
+    other.add_argument("--json", action="store_true")
+
+    page = commands.add_parser("report", help="one HTML page with figures, pictures and diagnostics of a run")
+    page.add_argument("dir", metavar="DIR", help="folder of a finished run")
+    return top
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(write_report(args.dir))
+
+
+def _run(args: argparse.Namespace) -> None:
+    thresholds: dict[str, float] = {}
+    for item in args.threshold:
+        layer, _, value = item.rpartition("=")
+        try:
+            thresholds[layer] = float(value)
+        except ValueError:
+            raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
+    given = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "thresholds"}
+    if args.objective == "rate":
+        given["prior"] = given["prior"] or LEARNED
+    elif not args.prior:
+        raise UsageError(f"--prior is needed: {', '.join(PRIORS)} (or --objective rate, which learns its own)")
+    settings = Settings(**given, thresholds=thresholds or None)
+    job, table = (run_rate, rate_markdown) if args.objective == "rate" else (run, markdown)
+    metrics = job(
+        settings,
+        args.out,
+        args.data_dir,
+        args.resume,
+        progress=sys.stderr.isatty(),
+        say=lambda line: print(line, file=sys.stderr),
+        device=args.device,
+    )
+    print(json.dumps(metrics, indent=2) if args.json else table(metrics))
+
+
+def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
+    """The data set that the arguments name, which must be of the network's shape."""
+    data = load_dataset(args.data, args.data_dir)
+    if args.development:
+        data = data.development()
+    if stored.input_shape and stored.input_shape != data.picture_shape:
+        raise UsageError(
+            f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}"
+        )
+    return data
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    data_bytes = compressed.read_bytes(args.file)
+    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, data_bytes)
+    data = _data_for(args, stored)
+    error = error_percent(stored.network(), data.test_x, data.test_y)
+    result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"error {error:.2f} % of {len(data.test_x):,} examples, file of {len(data_bytes):,} bytes")
+
+
+def _in_file(path: str, function: Any, data: bytes) -> Any:
+    try:
+        return function(data)
+    except CompressedFileError as error:
+        raise CompressedFileError(f"'{path}': {error}") from None
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    data = compressed.read_bytes(args.file)
+    small, sections = _in_file(args.file, compressed.read_sections, data)
+    figures = small.compression(len(data))
+    if args.json:
+        description = {
+            "input_shape": list(small.input_shape),
+            "dense_architecture": [layer.dense_groups for layer in small.layers],
+            "architecture": list(small.architecture),
+            "outputs": small.layers[-1].weight.codes.shape[0],
+            "bits": list(small.bits),
+            "bias_bits": [None if layer.bias is None else layer.bias.bits for layer in small.layers],
+            "file_bytes": len(data),
+            "sections": {name: round(size, 1) for name, size in sections.items()},
+            "dense_parameters": small.dense_parameters,
+            "compression": {name: round(value, 3) for name, value in vars(figures).items()},
+        }
+        print(json.dumps(description))
+        return
+    print(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
+    for number, layer in enumerate(small.layers, 1):
+        out_left, in_left, *_ = layer.weight.codes.shape
+        out_dense, in_dense = layer.dense_shape
+        biases = "" if layer.bias is None else f", biases of {layer.bias.bits}"
+        print(
+            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, "
+            f"weights of {layer.weight.bits} bits{biases}"
+        )
+    for name, size in sections.items():
+        print(f"  {name:<20} {size:10,.1f} bytes")
+    print(
+        f"  pruning {figures.pruning:.1f}, fast prediction {figures.fast_prediction:.1f}, maximum {figures.maximum:.1f}"
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    if args.int8 and not args.data:
+        raise UsageError("--int8 needs --data: its training pictures show what ranges the activations take")
+    for path in filter(None, (args.onnx, args.int8)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"'{path}' cannot be written: there is no such folder")
+    stored = compressed.read(args.file)
+    if not stored.input_shape:
+        raise UsageError(f"'{args.file}' does not say what shape its input has; use pyro_bc.to_onnx with that shape")
+    data = _data_for(args, stored) if args.data else None
+    net = stored.network()
+    difference = to_onnx(net, stored.input_shape, args.onnx)
+    networks: dict[str, Any] = {"pytorch": net, "onnx": OnnxNetwork(args.onnx)}
+    result: dict[str, Any] = {"difference": difference, "bytes": {"onnx": Path(args.onnx).stat().st_size}}
+    if args.int8:
+        assert data is not None
+        to_int8(args.onnx, args.int8, data.train_x[:512].split(64))
+        networks["int8"] = OnnxNetwork(args.int8)
+        result["bytes"]["int8"] = Path(args.int8).stat().st_size
+    if data is not None:
+        result["error_percent"] = {name: error_percent(n, data.test_x, data.test_y) for name, n in networks.items()}
+        result["n"] = len(data.test_x)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
+    if args.int8:
+        print(f"{args.int8}: {result['bytes']['int8']:,} bytes")
+    for name, error in result.get("error_percent", {}).items():
+        print(f"  {name:<8} error {error:.2f} % of {result['n']:,} examples")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+    commands = {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export, "report": _report}
+    try:
+        commands[args.command](args)
+    except PyroBCError as error:
+        print(f"pyro-bc: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"pyro-bc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        hint = f"; continue with --resume --out {args.out}" if args.command == "run" else ""
+        print(f"pyro-bc: interrupted{hint}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,76 @@
+"""The data and the dense network of a run."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from rich.progress import track
+from torch import nn
+
+from ..data.augment import ShiftAndFlip
+from ..data.batches import Batches
+from ..errors import NonFiniteLossError, UsageError
+from ..inference.checkpoint import load_checkpoint, save_checkpoint
+from .datasets import Dataset, load_dataset
+from .recipes import Recipe
+from .settings import Settings
+
+
+def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
+    """The data set of a run, of which it may hold out the end, and train on the first examples only."""
+    data = load_dataset(settings.data, data_dir)
+    if settings.development:
+        data = data.development()
+    return data if settings.train_limit is None else data.limited(settings.train_limit)
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+    """Fill a network with the tensors of a safetensors file, by their names in its ``state_dict``.
+
+    :raises UsageError: where the file cannot be read, or names or shapes differ.
+    """
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(f"'{path}' is not a readable safetensors file ({error})") from None
+    # Names that a state_dict has, but that no forward pass reads.
+    expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise UsageError(f"'{path}' holds no '{name}'; it needs {len(expected)} tensors: {', '.join(expected)}")
+        if weights[name].shape != tensor.shape:
+            raise UsageError(
+                f"'{name}' has shape {tuple(weights[name].shape)} in '{path}', but {tuple(tensor.shape)} in the network"
+            )
+    for name in weights:
+        if name not in net.state_dict():
+            raise UsageError(f"'{path}' holds '{name}', which the network does not have")
+    net.load_state_dict(weights, strict=False)
+
+
+def dense_network(
+    net: nn.Module, batches: Batches, epochs: int, learning_rate: float, file: Path, progress: bool
+) -> nn.Module:
+    """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
+    if file.exists():
+        net.load_state_dict(load_checkpoint(file)[0])
+        return net.eval()
+    optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
+    net.train()
+    for epoch in track(range(epochs), "dense network", transient=True) if progress else range(epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
+    save_checkpoint(file, net.state_dict(), {"epochs": epochs})
+    return net.eval()
+
+
+def batches_of(data: Dataset, plan: Recipe) -> Batches:
+    augment = ShiftAndFlip(plan.shift, plan.flip) if plan.shift or plan.flip else None
+    return Batches(data.train_x, data.train_y, plan.batch_size, augment=augment)

@@ -1,0 +1,154 @@
+"""What a run came to, as JSON."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..file import compressed
+from ..inference.history import Epoch
+from ..inspection.arviz import arviz_package, save_inference_data
+from ..inspection.diagnostics import (
+    calibration,
+    error_percent,
+    importance_ratios,
+    leave_one_out,
+    mean_network,
+    sampled_probabilities,
+)
+from ..model.guide import FactorizedGuide
+from ..model.network import BayesianNetwork
+from ..quantisation.rounding import RULES
+from .datasets import Dataset
+from .recipes import Recipe, recipe
+from .settings import Settings
+
+# What predictions under drawn weights may cost, in floating point operations: some seconds of a processor.
+_OPERATIONS = 1e11
+
+
+def export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Dataset, history: Sequence[Epoch]) -> None:
+    """Write a fit for ArviZ, with predictions of a spread of training points; fewer of them for a large network."""
+    points, draws = _effort(model, data.train_x)
+    index = torch.linspace(0, len(data.train_x) - 1, min(points, len(data.train_x))).long()
+    save_inference_data(path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history)
+
+
+def _effort(model: BayesianNetwork, x: Tensor) -> tuple[int, int]:
+    """Points and draws of predictions under drawn weights, by what one prediction costs; the same on any machine."""
+    net = model.skeleton.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x[:1])
+    affordable = _OPERATIONS / max(1, counter.get_total_flops())
+    points = int(min(1000, max(100, affordable / 200)))
+    return points, int(min(200, max(25, affordable / points)))
+
+
+def diagnostics_of(
+    model: BayesianNetwork,
+    guide: FactorizedGuide,
+    decoded: nn.Module,
+    data: Dataset,
+    plan: Recipe,
+    measured_on: str,
+    out: Path,
+) -> dict[str, Any]:
+    """How far the final fit can be trusted, as JSON."""
+    points, draws = _effort(model, data.train_x)
+    found: dict[str, Any] = {"measured_on": measured_on}
+    x, y = data.train_x[: 2 * points], data.train_y[: 2 * points]
+    if plan.kl_weight > 0:
+        ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=plan.kl_weight)
+        found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
+    x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
+    with torch.no_grad():
+        probabilities = {
+            "sampled": sampled_probabilities(guide, x, draws=max(10, draws // 10)),
+            "mean": mean_network(model, guide)(x).softmax(1),
+            "compressed": decoded(x).softmax(1),
+        }
+    found["calibration_points"] = len(x)
+    found["calibration"] = {
+        label: {
+            key: value if isinstance(value, float) else np.nan_to_num(value).tolist()
+            for key, value in asdict(calibration(p, y)).items()
+        }
+        for label, p in probabilities.items()
+    }
+    file = out / "finetune.nc"
+    found["loo"] = asdict(leave_one_out(arviz_package().from_netcdf(file if file.exists() else out / "posterior.nc")))
+    return found
+
+
+def metrics_of(
+    settings: Settings,
+    data: Dataset,
+    dense: nn.Module,
+    dense_error: float,
+    small: compressed.CompressedNetwork,
+    decoded: nn.Module,
+    file_bytes: int,
+    history: tuple[Epoch, ...],
+) -> dict[str, Any]:
+    figures = small.compression(file_bytes)
+    last = history[-1]
+    return {
+        "net": settings.net,
+        "prior": settings.prior,
+        "data": settings.data,
+        "data_name": data.name,
+        "measured_on": "held-out training data" if settings.development else "test set",
+        "n": len(data.test_x),
+        "seed": settings.seed,
+        "recipe": asdict(recipe(settings)),
+        "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
+        "compressed": {"error_percent": error_percent(decoded, data.test_x, data.test_y)},
+        "architecture": list(small.architecture),
+        "bits": list(small.bits),
+        "thresholds": thresholds_of(small),
+        "precision": settings.precision,
+        "compression": {name: round(value, 3) for name, value in asdict(figures).items()},
+        "file_bytes": file_bytes,
+        "loss_nats": {
+            "negative_elbo_per_example": last.loss,
+            "negative_log_likelihood_per_example": last.negative_log_likelihood,
+            "kl_per_example": last.kl,
+        },
+        "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
+    }
+
+
+def without_nan(tree: Any) -> Any:
+    """JSON has neither NaN nor infinity: None in their place."""
+    if isinstance(tree, dict):
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def thresholds_of(small: compressed.CompressedNetwork) -> dict[str, dict[str, Any]]:
+    return {name: asdict(threshold) for name, threshold in small.thresholds.items()}
+
+
+def other_precision(
+    how: Callable[..., compressed.CompressedNetwork], settings: Settings, data: Dataset
+) -> dict[str, Any]:
+    """The figures under the rules that were not chosen, for comparison; nothing is written."""
+    others = {}
+    for rule in RULES:
+        if rule == settings.precision:
+            continue
+        small = how(precision=rule)
+        others[rule] = {
+            "error_percent": error_percent(small.network().to(data.test_x.device), data.test_x, data.test_y),
+            "bits": list(small.bits),
+            "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
+        }
+    return others

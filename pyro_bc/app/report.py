@@ -1,0 +1,315 @@
+"""What a run came to, for readers: a Markdown table, pictures, and one HTML page that holds everything.
+
+The page needs no network and no scripts; pictures are in it. It is made from the files of a run's folder alone.
+"""
+
+import base64
+import html
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..file import compressed
+from ..inference.checkpoint import load_checkpoint
+from ..inference.history import Epoch
+from ..inspection import plots
+from ..inspection.arviz import arviz_package, history_of, layer_posteriors
+from ..inspection.diagnostics import Calibration
+from ..posterior.summary import LayerPosterior
+from ..posterior.thresholds import Threshold
+from ..runtime.files import write_atomically
+from .settings import Settings
+from .tables import cuts_in_words, rows
+
+
+def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[str, LayerPosterior]) -> None:
+    """Refresh the pictures of a fit that is under way, in ``folder``."""
+    _save(folder / "training.png", lambda ax: plots.training(history, ax))
+    if history[-1].groups_left:
+        _save(folder / "groups_left.png", lambda ax: plots.groups_left(history, ax))
+    for name, layer in layers.items():
+        if layer.statistic is not None:
+            file = folder / f"statistics-{name.removeprefix('net.')}.png"
+            _save(file, partial(_statistics, layer))
+
+
+def _statistics(layer: LayerPosterior, ax: Any) -> Any:
+    return plots.group_statistics(layer, ax=ax)
+
+
+def _picture(draw: Callable[[Any], Any], size: tuple[float, float] = (4.8, 3.3)) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        # On a busy machine, where placing a legend takes a second; nobody can do anything about it.
+        warnings.filterwarnings("ignore", "Creating legend with loc")
+        figure.savefig(data, format="png", dpi=130)
+    return data.getvalue()
+
+
+def _save(path: Path, draw: Callable[[Any], Any]) -> bytes:
+    path.parent.mkdir(exist_ok=True)
+    data = _picture(draw)
+    write_atomically(path, data)
+    return data
+
+
+def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write ``report.html`` and ``plots/*.png`` into a finished run's folder, from the files in it.
+
+    :param metrics: None for those in ``metrics.json``.
+    :returns: the page's path.
+    :raises UsageError: where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    if metrics is None and _is_coded(folder):
+        return write_rate_report(folder)
+    for name in ("run.json", "network.pbc", "posterior.nc", "metrics.json")[: 4 if metrics is None else 3]:
+        if not (folder / name).is_file():
+            raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
+    if metrics is None:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics is not None
+    settings = json.loads((folder / "run.json").read_text())
+    small = compressed.read(folder / "network.pbc")
+    arviz = arviz_package()
+    first = arviz.from_netcdf(folder / "posterior.nc")
+    last = arviz.from_netcdf(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
+    layers, last_layers = layer_posteriors(first), layer_posteriors(last)
+    cuts = metrics.get("pruning_thresholds", metrics["thresholds"])
+    pruning_cuts = {
+        name: Threshold(math.inf if cut["value"] is None else cut["value"], cut["method"]) for name, cut in cuts.items()
+    }
+    history = history_of(first)
+    shape = np.atleast_1d(first["constant_data"].attrs.get("input_shape", ()))
+
+    pages = _Pages(folder)
+    add = pages.add
+    add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
+    add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
+    if len(last_layers) == len(small.layers):
+        add("What is left", "bits", lambda ax: plots.bits(last_layers, small, ax), plots.bits)
+    for name, layer in layers.items():
+        short = name.removeprefix("net.")
+        if layer.statistic is not None:
+            cut = pruning_cuts.get(short)
+            add(
+                "Where it was cut", f"statistics-{short}",
+                lambda ax, layer=layer, cut=cut: plots.group_statistics(layer, cut, ax), plots.group_statistics,
+            )  # fmt: skip
+    one = next(iter(layers.values()))
+    if len(shape) == 3 and one.weight_mean.dim() == 2:
+        size = int(shape[-2]), int(shape[-1])
+        cut = pruning_cuts.get(one.name.removeprefix("net."))
+        add("Where it was cut", "pixels", lambda ax: plots.pixel_importance(one, size, cut, ax), plots.pixel_importance)
+    if history:
+        add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
+        if history[0].kl_by_layer:
+            add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
+        if history[-1].groups_left:
+            add("Training", "groups_left", lambda ax: plots.groups_left(history, ax), plots.groups_left)
+    scaled = [name for name in layers if f"{name}.scale" in first["posterior"]]
+    for name in scaled[:1]:
+        add("Can it be trusted", "forest", lambda ax, name=name: plots.forest(first, name, ax=ax), plots.forest)
+    checks = metrics.get("diagnostics", {})
+    if checks:
+        found = {
+            label: Calibration(c["error"], *(np.array(c[k], dtype=float) for k in ("confidence", "accuracy", "count")))
+            for label, c in checks["calibration"].items()
+        }
+        add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
+    page = _page(metrics, settings, f"Thresholds: {cuts_in_words(cuts)}.", checks, pages.pictures)
+    write_atomically(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def _is_coded(folder: Path) -> bool:
+    """Whether a folder is of a run under the objective ``rate``."""
+    file = folder / "run.json"
+    return file.is_file() and json.loads(file.read_text()).get("objective") == "rate"
+
+
+def write_rate_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write ``report.html`` and ``plots/*.png`` of a run under the objective ``rate``, from the files in its folder.
+
+    :param metrics: None for those in ``metrics.json``.
+    :returns: the page's path.
+    :raises UsageError: where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    for name in ("run.json", "network.pbc", "checkpoint", "metrics.json")[: 4 if metrics is None else 3]:
+        if not (folder / name).is_file():
+            raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
+    if metrics is None:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics is not None
+    small = compressed.read(folder / "network.pbc")
+    history = [Epoch(**record) for record in load_checkpoint(folder / "checkpoint")[1]["history"]]
+    pages = _Pages(folder)
+    pages.add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
+    pages.add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
+    pages.add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
+    pages.add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
+    pages.add("Training", "codes_left", partial(_codes_left, history), plots.groups_left)
+    settings = json.loads((folder / "run.json").read_text())
+    how = "The KL is the length of the code, and steps are learned: nothing was cut by a threshold."
+    write_atomically(folder / "report.html", _page(metrics, settings, how, {}, pages.pictures).encode())
+    return folder / "report.html"
+
+
+def _codes_left(history: Sequence[Epoch], ax: Any) -> Any:
+    return plots.groups_left(history, ax).set_ylabel("codes that are not 0")
+
+
+class _Pages:
+    """Pictures for a page: section, name, how to read it, the picture, and what drew it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pictures: list[tuple[str, str, str, bytes, Callable[..., Any]]] = []
+
+    def add(self, section: str, name: str, draw: Callable[..., Any], function: Callable[..., Any]) -> None:
+        """Draw a picture, and take from a function's docstring how to read it, once."""
+        how = ""
+        if not any(drawn_by is function for *_, drawn_by in self.pictures):
+            how = (function.__doc__ or "").split("Read: ")[-1].split(":param")[0].split(":raises")[0]
+            how = " ".join(how.split())
+            how = how[:1].upper() + how[1:]
+        picture = _save(self.folder / "plots" / f"{name}.png", draw)
+        self.pictures.append((section, name, how, picture, function))
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command line that made a run, without its ``--out``."""
+    plain = Settings("", "", "")
+    words = ["pyro-bc run"]
+    for field in fields(Settings):
+        value = settings.get(field.name)
+        if value is None or (value == getattr(plain, field.name) and value != ""):
+            continue
+        option = "--" + field.name.replace("_", "-")
+        if field.name == "thresholds":
+            words += [f"--threshold {layer}={cut:g}" for layer, cut in value.items()]
+        else:
+            words.append(option if value is True else f"{option} {value}")
+    return " ".join(words)
+
+
+def findings(checks: Mapping[str, Any]) -> list[str]:
+    """The diagnostics in words."""
+    lines = [checks["importance"]["message"]] if "importance" in checks else []
+    sampled, mean, small = (100 * checks["calibration"][key]["error"] for key in ("sampled", "mean", "compressed"))
+    lines.append(
+        f"Calibration (expected calibration error, {checks['calibration_points']:,} points of the "
+        f"{checks['measured_on']}): {sampled:.1f} % averaged over drawn weights, {mean:.1f} % at the posterior mean, "
+        f"{small:.1f} % of the compressed network."
+    )
+    loo = checks["loo"]
+    if loo["elpd"] is None:
+        lines.append(
+            "Leave-one-out cross-validation has no finite result: of some points all draws say the same, or one "
+            "outweighs all others."
+        )
+        return lines
+    reliable = "all of them reliable" if not loo["unreliable"] else (
+        f"{loo['unreliable']:,} of them with a Pareto k above 0.7, so that the estimate is no more than a rough one"
+    )  # fmt: skip
+    lines.append(
+        f"Leave-one-out cross-validation (PSIS-LOO, {loo['points']:,} training points, {reliable}): expected log "
+        f"predictive density {loo['elpd']:.1f} ± {loo['se']:.1f} nats, {loo['p']:.1f} effective parameters."
+    )
+    return lines
+
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --back: #0d1117; --card: #151b23; }
+}
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p, figcaption, li { max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
+figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
+figure img { width: 100%; height: auto; background: #fff; border-radius: .25rem; display: block; }
+figcaption { margin-top: .5rem; }
+.key { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; }
+.key li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; }
+.key b { display: block; font-size: 1.3rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+"""
+
+
+def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> str:
+    figures, dense = metrics["compression"], metrics["dense"]
+    error = metrics["compressed"]["error_percent"]
+    key = [
+        (f"{error:.2f} %", f"error on the {metrics['measured_on']} (dense {dense['error_percent']:.2f} %)"),
+        (f"{metrics['file_bytes']:,} bytes", f"file, of {4 * dense['parameters']:,} dense"),
+        (f"{figures['maximum']:.0f} times", "smaller"),
+        ("-".join(map(str, metrics["architecture"])), "groups left, layer by layer"),
+        ("-".join(map(str, metrics["bits"])), "bits of a weight"),
+    ]
+    title = f"{metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}"
+    parts = [
+        "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title>", f"<style>{_STYLE}</style>", "</head>", "<body>",
+        f"<h1>{html.escape(title)}</h1>",
+        '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
+        '<div class="wide">', _table(metrics), "</div>",
+    ]  # fmt: skip
+    parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
+    sections = list(dict.fromkeys(section for section, *_ in pictures))
+    for section in sections:
+        parts.append(f"<h2>{html.escape(section)}</h2>")
+        if section == "Can it be trusted" and checks:
+            parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in findings(checks)), "</ul>"]
+        parts.append('<div class="figures">')
+        for own, name, how, data, _ in pictures:
+            if own == section:
+                source = "data:image/png;base64," + base64.b64encode(data).decode()
+                caption = f"<figcaption>{html.escape(how)}</figcaption>" if how else ""
+                parts.append(f'<figure><img alt="{html.escape(name)}" src="{source}">{caption}</figure>')
+        parts.append("</div>")
+    recipe = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in metrics["recipe"].items() if value is not None
+    )
+    parts += [
+        "<h2>How it was made</h2>",
+        f"<pre>{html.escape(command(settings))}</pre>",
+        f'<p class="soft">Recipe: {html.escape(recipe)}. {metrics["seconds"]:.0f} seconds, seed {metrics["seed"]}.</p>',
+        "</body>", "</html>",
+    ]  # fmt: skip
+    return "\n".join(parts) + "\n"
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
+    lines = ["<table>", "<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    for rule, error, bits, c in rows(metrics):
+        cells = (
+            rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
+            f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
+        )  # fmt: skip
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "\n".join([*lines, "</table>"])

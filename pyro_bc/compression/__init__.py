@@ -1,0 +1,1 @@
+"""From posterior to a compressed network: prune, round, store."""

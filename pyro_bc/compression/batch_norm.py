@@ -1,0 +1,125 @@
+"""Statistics of batch normalisation for weights that changed after they were collected."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..graph.module import GraphNetwork
+from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_name, without_nodes
+from ..graph.read import read_graph
+from .pruned import PrunedLayer, masked_layer, with_weights
+
+
+def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
+    """The network in evaluation mode with batch normalisation inside the layers before it, where there is one.
+
+    What to do with a pretrained network before it becomes Bayesian: normalisation over a batch would undo the scales
+    of filters, and a pruned filter would leave the normalisation's shift behind. Dropout falls away.
+
+    :param net: the network; it is not changed.
+    :param example: a batch of inputs, ``(batch, …)``; its values do not matter.
+    :raises UnsupportedNetworkError: as :func:`~pyro_bc.graph.read.read_graph`.
+    """
+    graph = read_graph(net, example)
+    layers = {layer_name(node): masked_layer(graph, node, {}, {}) for node in graph.nodes if is_layer(node)}
+    graph = with_weights(*fold_batch_norms(graph, layers))
+    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)
+
+
+def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Graph, dict[str, PrunedLayer]]:
+    """The graph without the normalisations whose input is a layer that nothing else reads."""
+    readers: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        for value in node.values():
+            readers.setdefault(value, []).append(index)
+    uses = [layer_name(node) for node in graph.nodes if is_layer(node)]
+    nodes, tensors, layers = list(graph.nodes), dict(graph.tensors), dict(layers)
+    folded: dict[int, int] = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op != "batch_norm" or not isinstance(node.args[0], Value):
+            continue
+        source = node.args[0].index
+        axis_is_channel = source >= 0 and len(graph.shape(source) or ()) == (3 if nodes[source].op == "conv1d" else 4)
+        is_flat = source >= 0 and nodes[source].op == "linear" and len(graph.shape(source) or ()) == 2
+        if not (axis_is_channel or is_flat) or not is_layer(nodes[source]) or readers[source] != [index]:
+            continue
+        name = layer_name(nodes[source])
+        statistics = [None if a is None else tensors[a.name] for a in node.args[1:5]]
+        if uses.count(name) > 1 or statistics[2] is None or node.args[5]:
+            continue
+        gain, shift, mean, variance = statistics
+        assert mean is not None and variance is not None
+        factor = (torch.ones_like(mean) if gain is None else gain) / (variance + node.args[7]).sqrt()
+        layer = layers[name]
+        bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
+        bias = (bias - mean) * factor + (0 if shift is None else shift)
+        over = factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        layers[name] = replace(
+            layer,
+            weight=layer.weight * over,
+            variance=layer.variance * over.square(),
+            bias=bias,
+            bias_variance=new_bias_variance(layer) * factor.square(),
+        )
+        nodes[source] = with_bias(nodes[source])
+        tensors[f"{name}.bias"] = bias
+        folded[index] = source
+    graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
+    return without_nodes(graph, folded), layers
+
+
+def new_bias_variance(layer: PrunedLayer) -> Tensor:
+    """The bias's variance; for a bias that the layer did not have, a middling one of its weights'."""
+    if layer.bias_variance is not None:
+        return layer.bias_variance
+    known = layer.variance[layer.mask]
+    return torch.full((len(layer.weight),), float(known.median()) if len(known) else 0.0)
+
+
+def with_bias(node: Node) -> Node:
+    return replace(node, args=(*node.args[:2], Named(f"{layer_name(node)}.bias"), *node.args[3:]))
+
+
+def reestimate_batch_norm(graph: Graph, batches: Iterable[Any]) -> Graph:
+    """The graph with the mean and variance that each of its normalisations sees now, averaged over batches.
+
+    Statistics collected in training include the noise of sampled weights, and units that were pruned since.
+
+    :param graph: its tensors hold the weights to collect for.
+    :param batches: of inputs ``(batch, …)``, or of tuples that begin with one; at least 2 examples each.
+    :raises UsageError: where there is no batch.
+    """
+    statistics = {
+        argument.name
+        for node in graph.nodes
+        if node.op == "batch_norm"
+        for argument in node.args[3:5]
+        if isinstance(argument, Named)
+    }
+    if not statistics:
+        return graph
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    seen = 0
+    with torch.no_grad():
+        for batch in batches:
+            x = batch if isinstance(batch, Tensor) else batch[0]
+            if len(x) < 2:
+                continue  # a last batch of one has no variance
+            seen += 1
+            network.run(_collecting(graph.nodes, 1 / seen), x.detach().cpu())  # a running mean over the batches
+    if not seen:
+        raise UsageError("there is no batch to collect the statistics of batch normalisation from")
+    state = network.state_dict()
+    return replace(graph, tensors={name: state.get(name, tensor) for name, tensor in graph.tensors.items()})
+
+
+def _collecting(nodes: tuple[Node, ...], momentum: float) -> tuple[Node, ...]:
+    """The nodes with normalisation by the batch's own statistics, which are added to the collected ones."""
+    return tuple(
+        replace(node, args=(*node.args[:5], True, momentum, *node.args[7:])) if node.op == "batch_norm" else node
+        for node in nodes
+    )

@@ -1,0 +1,182 @@
+"""The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
+from ..file.compressed import CompressedNetwork
+from ..file.contents import Integers, Selection, Stored
+from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
+from ..graph.read import read_graph
+from ..model.guide import FactorizedGuide
+from ..model.network import BayesianNetwork
+from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.thresholds import choose_threshold
+from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
+from ..runtime.devices import device_of, on_cpu
+from .pruned import PrunedNetwork
+from .pruning import shrink
+
+# Inputs on which a compressed network must not always compute the same.
+_EXAMPLES = 32
+
+
+def compress(
+    model: Any,
+    guide: FactorizedGuide,
+    *,
+    net: nn.Module | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    precision: str = "posterior",
+    noise_ratio: float = NOISE_RATIO,
+    dense: CompressedNetwork | None = None,
+    batch_norm_loader: Iterable[Any] | None = None,
+) -> CompressedNetwork:
+    """Prune what the posterior says is not needed, and round the rest as coarsely as it allows.
+
+    :param model: the model that was fitted: a :class:`~pyro_bc.BayesianNetwork`, or any Pyro model whose sites
+        are named ``<layer>.<role>``.
+    :param guide: its fitted guide.
+    :param net: the deterministic network that the model computes, with a layer of the same name for each of its
+        own; needed for models written by hand, since a Python function cannot be stored in a file.
+    :param thresholds: explicit thresholds by layer name; the others are found automatically.
+    :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.quantisation.rounding`).
+    :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
+    :param dense: the compression that the model's network came from (``small.network()``, or ``load`` of its file),
+        where a pruned network was trained on: the figures then compare with the network before both.
+    :param batch_norm_loader: training batches, inputs alone or with targets, from which batch normalisation collects
+        its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
+    :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
+    :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
+    :raises UsageError: where layers and network do not fit, or a threshold names no layer.
+    """
+    posterior = layer_posteriors(model, guide)
+    if net is None:
+        if not isinstance(model, BayesianNetwork):
+            raise UsageError(
+                "a model written by hand needs net=…, the nn.Module that it computes, with one nn.Linear per layer "
+                f"({', '.join(posterior)})"
+            )
+        net = model.skeleton
+    example = _example(guide, net)
+    graph = read_graph(net, example)
+    names = [layer_name(node) for node in graph.nodes if is_layer(node)]
+    posterior = _by_graph_name(posterior, names, net)
+    prefix = _prefix(model)
+    for site in guide.families:
+        layer = site.removeprefix(prefix).removesuffix(".weight")
+        if site.endswith(".weight") and layer in names and layer not in posterior:
+            raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
+    for name in posterior:
+        if name not in names:
+            raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
+    for name in thresholds or {}:
+        if name not in posterior:
+            raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
+    chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
+    pruned = shrink(graph, posterior, chosen, batch_norm_loader)
+    shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
+    dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+    dense_parameters = sum(p.numel() for p in net.parameters())
+    if dense is not None:
+        if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
+            raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
+        dense_shapes, dense_parameters = dict(dense.dense_shapes), dense.dense_parameters
+    small = CompressedNetwork(
+        nodes=pruned.graph.nodes,
+        tensors=_store(pruned, precision, noise_ratio),
+        dense_shapes=dense_shapes,
+        dense_parameters=dense_parameters,
+        input_shape=tuple(example.shape[1:]),
+        buffers=pruned.graph.buffers,
+        thresholds=chosen,
+    )
+    _check_not_constant(small, example)
+    return small
+
+
+@on_cpu
+def _check_not_constant(small: CompressedNetwork, example: Tensor) -> None:
+    """:raises EmptyNetworkError: where what is left computes the same for every input."""
+    advice = "Train longer, with a higher learning rate or a lower weight of the KL, or set higher thresholds"
+    for layer in small.layers:
+        if not layer.weight.codes.any():
+            raise EmptyNetworkError(
+                f"all weights of layer '{layer.name}' are 0 in the precision that the posterior asks for. {advice}"
+            )
+    x = example[:_EXAMPLES].cpu()
+    x = x.float() if x.is_floating_point() else x  # what is stored computes in single precision
+    with torch.no_grad():
+        outputs = small.network()(x)
+    if (x != x[:1]).any() and outputs.isfinite().all() and (outputs == outputs[:1]).all():
+        raise EmptyNetworkError(f"what pruning left of the network computes the same for every input. {advice}")
+
+
+def _by_graph_name(
+    posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module
+) -> dict[str, LayerPosterior]:
+    """The summaries under the names that the graph has for layers; a shared module has several."""
+    modules = dict(net.named_modules(remove_duplicate=False))
+    by_module = {id(modules[name]): name for name in names if name in modules}
+    return {by_module.get(id(modules.get(name)), name): layer for name, layer in posterior.items()}
+
+
+def _prefix(model: Any) -> str:
+    """What stands before a layer's name in the network in the names of its sites."""
+    return "net." if isinstance(model, BayesianNetwork) else ""
+
+
+def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPosterior]:
+    """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``)."""
+    prefix = _prefix(model)
+    posterior = {name.removeprefix(prefix): layer for name, layer in summarize(guide).items()}
+    if not posterior:
+        raise UsageError("the model has no layers: name the sites of each weight '<layer>.<role>' (see pyro_bc.priors)")
+    return posterior
+
+
+@on_cpu
+def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[str, Stored]:
+    """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
+    tensors: dict[str, Stored] = {}
+    selections = _selections(pruned.graph)
+    for name, tensor in pruned.graph.tensors.items():
+        layer_of, _, role = name.rpartition(".")
+        layer = pruned.layers.get(layer_of)
+        if name in selections:
+            tensors[name] = Selection(tensor, selections[name])
+        elif tensor.dtype == torch.int64:
+            tensors[name] = Integers(tensor)
+        elif not tensor.is_floating_point():
+            raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+        elif layer is not None and role == "weight":
+            tensors[name] = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
+        elif layer is not None and role == "bias" and layer.bias is not None and layer.bias_variance is not None:
+            tensors[name] = to_fixed_point(layer.bias, layer.bias_variance, None, precision, noise_ratio)
+        else:
+            tensors[name] = to_fixed_point(tensor, torch.zeros_like(tensor))
+    return tensors
+
+
+def _selections(graph: Graph) -> dict[str, int]:
+    """Names of the tensors of ascending indices, with the size of the dimension that they select from."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "index_select" and isinstance(node.args[2], Named) and isinstance(node.args[0], Value):
+            size = (graph.shape(node.args[0].index) or ())[node.args[1]]
+            indices = graph.tensors[node.args[2].name]
+            if isinstance(size, int) and indices.dim() == 1 and bool((indices.diff() > 0).all()):
+                found[node.args[2].name] = size
+    return found
+
+
+def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
+    """One batch of what the model was called with, on the network's device."""
+    assert guide.prototype_trace is not None
+    arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
+    if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
+        raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
+    return arguments[0].detach().to(device_of(net))

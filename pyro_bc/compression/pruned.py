@@ -1,0 +1,104 @@
+"""What is left of a network after pruning, and the posterior of its layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..graph.nodes import Graph, Node, layer_name
+from ..posterior.summary import LayerPosterior
+from ..posterior.thresholds import Threshold
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What is left of a fully connected layer or convolution.
+
+    :param name: the layer's name in the network.
+    :param weight: posterior mean, zero where pruned, ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
+    :param variance: posterior variance, same shape; 0 for a deterministic layer.
+    :param mask: which weights are left, same shape.
+    :param bias: ``(out_left,)`` or None.
+    :param bias_variance: ``(out_left,)`` or None; 0 for a deterministic layer.
+    """
+
+    name: str
+    weight: Tensor
+    variance: Tensor
+    mask: Tensor
+    bias: Tensor | None
+    bias_variance: Tensor | None
+
+
+@dataclass(frozen=True)
+class PrunedNetwork:
+    """A smaller graph, and the posterior of its layers.
+
+    :param graph: its tensors hold the posterior means.
+    :param layers: by the name of the layer in the network, in the order of the graph.
+    """
+
+    graph: Graph
+    layers: Mapping[str, PrunedLayer]
+
+
+def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
+    """Which weights survive a threshold, boolean, of the weight's shape.
+
+    An automatic threshold also prunes across the groups: what a layer reads (a channel of a convolution) or computes
+    (an output of a matrix) without any weight that has more signal than noise among those that are left. A filter can
+    be well determined that no filter behind it listens to.
+    """
+    shape = layer.weight_mean.shape
+    keep = threshold.keeps(layer)
+    if keep.shape == shape:
+        return keep
+    mask = layer.over_weights(keep).expand(shape).clone()
+    if threshold.method in ("mixture", "signal-to-noise"):
+        across = 1 - layer.group_dim
+        signal = (layer.weight_mean.square() / layer.weight_variance * mask).movedim(across, 0).flatten(1).amax(1) > 1
+        mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
+    return mask
+
+
+def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
+    tensors = dict(graph.tensors)
+    for name, layer in layers.items():
+        tensors[f"{name}.weight"] = layer.weight
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias
+    return replace(graph, tensors=tensors)
+
+
+def masked_layer(
+    graph: Graph, node: Node, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]
+) -> PrunedLayer:
+    name = layer_name(node)
+    dense = graph.tensors[node.args[1].name]
+    dense_bias = graph.tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
+    if name not in posterior:
+        zeros = None if dense_bias is None else torch.zeros_like(dense_bias)
+        everything = torch.ones_like(dense, dtype=torch.bool)
+        return PrunedLayer(name, dense.clone(), torch.zeros_like(dense), everything, dense_bias, zeros)
+    layer = posterior[name]
+    if layer.weight_mean.shape != dense.shape:
+        raise UsageError(
+            f"layer '{name}' has weights of shape {tuple(dense.shape)} in the network, but "
+            f"{tuple(layer.weight_mean.shape)} in the posterior"
+        )
+    if (layer.bias_mean is None) != (dense_bias is None):
+        raise UsageError(f"layer '{name}' has a bias either in the network or in the posterior, but not in both")
+    mask = weight_mask(layer, thresholds[name])
+    zero = torch.zeros(())  # what is pruned may have no finite moments
+    weight, variance = torch.where(mask, layer.weight_mean, zero), torch.where(mask, layer.weight_variance, zero)
+    bias = layer.bias_mean
+    if bias is not None and mask.dim() > 2 and not layer.per_weight:
+        bias = bias * mask.flatten(1).any(1)  # a filter's scale multiplies its bias too
+    if not (torch.isfinite(weight).all() and torch.isfinite(variance).all()):
+        raise UsageError(
+            f"the posterior of layer '{name}' has means or variances that are NaN or infinite and cannot be "
+            f"compressed; fit it anew, with smaller learning rates"
+        )
+    return PrunedLayer(name, weight, variance, mask, bias, layer.bias_variance)

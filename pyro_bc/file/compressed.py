@@ -1,0 +1,161 @@
+"""The compressed network: what :func:`~pyro_bc.compress` returns and a ``.pbc`` file holds."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CompressedFileError
+from ..graph.attention import separate_heads
+from ..graph.fast import PredictionNetwork
+from ..graph.nodes import Graph
+from ..graph.read import read_graph
+from ..quantisation.fixed_point import FixedPoint
+from ..runtime.files import write_atomically
+from .contents import Contents, values
+from .format import decode, encode
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The three figures that are reported together (Louizos et al. 2017, table 2); biases count.
+
+    :param pruning: dense parameters over parameters left.
+    :param fast_prediction: 32 bits times dense parameters over the bits of the fixed-point network.
+    :param maximum: dense float32 bytes over the bytes of the file.
+    :param nonzero_percent: parameters left that are not zero, in percent of the dense ones.
+    """
+
+    pruning: float
+    fast_prediction: float
+    maximum: float
+    nonzero_percent: float
+
+
+@dataclass(frozen=True)
+class CompressedNetwork(Contents):
+    """A pruned network in fixed-point numbers: what :func:`compress` returns and a ``.pbc`` file holds.
+
+    :param thresholds: by layer, how it was pruned; empty for a network read from a file.
+    """
+
+    thresholds: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> tuple[int, ...]:
+        """Inputs that each fully connected layer and filters that each convolution has left, as the paper counts."""
+        return tuple(layer.groups_left for layer in self.layers)
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bits of each layer's weights, sign included."""
+        return tuple(layer.weight.bits for layer in self.layers)
+
+    def compression(self, file_bytes: int | None = None) -> Compression:
+        """The compression figures; everything that is stored as a number counts, biases and buffers too.
+
+        :param file_bytes: size of the file; None to encode and count.
+        """
+        size = len(self.to_bytes()) if file_bytes is None else file_bytes
+        numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, FixedPoint)]
+        nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
+        return Compression(
+            pruning=self.dense_parameters / sum(tensor.codes.numel() for tensor in numbers),
+            fast_prediction=32 * self.dense_parameters / sum(t.codes.numel() * _bits_to_multiply(t) for t in numbers),
+            maximum=4 * self.dense_parameters / size,
+            nonzero_percent=100 * nonzero / self.dense_parameters,
+        )
+
+    def network(self) -> PredictionNetwork:
+        """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights.
+
+        It predicts fastest under ``torch.no_grad()``.
+        """
+        return PredictionNetwork(
+            self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers
+        )
+
+    def to_bytes(self, net: nn.Module | None = None) -> bytes:
+        """The file's content; the same network always gives the same bytes.
+
+        :param net: as for :meth:`save`.
+        """
+        return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
+
+    @staticmethod
+    def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
+        """The network that :meth:`to_bytes` wrote.
+
+        :param net: as for :func:`load`.
+        :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+        """
+        return read_sections(data, net)[0]
+
+    def save(self, path: str | os.PathLike[str], net: nn.Module | None = None) -> int:
+        """Write the file, whole or not at all; an existing one is replaced.
+
+        :param net: an instance of the class that the network was made from, its weights do not matter: the file then
+            leaves out what its graph says already, and can be loaded only with such an instance (and a version of
+            torch that reads the same graph from it).
+        :returns: the file's size in bytes.
+        """
+        data = self.to_bytes(net)
+        write_atomically(path, data)
+        return len(data)
+
+
+def _bits_to_multiply(tensor: FixedPoint) -> int:
+    """Bits of the numbers that a prediction multiplies with: of cosine coefficients' weights, which are float32."""
+    return 32 if tensor.grid else tensor.bits
+
+
+def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:
+    """The graph of a network for inputs of a shape, heads as in a Bayesian network."""
+    return lambda shape: read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, device="cpu"))
+
+
+def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:
+    """A file's network, and how many bytes each of its sections takes (fractions, by information content).
+
+    :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+    """
+    contents, sections = decode(data, None if net is None else _dense_graph(net))
+    return CompressedNetwork(**vars(contents), thresholds={}), sections
+
+
+def read(path: str | os.PathLike[str], net: nn.Module | None = None) -> CompressedNetwork:
+    """The compressed network in a ``.pbc`` file, with its codes, bits and figures.
+
+    :param net: as for :func:`load`.
+    :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
+    """
+    data = read_bytes(path)
+    try:
+        return CompressedNetwork.from_bytes(data, net)
+    except CompressedFileError as error:
+        raise CompressedFileError(f"'{path}': {error}") from None
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Content of a file; :raises CompressedFileError: where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
+
+
+def load(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
+    """The network in a ``.pbc`` file, ready to use: an ``nn.Module`` in evaluation mode.
+
+    It takes what the original took, input normalisation included: pictures as float tensors in [0, 1] of shape
+    ``(N, C, H, W)`` for the shipped networks. Neither pickle nor the original class is needed.
+
+    :param net: for a file that was saved with ``net=…``, an instance of the same class; its weights do not matter.
+    :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
+    """
+    return read(path, net).network()

@@ -1,0 +1,102 @@
+"""What a file holds: the network's graph, and its tensors as they are stored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..graph.nodes import Node, is_layer
+from ..quantisation.fixed_point import FixedPoint
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Ascending indices, which inputs a layer still reads.
+
+    :param indices: ``(n,)``, int64.
+    :param size: of the dimension that they select from.
+    """
+
+    indices: Tensor
+    size: int
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A tensor of integers, stored as it is.
+
+    :param codes: int64, any shape.
+    """
+
+    codes: Tensor
+
+
+#: a tensor of the file.
+Stored = FixedPoint | Selection | Integers
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A fully connected layer or convolution as it is stored.
+
+    :param name: the layer's name; ``layer1``, ``layer2``, … in a network read from a file.
+    :param dense_shape: outputs and inputs (filters and channels) before pruning.
+    :param weight: codes of shape ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
+    :param bias: codes of shape ``(out_left,)``, or None.
+    """
+
+    name: str
+    dense_shape: tuple[int, int]
+    weight: FixedPoint
+    bias: FixedPoint | None
+
+    @property
+    def dense_groups(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, before pruning."""
+        return self.dense_shape[1 if self.weight.codes.dim() == 2 else 0]
+
+    @property
+    def groups_left(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, that are left."""
+        return self.weight.codes.shape[1 if self.weight.codes.dim() == 2 else 0]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    :param nodes: the network's graph.
+    :param tensors: by name, those that the nodes use, in the order of their first use.
+    :param dense_shapes: outputs and inputs of every layer before pruning, by the name of its weight.
+    :param dense_parameters: parameters of the network before compression, biases included.
+    :param input_shape: shape of one input, or empty where unknown.
+    :param buffers: names of the tensors that are no parameters.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Stored]
+    dense_shapes: Mapping[str, tuple[int, int]]
+    dense_parameters: int
+    input_shape: tuple[int, ...]
+    buffers: frozenset[str]
+
+    @property
+    def layers(self) -> tuple[StoredLayer, ...]:
+        """Fully connected layers and convolutions, in the order of the graph."""
+        layers = {}
+        for node in self.nodes:
+            if is_layer(node):
+                weight, bias = self.tensors[node.args[1].name], None
+                if len(node.args) > 2 and node.args[2] is not None:
+                    bias = self.tensors[node.args[2].name]
+                name = node.args[1].name
+                assert isinstance(weight, FixedPoint) and (bias is None or isinstance(bias, FixedPoint))
+                layers[name] = StoredLayer(name.removesuffix(".weight"), self.dense_shapes[name], weight, bias)
+        return tuple(layers.values())
+
+
+def values(stored: Stored) -> Tensor:
+    """The tensor itself: float32 numbers, or indices or integers (int64)."""
+    if isinstance(stored, Selection):
+        return stored.indices
+    return stored.codes if isinstance(stored, Integers) else stored.values()

@@ -1,0 +1,304 @@
+r"""The file format ``.pbc``: a compressed network to bytes and back.
+
+Byte layout, version 3; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
+
+==============  ====================================================================================
+bytes           content
+==============  ====================================================================================
+3               ``PBC``
+1               version, 3
+4               CRC-32 (little-endian) of everything after it
+varint          form of the header: 0 for a graph, as follows here; from 1 on for a chain, see below. Version 2 knows
+                graphs only and leaves this out
+varint          parameters of the dense network, for the compression figures
+varint, …       number of dimensions of one input, and each of them (0 where unknown)
+varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, index into
+                :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
+                there are keyword arguments; the arguments; where there are any, the number of keyword
+                arguments and for each its name, as an argument, and its value.
+                0 where the file leaves the graph out; instead of nodes there is then a CRC-32
+                (little-endian) of the dictionary, a varint, and that many bytes: number of nodes and nodes
+                as above, deflated (RFC 1951) with a preset dictionary, the nodes of the dense network's
+                graph as they would be written with numbers of 8 fraction bits that are all 0
+rest            one range-coded stream (:mod:`pyro_bc.file.coder`) with the tensors' codes, in their order
+==============  ====================================================================================
+
+An argument is a byte ``16 · kind + payload``, where a payload of 15 means that a varint follows that takes its place:
+
+* 0 a constant: payload 0 None, 1 False, 2 True;
+* 1 an integer, zigzag;
+* 2 a float64: 8 bytes follow;
+* 3 text: that many bytes of UTF-8 follow;
+* 4 a tuple of that many arguments;
+* 5 the result of the node that many nodes before this one, where the input precedes the first;
+* 6 a tensor, counted from the first; one that has not occurred before is described here (payload = number of tensors
+  so far): a byte ``16 · kind + dimensions``, each of them, and
+
+  - kind 0, numbers: zigzag fraction bits, zigzag lowest code, varint number of codes. The stream holds the codes, row
+    by row: where there are at most 4,096 different codes, one bit whether a table is used, else uniform;
+  - kind 1, the same, but the numbers are integers;
+  - kind 3, as kind 0, for numbers that training leaves alone (statistics of a normalisation);
+  - kind 4, numbers, coded adaptively: zigzag fraction bits. The stream holds the codes, row by row;
+  - kind 5, as kind 4, but the codes are cosine coefficients (:mod:`pyro_bc.quantisation.cosine`), in the adaptive
+    model's
+    classes by their frequency: behind the fraction bits a varint, number of dimensions of the grid, and each of them;
+  - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
+    for each number below it whether it is among them, with a table of two symbols.
+
+  The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
+
+A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
+number
+of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0 for a
+fully connected layer, 1 for a convolution (2 more where there is no bias), or 4 and the position of another operation
+in :data:`~pyro_bc.file.chain.PLAIN`; behind that of a layer a varint, its outputs before pruning, and for a
+convolution one
+byte each for kernel, stride and padding. Forms from 2 on are the chains in :data:`~pyro_bc.file.chain.KNOWN`. Then
+follow,
+for all forms, the outputs left of every layer, and of every tensor, in the order of use, a varint: three times its
+zigzag fraction bits, plus 0 for kind 0 (lowest code and number of codes follow as above), 1 for kind 4, 2 for kind 5
+with the chain's own grid: a convolution's kernel, or the positions that a fully connected layer reads behind a
+flattening.
+
+The class of a coefficient is the sum of its indices in the grid, whose last entry is the tensor's last. A number is
+``(lowest + symbol) · 2^-fraction_bits``; the integer transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
+Nothing in the
+file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
+
+Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
+kind 2, those selected from), of which kinds 4 and 5 at most 2^20; and of a file of n bytes behind its checksum 2^16 +
+1,024 n numbers, 2^16 + 256 n of kinds 4 and 5, so that a hundred bytes never take more than a few megabytes. (A writer
+adds zero bytes at the end where a file would be shorter: they read as the end of the data does.) Grids have up to 1,024
+a side and codes that :func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20 bytes,
+fraction bits are
+within ±160, codes below 2^25, keywords of lower-case letters and underscores. What the network computes for one input
+has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent cell too.
+"""
+
+import itertools
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CompressedFileError
+from ..graph.module import GraphNetwork
+from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
+from ..quantisation.fixed_point import FixedPoint
+from ..runtime.devices import on_cpu
+from .chain import Chain, find_chain, prune
+from .coder import Decoder, Encoder
+from .contents import Contents, Integers, Stored, values
+from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
+from .tensors import Plan, decode_tensor, encode_tensor, plans_of
+
+_MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
+
+# Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
+_MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
+
+
+@on_cpu
+def encode(contents: Contents, dense: Graph | None = None) -> bytes:
+    """The file's bytes; the same contents always give the same bytes.
+
+    :param dense: the dense network's graph, if the file is to leave out what follows from it where that is shorter.
+    :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
+    """
+    plans = plans_of(contents.tensors, contents.buffers)
+    headers = []
+    chain = _chain(contents, plans)
+    if chain is not None:
+        headers.append(HeaderWriter(contents, plans))
+        headers[-1].chain(*chain)
+    if chain is None or dense is not None:
+        headers.append(_graph_header(contents, plans, dense))
+    coder = Encoder()
+    for name, tensor in contents.tensors.items():
+        encode_tensor(coder, tensor, plans[name])
+    body = bytes(min((header.data for header in headers), key=len)) + coder.data()
+    body += b"\0" * (bytes_needed(plans.values()) - len(body))  # which say no more than the end of the data does
+    return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def _chain(contents: Contents, plans: Mapping[str, Plan]) -> tuple[Chain, tuple[int, ...]] | None:
+    """The chain that the contents are, if they are one and a chain's header can say how its tensors are coded."""
+    numbers = {name: tensor for name, tensor in contents.tensors.items() if isinstance(tensor, FixedPoint)}
+    if contents.buffers or len(numbers) < len(contents.tensors):
+        return None
+    shapes = {name: plan.shape for name, plan in plans.items()}
+    found = find_chain(contents.nodes, shapes, contents.dense_shapes, contents.input_shape)
+    if found is None:
+        return None
+    grids = prune(*found).grids
+    fit = all(t.grid in ((), grids.get(f"tensor{number}", ())) for number, t in enumerate(numbers.values()))
+    return found if fit else None
+
+
+def _graph_header(contents: Contents, plans: Mapping[str, Plan], dense: Graph | None) -> HeaderWriter:
+    header = HeaderWriter(contents, plans)
+    header.varint(0)
+    header.varint(contents.dense_parameters)
+    header.varint(len(contents.input_shape))
+    for size in contents.input_shape:
+        header.varint(size)
+    if dense is None:
+        header.nodes()
+        return header
+    dictionary = _dictionary(dense)
+    nodes = HeaderWriter(contents, plans)
+    nodes.nodes()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_FIXED, dictionary)
+    deflated = deflate.compress(bytes(nodes.data)) + deflate.flush()
+    header.varint(0)
+    header.data += struct.pack("<I", zlib.crc32(dictionary))
+    header.varint(len(deflated))
+    header.data += deflated
+    return header
+
+
+def _dictionary(dense: Graph) -> bytes:
+    """The nodes of a network's graph, as they would be written if all of its numbers were 0, of kinds 0, 1 and 3."""
+    tensors: dict[str, Stored] = {}
+    for name, tensor in dense.tensors.items():
+        zeros = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
+        tensors[name] = FixedPoint(zeros, 8) if tensor.is_floating_point() else Integers(zeros)
+    weights = [node.args[1].name for node in dense.nodes if is_layer(node)]
+    shapes = {name: (dense.tensors[name].shape[0], dense.tensors[name].shape[1]) for name in weights}
+    contents = Contents(dense.nodes, tensors, shapes, 1, (), dense.buffers)
+    writer = HeaderWriter(contents, plans_of(tensors, dense.buffers, adaptive=False))
+    writer.nodes()
+    return bytes(writer.data)
+
+
+def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
+    """A reader of the nodes of a file that leaves its graph out."""
+    checksum = struct.unpack("<I", reader.take(4))[0]
+    deflated = reader.take(reader.varint())
+    if dense is None:
+        raise CompressedFileError(
+            "the file leaves the network's graph out: load it with net=…, an instance of the class it was made from"
+        )
+    dictionary = _dictionary(dense)
+    if zlib.crc32(dictionary) != checksum:
+        raise CompressedFileError(
+            "the file leaves the network's graph out, and the one given with net=… is not the one it was made from"
+        )
+    inflate = zlib.decompressobj(-15, dictionary)
+    try:
+        nodes = inflate.decompress(deflated, _MOST_GRAPH)
+    except zlib.error as error:
+        raise CompressedFileError(f"the file's graph is damaged ({error})") from None
+    if not inflate.eof:
+        raise CompressedFileError("the file's graph is damaged, or larger than is allowed")
+    return HeaderReader(nodes, len(reader.data))
+
+
+@on_cpu
+def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
+    """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
+
+    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of a given shape.
+    :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+    """
+    if data[:3] != _MAGIC or len(data) < 8:
+        raise CompressedFileError("this is not a .pbc file")
+    if not _OLDEST <= data[3] <= _VERSION:
+        advice = "update it" if data[3] > _VERSION else "it was written by a version before the first release"
+        raise CompressedFileError(
+            f"the file has format version {data[3]}; this pyro_bc reads versions {_OLDEST} to {_VERSION}: {advice}"
+        )
+    body = data[8:]
+    if zlib.crc32(body) != struct.unpack("<I", data[4:8])[0]:
+        raise CompressedFileError("the file is damaged: its checksum does not fit its content")
+    reader = HeaderReader(body)
+    form = reader.varint() if data[3] > 2 else 0
+    if form:
+        input_shape, pruned, dense_parameters = reader.chain(form)
+        outer, nodes = reader, pruned.nodes
+    else:
+        outer, nodes, dense_parameters, input_shape, reader = _read_graph(reader, dense)
+    sections = {"header": 8.0 + outer.position}
+    coder = Decoder(body[outer.position :])
+    tensors: dict[str, Stored] = {}
+    for name, plan in reader.plans.items():
+        tensors[name] = decode_tensor(coder, plan)
+        sections[name] = coder.take_bits() / 8
+    contents = _with_layer_names(
+        Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape, frozenset(reader.buffers))
+    )
+    _check(contents)
+    return contents, sections
+
+
+def _read_graph(
+    reader: "HeaderReader", dense: Callable[[tuple[int, ...]], Graph] | None
+) -> tuple["HeaderReader", tuple[Node, ...], int, tuple[int, ...], "HeaderReader"]:
+    """What a header of form 0 says: the reader behind it, nodes, dense parameters, input shape, reader of the nodes."""
+    dense_parameters = reader.varint()
+    input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
+    outer, count = reader, reader.at_most(MOST_NODES)
+    if not count:
+        reader = _inflated(outer, dense(input_shape) if dense is not None else None)
+        count = reader.at_most(MOST_NODES)
+    nodes = tuple(reader.node(index) for index in range(count))
+    if not nodes or dense_parameters < 1:
+        raise CompressedFileError("the file claims an empty network")
+    return outer, nodes, dense_parameters, input_shape, reader
+
+
+def _with_layer_names(contents: Contents) -> Contents:
+    """Layers named ``layer1``, ``layer2``, … instead of by the numbers of their tensors."""
+    names: dict[str, str] = {}
+    count = 0
+    for node in contents.nodes:
+        if is_layer(node) and node.args[1].name not in names:
+            count += 1
+            layer = f"layer{count}"
+            names[node.args[1].name] = f"{layer}.weight"
+            if len(node.args) > 2 and node.args[2] is not None:
+                names.setdefault(node.args[2].name, f"{layer}.bias")
+
+    def rename(leaf: Any) -> Any:
+        return Named(names.get(leaf.name, leaf.name)) if isinstance(leaf, Named) else leaf
+
+    nodes = tuple(replace(node, args=replace_leaves(node.args, rename)) for node in contents.nodes)
+    tensors = {names.get(name, name): tensor for name, tensor in contents.tensors.items()}
+    shapes = {names.get(name, name): shape for name, shape in contents.dense_shapes.items()}
+    buffers = frozenset(names.get(name, name) for name in contents.buffers)
+    return replace(contents, nodes=nodes, tensors=tensors, dense_shapes=shapes, buffers=buffers)
+
+
+def _check(contents: Contents) -> None:
+    """Build the network without storage, and run it where the shape of its input is known: all must fit together."""
+    try:
+        shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
+        network = GraphNetwork(contents.nodes, shapes, contents.buffers)
+        if contents.input_shape:
+            _run_without_storage(contents, network)
+    except Exception as error:  # whatever torch raises on what a damaged file asks for
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
+
+
+def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
+    examples = 2
+    x = torch.empty(examples, *contents.input_shape, device="meta")
+    # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
+    recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
+    for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(tensor, Tensor) and tensor.numel() > examples * _MOST_OF_A_RESULT:
+                raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")
+        if index in recurrent and isinstance(result, Tensor) and max(result.shape[:2], default=0) > _MOST_RECURRENT:
+            raise ValueError(f"its recurrent cells take more than {_MOST_RECURRENT} steps")
+
+
+def _without_storage(stored: Stored) -> Tensor:
+    if isinstance(stored, FixedPoint):
+        return torch.empty(stored.codes.shape, device="meta")
+    return values(stored).to("meta")

@@ -1,0 +1,158 @@
+"""Tensors of a file: how each is described in the header, and its numbers in the range-coded stream."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CompressedFileError, UnsupportedNetworkError
+from ..quantisation.cosine import fits_integers
+from ..quantisation.cosine import frequencies as spatial_frequencies
+from ..quantisation.fixed_point import FixedPoint
+from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE
+from .coder import Decoder, Encoder, adaptive_bits, frequencies
+from .contents import Integers, Selection, Stored
+
+#: kinds of tensors, by their number in a file.
+NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES = range(6)
+
+# More different codes than this are written as they are.
+_TABLE_SYMBOLS = 4096
+
+_MOST_OF_A_TENSOR = 1 << 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tensor's description in the header. ``limit`` is that of a selection's indices."""
+
+    kind: int
+    shape: tuple[int, ...]
+    fraction_bits: int = 0
+    lowest: int = 0
+    size: int = 0
+    limit: int = 0
+    grid: tuple[int, ...] = ()
+
+
+def plans_of(
+    tensors: Mapping[str, Stored], buffers: frozenset[str] = frozenset(), adaptive: bool = True
+) -> dict[str, Plan]:
+    """How every tensor is described and coded, by name.
+
+    :param buffers: those that are no parameters, which are described so.
+    :param adaptive: whether numbers may be coded adaptively where that is shorter, as far as a file may hold such.
+    :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
+    """
+    cosines = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FixedPoint) and tensor.grid}
+    for name, coefficients in cosines.items():
+        if not fits_integers(coefficients.codes, coefficients.grid):
+            raise UnsupportedNetworkError(
+                f"the cosine coefficients of '{name}' are larger than a file can hold exactly: take a larger step, or "
+                f"leave its grid out"
+            )
+    left = MOST_ADAPTIVE - sum(tensor.codes.numel() for tensor in cosines.values())
+    if left < 0 or any(max(tensor.grid) > MOST_SIDE for tensor in cosines.values()):
+        raise UnsupportedNetworkError(
+            f"a file takes at most {MOST_ADAPTIVE:,} cosine coefficients, over grids of at most {MOST_SIDE} a side; "
+            f"leave a grid out"
+        )
+    plans = {}
+    for name, tensor in tensors.items():
+        plans[name] = _plan(tensor, name in buffers, left if adaptive else 0)
+        if plans[name].kind == ADAPTIVE:
+            left -= math.prod(plans[name].shape)
+    return plans
+
+
+def _plan(tensor: Stored, buffer: bool, most_adaptive: int) -> Plan:
+    if isinstance(tensor, Selection):
+        return Plan(SELECTION, (len(tensor.indices),), limit=tensor.size)
+    lowest, size = _range(tensor.codes)
+    shape = tuple(tensor.codes.shape)
+    if isinstance(tensor, Integers):
+        return Plan(INTEGERS, shape, 0, lowest, size)
+    if tensor.grid:
+        return Plan(COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
+    fits = not buffer and tensor.codes.numel() <= min(_MOST_OF_A_TENSOR, most_adaptive)
+    if fits and _adaptive_is_shorter(tensor.codes.flatten().numpy(), size, lowest):
+        return Plan(ADAPTIVE, shape, tensor.fraction_bits)
+    return Plan(BUFFER if buffer else NUMBERS, shape, tensor.fraction_bits, lowest, size)
+
+
+def _adaptive_is_shorter(codes: np.ndarray, size: int, lowest: int) -> bool:
+    described = 8 * (1 + (lowest.bit_length() + 1) // 7 + 1 + size.bit_length() // 7)  # lowest code, number of codes
+    return adaptive_bits(codes) <= described + min(_table_bits(codes, size, lowest), len(codes) * _uniform_bits(size))
+
+
+def _range(codes: Tensor) -> tuple[int, int]:
+    """Lowest code, and how many codes there are up to the highest."""
+    lowest = int(codes.min())
+    return lowest, int(codes.max()) - lowest + 1
+
+
+def _uniform_bits(size: int) -> int:
+    return (size - 1).bit_length()
+
+
+def _table_bits(codes: np.ndarray, size: int, lowest: int) -> float:
+    """Length of codes behind the table of their frequencies; infinite where the table would be too large."""
+    if size > _TABLE_SYMBOLS:
+        return math.inf
+    counts = frequencies(codes, size, lowest)
+    present = counts[counts > 0]
+    return 5 * size - float((present * np.log2(present / len(codes))).sum())
+
+
+def encode_tensor(coder: Encoder, tensor: Stored, plan: Plan) -> None:
+    """Write a tensor's numbers as its plan says."""
+    if isinstance(tensor, Selection):
+        read = np.zeros(tensor.size, dtype=np.int64)
+        read[tensor.indices.numpy()] = 1
+        coder.table(read, 2)
+        return
+    codes = tensor.codes.flatten().numpy()
+    if plan.kind in (ADAPTIVE, COSINES):
+        coder.adaptive(codes, _classes(plan.shape, plan.grid))
+        return
+    lowest, size = plan.lowest, plan.size
+    with_table = False
+    if 1 < size <= _TABLE_SYMBOLS:
+        with_table = _table_bits(codes, size, lowest) < len(codes) * _uniform_bits(size)
+        coder.uniform(np.array([with_table]), 1)
+    if with_table:
+        coder.table(codes, size, lowest)
+    else:
+        coder.uniform(codes, _uniform_bits(size), lowest)
+
+
+def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
+    """Read back what :func:`encode_tensor` wrote.
+
+    :raises CompressedFileError: where the stream does not fit the plan.
+    """
+    if plan.kind == SELECTION:
+        indices = np.flatnonzero(coder.table(plan.limit, 2))
+        if len(indices) != plan.shape[0]:
+            raise CompressedFileError("the file's indices are not as many as it says")
+        return Selection(torch.from_numpy(indices), plan.limit)
+    count = math.prod(plan.shape)
+    if plan.kind in (ADAPTIVE, COSINES):
+        read = coder.adaptive(count, _classes(plan.shape, plan.grid))
+        codes = torch.from_numpy(read.reshape(plan.shape))
+        if plan.grid and not fits_integers(codes, plan.grid):
+            raise CompressedFileError("the file's cosine coefficients are larger than is allowed")
+        return FixedPoint(codes, plan.fraction_bits, plan.grid)
+    with_table = 1 < plan.size <= _TABLE_SYMBOLS and bool(coder.uniform(1, 1)[0])
+    bits, lowest = _uniform_bits(plan.size), plan.lowest
+    read = coder.table(count, plan.size, lowest) if with_table else coder.uniform(count, bits, lowest)
+    codes = torch.from_numpy(read.reshape(plan.shape))
+    return Integers(codes) if plan.kind == INTEGERS else FixedPoint(codes, plan.fraction_bits)
+
+
+def _classes(shape: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray | None:
+    """Classes of the codes of a tensor in the adaptive model: the frequencies of cosine coefficients."""
+    return spatial_frequencies(shape, grid).flatten().numpy() if grid else None

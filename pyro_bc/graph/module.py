@@ -1,0 +1,142 @@
+"""A graph that runs: an ``nn.Module`` that needs no class of the user's."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, nn
+
+from .nodes import Named, Node, Value, is_layer, layer_groups, layer_name, replace_leaves
+from .operations import DTYPES_BY_NAME, function
+
+
+def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a node's operation, what it refers to looked up."""
+    args = tuple(_as_list(replace_leaves(argument, lookup)) for argument in node.args)
+    kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+    if "dtype" in kwargs:
+        kwargs["dtype"] = DTYPES_BY_NAME[kwargs["dtype"]]
+    return args, kwargs
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """A context in which a network is in evaluation mode; each of its modules returns to the mode that it had."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class GraphNetwork(nn.Module):
+    """Runs a graph: a network in evaluation mode that needs no class but this one.
+
+    Input and output are those of the network that the graph was read from. Its layers are modules of torch's under
+    their old names, so that it can be made Bayesian again.
+
+    :param buffers: names of the floating point tensors that are no parameters.
+    """
+
+    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor], buffers: frozenset[str] = frozenset()):
+        super().__init__()
+        self._nodes = nodes
+        self._layers = _layers(nodes)
+        built: set[str] = set()
+        for name, node in self._layers.items():
+            bias = tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
+            owner, last = self._owner(name)
+            owner.add_module(last, _layer_module(node, tensors[node.args[1].name], bias))
+            built.update(node.named())
+        for name, tensor in tensors.items():
+            owner, last = self._owner(name)
+            if name not in built and tensor.is_floating_point() and name not in buffers:
+                owner.register_parameter(last, nn.Parameter(tensor.clone()))
+            elif name not in built:
+                owner.register_buffer(last, tensor.clone())
+        # Results that no later node reads are freed, as a network written by hand does.
+        readers = {index: position for position, node in enumerate(nodes) for index in node.values()}
+        self._done: list[list[int]] = [[] for _ in nodes]
+        for index, position in readers.items():
+            self._done[position].append(index)
+        self.eval()
+
+    def _owner(self, path: str) -> tuple[nn.Module, str]:
+        """The module that holds what a dotted path names, made where there is none, and the last part of the path."""
+        owner: nn.Module = self
+        *parents, name = path.split(".")
+        for parent in parents:
+            if parent not in owner._modules:
+                owner.add_module(parent, nn.Module())
+            owner = getattr(owner, parent)
+        return owner, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self._nodes, x)
+
+    def run(self, nodes: tuple[Node, ...], x: Tensor) -> Tensor:
+        """The output of this network's nodes, or of the same ones with other literals."""
+        return deque(self.results(nodes, x), maxlen=1).pop()
+
+    def results(self, nodes: tuple[Node, ...], x: Tensor) -> Iterator[Any]:
+        """What each node of :meth:`run` comes to, one after the other."""
+        results: dict[int, Any] = {-1: x}
+
+        def lookup(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                return results[leaf.index]
+            return attrgetter(leaf.name)(self) if isinstance(leaf, Named) else leaf
+
+        for index, node in enumerate(nodes):
+            if is_layer(node) and layer_name(node) in self._layers:
+                results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
+            else:
+                args, kwargs = arguments(node, lookup)
+                if node.op == "zeros":  # where the input is, wherever that was when the network was read
+                    kwargs["device"] = x.device
+                results[index] = function(node.op)(*args, **kwargs)
+            yield results[index]
+            for finished in self._done[index]:
+                del results[finished]
+
+    def extra_repr(self) -> str:
+        return " -> ".join(node.op for node in self._nodes)
+
+
+def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
+    """The layers that can be modules: ``<name>.weight`` and perhaps ``<name>.bias``, used alike wherever they are."""
+    uses = Counter(name for node in nodes for name in node.named())
+    alike = Counter((node.op, node.args[1:]) for node in nodes if is_layer(node))
+    layers: dict[str, Node] = {}
+    for node in nodes:
+        if not is_layer(node):
+            continue
+        name = layer_name(node)
+        named = node.named()
+        as_a_module = named in ([f"{name}.weight"], [f"{name}.weight", f"{name}.bias"])
+        if as_a_module and all(uses[tensor] == alike[node.op, node.args[1:]] for tensor in named):
+            layers[name] = node
+    return layers
+
+
+def _layer_module(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer: Any
+    if node.op == "linear":
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        given = dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=False))
+        kind: Any = nn.Conv1d if node.op == "conv1d" else nn.Conv2d
+        groups = layer_groups(node)
+        channels, kernel = (weight.shape[1] * groups, weight.shape[0]), tuple(weight.shape[2:])
+        layer = kind(*channels, kernel, groups=groups, bias=bias is not None, device="meta", **given)
+    layer.weight = nn.Parameter(weight.clone())
+    layer.bias = None if bias is None else nn.Parameter(bias.clone())
+    return layer
+
+
+def _as_list(argument: Any) -> Any:
+    return list(argument) if isinstance(argument, tuple) else argument

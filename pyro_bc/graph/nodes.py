@@ -1,0 +1,145 @@
+"""A network as a graph: nodes, what they refer to, and what can be done with a tuple of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Value:
+    """What node ``index`` computed; index −1 is the network's input."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """The tensor of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the graph.
+
+    :param op: its name in :data:`OPERATIONS`.
+    :param args: :class:`Value`, :class:`Named`, ``None``, bool, int, float, str, or tuples of them.
+    :param kwargs: pairs of name and argument.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def values(self) -> list[int]:
+        """Indices of the nodes whose results this one uses."""
+        return [leaf.index for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+    def named(self) -> list[str]:
+        """Names of the tensors that it uses."""
+        return [leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Named)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network; the last node is its output.
+
+    :param nodes: in the order in which they run.
+    :param tensors: weights and buffers by name, detached.
+    :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
+        a string. None for what is no tensor.
+    :param buffers: names of the tensors that training leaves alone.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Tensor]
+    shapes: tuple[tuple[Any, ...] | None, ...]
+    buffers: frozenset[str] = frozenset()
+
+    def shape(self, index: int) -> tuple[Any, ...] | None:
+        """Shape of a node's result, or of the input (−1)."""
+        return self.shapes[index + 1]
+
+
+#: operations that are layers, where their weight is a tensor of the network.
+LAYERS = ("linear", "conv1d", "conv2d")
+
+
+def is_layer(node: Node) -> bool:
+    """Whether a node is a fully connected layer or convolution with a weight of its own."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return (
+        node.op in LAYERS
+        and len(node.args) > 1
+        and isinstance(node.args[1], Named)
+        and (bias is None or isinstance(bias, Named))
+    )
+
+
+def layer_name(node: Node) -> str:
+    """The name of a layer, from that of its weight."""
+    return node.args[1].name.removesuffix(".weight")
+
+
+def layer_groups(node: Node) -> int:
+    """``groups`` of a convolution; 1 for a fully connected layer."""
+    return node.args[6] if len(node.args) > 6 else 1
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Everything in nested tuples, in order."""
+    if isinstance(tree, tuple):
+        return [leaf for branch in tree for leaf in leaves(branch)]
+    return [tree]
+
+
+def replace_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested tuples with every leaf changed."""
+    if isinstance(tree, tuple):
+        return tuple(replace_leaves(branch, change) for branch in tree)
+    return change(tree)
+
+
+def without_dead_code(graph: Graph) -> Graph:
+    """Only the nodes and tensors that the output depends on."""
+    used = {len(graph.nodes) - 1}
+    for index in reversed(range(len(graph.nodes))):
+        if index in used:
+            used.update(graph.nodes[index].values())
+    kept = [index for index in range(len(graph.nodes)) if index in used]
+    return select_nodes(graph, kept)
+
+
+def select_nodes(graph: Graph, kept: list[int]) -> Graph:
+    """The graph with only these nodes, renumbered, and the tensors that they use."""
+    new = {-1: -1} | {index: position for position, index in enumerate(kept)}
+
+    def renumber(leaf: Any) -> Any:
+        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+
+    nodes = []
+    for index in kept:
+        node = graph.nodes[index]
+        nodes.append(Node(node.op, replace_leaves(node.args, renumber), replace_leaves(node.kwargs, renumber)))
+    names = dict.fromkeys(name for node in nodes for name in node.named())
+    shapes = (graph.shapes[0], *(graph.shapes[index + 1] for index in kept))
+    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes, graph.buffers.intersection(names))
+
+
+def without_nodes(graph: Graph, replaced: Mapping[int, int]) -> Graph:
+    """The graph without some nodes, each of which gives way to an earlier one."""
+
+    def redirect(leaf: Any) -> Any:
+        return Value(replaced.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
+
+    nodes = tuple(
+        Node(node.op, replace_leaves(node.args, redirect), replace_leaves(node.kwargs, redirect))
+        for node in graph.nodes
+    )
+    kept = [index for index in range(len(nodes)) if index not in replaced]
+    if len(nodes) - 1 in replaced:  # the output itself gave way
+        kept = [index for index in kept if index <= replaced[len(nodes) - 1]]
+    return select_nodes(replace(graph, nodes=nodes), kept)

@@ -1,0 +1,185 @@
+"""Compressed networks as ONNX, in float32 and in int8, for runtimes other than PyTorch.
+
+Needs the extra ``pip install 'pyro-bc[onnx]'``; imported where it is used.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..runtime.devices import on_cpu
+from ..runtime.files import write_atomically
+from .module import GraphNetwork
+from .nodes import Graph, Named, Value, is_layer, without_dead_code
+
+
+def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
+    """A copy that multiplies by zeros instead of selecting the inputs of its fully connected layers.
+
+    For runtimes that gather numbers one by one (ONNX Runtime), slower than they multiply.
+
+    :param example: a batch of inputs; its values do not matter.
+    """
+    nodes, tensors = list(net._nodes), dict(net.state_dict())
+    shapes = (tuple(example.shape), *(getattr(value, "shape", None) for value in net.results(net._nodes, example)))
+    for index, node in enumerate(nodes):
+        if node.op != "linear" or not is_layer(node) or not isinstance(node.args[0], Value):
+            continue
+        source = nodes[node.args[0].index] if node.args[0].index >= 0 else None
+        if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):
+            continue
+        before, dim, selection = source.args
+        inputs, weight = shapes[before.index + 1], node.args[1].name
+        used_once = sum(weight in other.named() for other in nodes) == 1
+        if inputs is None or dim not in (-1, len(inputs) - 1) or not used_once:
+            continue
+        zeros = tensors[weight].new_zeros(len(tensors[weight]), inputs[-1])
+        tensors[weight] = zeros.index_add(1, tensors[selection.name], tensors[weight])
+        nodes[index] = replace(node, args=(before, *node.args[1:]))
+    buffers = frozenset(name for name, _ in net.named_buffers())
+    graph = without_dead_code(Graph(tuple(nodes), tensors, shapes, buffers))
+    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+
+
+#: how far ONNX Runtime may be from PyTorch, as a part of the largest output (at least of 1).
+TOLERANCE = 1e-5
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a module, run by ONNX Runtime on the CPU.
+
+    :param path: a file with one input, named ``input``, and one output.
+    :param threads: of ONNX Runtime; None for its choice.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
+        super().__init__()
+        runtime = _onnx_packages()[1]
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (outputs,) = self._session.run(None, {"input": x.detach().cpu().numpy()})
+        return torch.from_numpy(outputs)
+
+
+@on_cpu
+def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> float:
+    """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
+
+    :param net: the network, in evaluation mode, as :func:`~pyro_bc.load` gives it; on any device.
+    :param input_shape: of one input, e.g. ``(1, 28, 28)``.
+    :param path: an existing file is replaced, whole or not at all.
+    :returns: the largest difference between ONNX Runtime's outputs and PyTorch's.
+    :raises ExportError: where the extra is not installed, an operation has no counterpart in ONNX, or the outputs
+        differ by more than :data:`TOLERANCE`; nothing is written then.
+    """
+    _onnx_packages()
+    net = copy.deepcopy(net).cpu().eval()
+    arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
+    with _quiet():
+        try:
+            program: Any = torch.onnx.export(
+                arranged,
+                (torch.rand(2, *input_shape),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                input_names=["input"],
+                output_names=["output"],
+                verbose=False,
+            )
+        except Exception as error:  # whatever the exporter raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
+    data = program.model_proto.SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "network.onnx"
+        written.write_bytes(data)
+        difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
+    write_atomically(path, data)
+    return difference
+
+
+def _difference(net: nn.Module, exported: nn.Module, input_shape: tuple[int, ...], n: int) -> float:
+    x = torch.rand(n, *input_shape, generator=torch.Generator("cpu").manual_seed(n))
+    with torch.no_grad():
+        expected, found = net(x), exported(x)
+    difference = float((expected - found).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ExportError(f"ONNX Runtime computes something else: outputs differ by {difference:.2g}")
+    return difference
+
+
+def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], calibration: Iterable[Tensor]) -> None:
+    """Quantise an ONNX file to int8: weights per channel, activations by the ranges that calibration inputs take.
+
+    :param onnx_file: what :func:`to_onnx` wrote.
+    :param path: an existing file is replaced, whole or not at all.
+    :param calibration: batches of typical inputs, of the training set; a few hundred inputs are enough.
+    :raises ExportError: where the extra is not installed, or ONNX Runtime cannot quantise the network.
+    """
+    _onnx_packages()
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> Any:
+            batch = next(self.batches, None)
+            return None if batch is None else {"input": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        try:
+            quant_pre_process(str(onnx_file), str(prepared))
+            quantize_static(
+                str(prepared), str(quantised), Reader(), per_channel=True, weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+            )  # fmt: skip
+        except Exception as error:  # whatever the quantiser raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ExportError(f"the network cannot be quantised to int8: {reason}") from error
+        write_atomically(path, quantised.read_bytes())
+
+
+def _onnx_packages() -> tuple[Any, Any]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise ExportError(f"{error.name} is not installed; pip install 'pyro-bc[onnx]'") from None
+    return onnx, onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the exporter's notes on packages that it could use; errors are raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "root")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

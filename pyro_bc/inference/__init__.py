@@ -1,0 +1,1 @@
+"""Maximising the ELBO: effect handlers, the training step, the loop, checkpoints."""

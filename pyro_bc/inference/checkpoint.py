@@ -1,0 +1,94 @@
+"""Checkpoints: one safetensors file, with JSON in its header."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..runtime import processes
+from ..runtime.devices import device_of
+from ..runtime.files import write_atomically
+from ..runtime.random_state import random_state, set_random_state
+from .history import Epoch
+
+#: of a checkpoint, which another version may not read: the optimiser's state, and names of generators.
+CHECKPOINT_FORMAT = 3
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def save_fit(
+    path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any], history: list[Epoch]
+) -> None:
+    """Write a checkpoint of everything that a training needs to go on, random state included."""
+    tensors = {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
+        tensors |= {f"rng.{rank}.{kind}": state for kind, state in states.items()}
+    metadata = {"settings": dict(settings), "history": [asdict(record) for record in history]}
+    processes.from_first(lambda: save_checkpoint(path, tensors, metadata))
+
+
+def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]) -> list[Epoch]:
+    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history.
+
+    :raises CheckpointError: where the checkpoint cannot be read, or was written with other settings.
+    """
+    tensors, metadata = processes.from_first(lambda: load_checkpoint(path))
+    saved = metadata.get("settings", {})
+    if _fingerprint(saved) != _fingerprint(settings):
+        differing = [key for key in settings if json.dumps(saved.get(key)) != json.dumps(settings[key])]
+        raise CheckpointError(f"'{path}' was written by a run with other settings: {', '.join(differing)} differ")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    guide.load_state_dict(part("guide."))
+    model.load_state_dict(part("model."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimizer.").items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    set_random_state(part(f"rng.{processes.rank()}."), device_of(guide))
+    return [Epoch(**record) for record in metadata["history"]]
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able metadata as one safetensors file, whole or not at all.
+
+    :raises OutputError: where it cannot be written.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {"pyro_bc": json.dumps(metadata)}
+    write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a checkpoint.
+
+    :raises CheckpointError: where the file is missing, damaged, or not one of ours.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no checkpoint at '{path}'; start without resume")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["pyro_bc"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"'{path}' is not a readable pyro_bc checkpoint ({error}); delete it to start over"
+        ) from None

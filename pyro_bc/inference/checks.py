@@ -1,0 +1,153 @@
+"""What a training is given, looked at before it costs anything; and what went wrong, by its name, where it does."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ..errors import NonFiniteLossError, PyroBCError, UsageError
+from ..model.likelihoods import Likelihood
+from ..runtime.devices import check_device
+
+_ADVICE = "A smaller learning rate usually helps; the checkpoint of the epoch before stays"
+
+
+def loader_steps(loader: Any) -> int:
+    """How many batches a loader has.
+
+    :raises UsageError: where it has none, or cannot say.
+    """
+    try:
+        steps = len(loader)
+    except TypeError:
+        raise UsageError(
+            f"the training loader is gone through once an epoch and must have a length, which {type(loader).__name__} "
+            f"has not: give a DataLoader, pyro_bc.Batches, or a list of (x, y)"
+        ) from None
+    if not steps:
+        raise UsageError("the training loader is empty")
+    return steps
+
+
+def first_batch(loader: Any) -> tuple[Tensor, Tensor]:
+    """The first batch.
+
+    :raises UsageError: where it is no pair of tensors.
+    """
+    batch = next(iter(loader))
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        raise UsageError(f"the training loader gives pairs (inputs, targets) of tensors, not {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+@contextmanager
+def running_on(x: Tensor) -> Iterator[None]:
+    """A context that runs a network on its first batch, and says so where the two do not fit.
+
+    :raises UsageError: in place of what torch raises.
+    """
+    try:
+        yield
+    except PyroBCError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(
+            f"the model cannot be run on the first batch, inputs of shape {tuple(x.shape)} and {x.dtype}: {reason}"
+        ) from error
+
+
+def check_inputs(x: Tensor, what: str) -> None:
+    """:raises UsageError: where inputs are not finite; begins with ``what``."""
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise UsageError(f"{what} hold NaN or infinite numbers; clean the data")
+
+
+@dataclass(frozen=True)
+class BatchCheck:
+    """Whether a batch is like the first one, which the model could be run on.
+
+    :param outputs: what the model returned for the first batch.
+    :param x: that batch's inputs.
+    """
+
+    likelihood: Likelihood
+    outputs: Tensor
+    x: Tensor
+
+    def __call__(self, x: Tensor, y: Tensor, number: int) -> None:
+        """:raises UsageError: where inputs have another shape or type, or are not finite, or targets do not fit."""
+        if x.shape[1:] != self.x.shape[1:] or x.dtype != self.x.dtype or len(x) != len(y):
+            raise UsageError(
+                f"batch {number} has inputs of shape {tuple(x.shape)}, {x.dtype}, and {len(y)} targets, the first one "
+                f"inputs of shape {tuple(self.x.shape)}, {self.x.dtype}"
+            )
+        check_device(f"the inputs of batch {number} are", x, self.x.device)
+        check_device(f"the targets of batch {number} are", y, self.x.device)
+        check_inputs(x, f"the inputs of batch {number}")
+        outputs = self.outputs[:1].expand(len(x), *self.outputs.shape[1:])
+        try:
+            self.likelihood.check(outputs, y)
+        except UsageError as error:
+            raise UsageError(f"batch {number}: {error}") from None
+
+
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or infinite numbers."""
+    return [name for name, value in named if not bool(value.isfinite().all())]
+
+
+@torch.no_grad()
+def first_layer_not_finite(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor) -> str | None:
+    """The first module whose output on a batch is not finite; None where there is none."""
+    found: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if name and not any(True for _ in module.children()):
+
+            def look(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                    found.append(name)
+
+            hooks.append(module.register_forward_hook(look))
+    try:
+        poutine.replay(model, trace=poutine.trace(guide).get_trace(x, y))(x, y)
+    except (RuntimeError, ValueError, ArithmeticError):  # what is not finite may stop the model itself
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def not_finite_error(
+    epoch: int, step: int, parts: list[str], model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor
+) -> NonFiniteLossError:
+    """What is known of a step whose loss is not finite.
+
+    :param parts: of the loss that are not.
+    """
+    text = f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {', '.join(parts) or 'their sum'}"
+    parameters = not_finite([*guide.named_parameters(), *model.named_parameters()])
+    if parameters:
+        text += f"; not finite already, after the step before: {', '.join(parameters)}"
+    elif x.is_floating_point() and not bool(x.isfinite().all()):
+        text += "; the batch's inputs hold NaN or infinite numbers"
+    else:
+        layer = first_layer_not_finite(model, guide, x, y)
+        text += f"; the first layer whose output is not finite: {layer}" if layer else ""
+    return NonFiniteLossError(f"{text}. {_ADVICE}")
+
+
+def check_finite(epoch: int, model: nn.Module, guide: nn.Module) -> None:
+    """:raises NonFiniteLossError: where an epoch left a parameter that is not finite, before that is written."""
+    parameters = not_finite([*guide.named_parameters(), *model.named_parameters()])
+    if parameters:
+        raise NonFiniteLossError(
+            f"the last step of epoch {epoch + 1} left parameters that are not finite, as a gradient was not: "
+            f"{', '.join(parameters)}. {_ADVICE}"
+        )

@@ -1,0 +1,269 @@
+r"""The training loop that a user need not write.
+
+What it adds to ``SVI.step`` under :func:`~pyro_bc.local_reparameterization`: the KL is warmed up linearly, what
+lives on a logarithmic scale (log-variances and the locations of log-normals) has a learning rate of its own,
+standard deviations are capped while the network learns, the learning rate decays linearly at the end, and a
+checkpoint after each epoch continues to the same result as an uninterrupted run.
+
+Where a ``torch.distributed`` process group exists, as in a script under ``torchrun`` that called
+``init_process_group``, :func:`fit` is one fit on all its processes (:mod:`pyro_bc.runtime.processes`).
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..errors import CheckpointError, UsageError
+from ..graph.read import read_graph
+from ..model.guide import FactorizedGuide
+from ..model.network import BayesianNetwork
+from ..posterior.summary import summarize
+from ..posterior.thresholds import choose_threshold
+from ..runtime import processes
+from ..runtime.devices import check_device, device_of
+from .checkpoint import CHECKPOINT_FORMAT, restore_fit, save_fit
+from .checks import BatchCheck, check_finite, check_inputs, first_batch, loader_steps, not_finite_error, running_on
+from .history import Epoch, FitResult
+from .schedule import log_variance_bounds, optimizer_of, set_rates, trained_parameters
+from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
+
+#: more steps than this repay the time that compiling one takes.
+WORTH_COMPILING = 10_000
+
+
+def fit(
+    model: BayesianNetwork,
+    guide: FactorizedGuide,
+    train_loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    epochs: int,
+    learning_rate: float = 1e-3,
+    log_learning_rate: float = 1e-2,
+    kl_warmup_epochs: float | None = None,
+    kl_weight: float = 1.0,
+    decay: float = 0.5,
+    max_scale: Mapping[str, float] | None = None,
+    seed: int | None = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    compile: bool | None = None,
+    after_epoch: Callable[[Epoch], None] | None = None,
+) -> FitResult:
+    r"""Maximise the ELBO with Adam; the guide holds the result.
+
+    :param model: the network as a Pyro model.
+    :param guide: its guide, set up or not.
+    :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
+        processes each has its share of the examples, as :class:`~pyro_bc.Batches` and torch's ``DistributedSampler``
+        give it, in as many batches; N stays the size of the whole training set.
+    :param epochs: passes over the loader.
+    :param learning_rate: Adam's, of the means (and of deterministic parameters of the network).
+    :param log_learning_rate: Adam's, of all that lives on a log scale: log-variances, and the locations of
+        log-normal sites.
+    :param kl_warmup_epochs: over how many epochs the KL's weight rises linearly from 0 to 1 (Louizos et al.
+        2017, section 4; default: a quarter of ``epochs``).
+    :param kl_weight: the KL's weight after that. 1 is the ELBO; less trades compression for a better fit, as
+        if every training example had been seen ``1 / kl_weight`` times.
+    :param decay: last part of the training, 0 to 1, in which both learning rates fall linearly to 0.
+    :param max_scale: upper bound of the standard deviation of :math:`\tilde w` for layers by name, e.g.
+        ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
+    :param seed: seed of torch's global generator, None to leave it as it is.
+    :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
+    :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run. On another device than
+        the checkpoint's the same posterior goes on with other noise.
+    :param progress: whether to show a progress bar.
+    :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
+        seconds); None to do so where there is a C++ compiler, torch 2.13 or newer, and more than
+        :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums are
+        rounded in another order.
+    :param after_epoch: called with each new :class:`Epoch`.
+    :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
+    :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
+        finite, or targets that do not fit the likelihood; every batch is looked at in the first epoch.
+    :raises NonFiniteLossError: where the loss or a parameter is NaN or infinite; names sites and layer. The checkpoint
+        of the last good epoch stays.
+    :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
+    """
+    steps = _validate(train_loader, epochs, learning_rate, log_learning_rate, decay)
+    warmup = 0.25 * epochs if kl_warmup_epochs is None else kl_warmup_epochs
+    if not (warmup >= 0 and 0 <= kl_weight < math.inf):
+        raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {kl_weight}")
+    processes.check_steps(steps)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    x, y = first_batch(train_loader)
+    check_batch = processes.on_all(lambda: _check(model, guide, x, y))
+    processes.start_alike([model, guide])
+    processes.draw_apart()
+    bounds = log_variance_bounds(guide, max_scale or {})
+    settings = {
+        "epochs": epochs,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "log_learning_rate": log_learning_rate,
+        "kl_warmup_epochs": warmup,
+        "kl_weight": kl_weight,
+        "decay": decay,
+        "max_scale": dict(max_scale or {}),
+        "seed": seed,
+        "format": CHECKPOINT_FORMAT,
+        "processes": processes.count(),
+        "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
+    }
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
+        raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
+    )  # fmt: skip
+    # Entered where it is not shown, it would print an empty line (rich before 14.3).
+    with (
+        nullcontext() if bar.disable else bar,
+        pyro.validation_enabled(False),
+        FlatParameters(trained_parameters(model, guide)) as flat,
+    ):
+        optimizer = optimizer_of(flat, [learning_rate, log_learning_rate])
+        history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
+        task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
+        plain = eager_step(model, guide, flat)
+        fast = plain
+        if _is_compiled(compile, model, (epochs - len(history)) * steps):
+            bar.update(task, state="compiling")
+            fast = _compiled(compile, plain, model, guide, flat, x, y)
+        shapes = x.shape, y.shape
+        first_epoch = len(history)
+        for epoch in range(first_epoch, epochs):
+            start = time.perf_counter()
+            sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
+            for step, (x, y) in enumerate(train_loader):
+                if epoch == first_epoch:
+                    processes.on_all(partial(check_batch, x, y, step + 1))
+                progress_now = epoch + step / steps
+                weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
+                set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
+                result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
+                if processes.count() > 1:
+                    result = _averaged(result, flat)
+                if not math.isfinite(result.loss.item()):
+                    raise not_finite_error(epoch, step, _not_finite(result, guide), model, guide, x, y)
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, bound in bounds:
+                        parameter.clamp_(max=bound)
+                sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
+            check_finite(epoch, model, guide)
+            processes.average_buffers_(model)
+            log_likelihood, error, *kl_by_site = (sums / steps).tolist()
+            kl = sum(kl_by_site)
+            record = Epoch(
+                epoch=epoch + 1,
+                loss=(kl - log_likelihood) / model.num_data,
+                negative_log_likelihood=-log_likelihood / model.num_data,
+                kl=kl / model.num_data,
+                kl_weight=weight,
+                error=model.likelihood.summary(error),
+                groups_left=groups_left(guide),
+                seconds=time.perf_counter() - start,
+                kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
+            )
+            history.append(record)
+            if checkpoint is not None:
+                save_fit(checkpoint, model, guide, optimizer, settings, history)
+            left = "-".join(map(str, record.groups_left.values()))
+            state = f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}"
+            bar.update(task, advance=1, state=state)
+            if after_epoch is not None:
+                after_epoch(record)
+    return FitResult(tuple(history))
+
+
+@torch.no_grad()
+def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchCheck:
+    """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
+    check_inputs(x, "the first batch's inputs")
+    if isinstance(model, BayesianNetwork):
+        check_device("the first batch's inputs are", x, device_of(model.skeleton))
+    check_device("the first batch's targets are", y, x.device)
+    with running_on(x):
+        if guide.prototype_trace is None:
+            # A guide starts from what Pyro's store holds under its names, which may be another model's.
+            with pyro.get_param_store().scope():
+                guide(x, y)
+        guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
+        outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
+    model.likelihood.check(outputs, y)
+    if isinstance(model, BayesianNetwork):
+        read_graph(model.skeleton, x)
+    return BatchCheck(model.likelihood, outputs, x)
+
+
+def _is_compiled(wanted: bool | None, model: Any, steps: int) -> bool:
+    if wanted is None:
+        return isinstance(model, BayesianNetwork) and steps > WORTH_COMPILING and has_compiler()
+    return wanted
+
+
+def _compiled(wanted: bool | None, plain: Step, model: Any, guide: FactorizedGuide, *rest: Any) -> Step:
+    try:
+        return compiled_step(model, guide, *rest)
+    except Exception as error:  # whatever the compiler raises
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if wanted:
+            raise UsageError(f"the training step cannot be compiled: {reason}. Leave compile out") from error
+        warnings.warn(f"the training step is not compiled, and slower: {reason}", stacklevel=3)
+        return plain
+
+
+def _averaged(result: StepResult, flat: FlatParameters) -> StepResult:
+    """The mean of all processes' steps, their gradients included; where one is not finite, none is."""
+    numbers = torch.cat([torch.stack([result.loss, result.log_likelihood, result.error]), result.kl])
+    processes.average_([numbers, *(vector.grad for vector in flat.vectors if vector.grad is not None)])
+    return StepResult(numbers[0], numbers[1], numbers[3:], numbers[2])
+
+
+def _by_layer(guide: FactorizedGuide, by_site: list[float]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for site, value in zip(guide.families, by_site, strict=True):
+        layer = site.rpartition(".")[0]
+        name = layer if layer in guide.layers else site
+        sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def groups_left(guide: FactorizedGuide) -> dict[str, int]:
+    """How many groups (weights, for per-weight priors) each layer would keep at its automatic threshold."""
+    left = {}
+    for name, layer in summarize(guide).items():
+        if layer.statistic is not None:
+            left[name] = int(choose_threshold(layer).keeps(layer).sum())
+    return left
+
+
+def _validate(loader: Any, epochs: int, learning_rate: float, log_learning_rate: float, decay: float) -> int:
+    if not (isinstance(epochs, int) and epochs > 0):
+        raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    for name, rate in (("learning_rate", learning_rate), ("log_learning_rate", log_learning_rate)):
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"{name} must be positive and finite, not {rate!r}")
+    if not 0 <= decay <= 1:
+        raise UsageError(f"decay is a part of the training between 0 and 1, not {decay!r}")
+    return loader_steps(loader)
+
+
+def _not_finite(result: StepResult, guide: FactorizedGuide) -> list[str]:
+    """Parts of the loss that are not finite, by the names of their sites."""
+    finite = result.kl.isfinite().tolist()
+    parts = [f"KL of site '{name}'" for name, is_finite in zip(guide.families, finite, strict=True) if not is_finite]
+    return parts if torch.isfinite(result.log_likelihood) else [*parts, "the log-likelihood"]

@@ -1,0 +1,33 @@
+"""The course of a fit."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to. ``loss``, ``kl`` and ``negative_log_likelihood`` are in nats per training example.
+
+    :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
+    :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
+    :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
+    """
+
+    epoch: int
+    loss: float
+    negative_log_likelihood: float
+    kl: float
+    kl_weight: float
+    error: float
+    groups_left: dict[str, int]
+    seconds: float
+    kl_by_layer: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The course of a fit; the fit itself is in the guide.
+
+    :param history: one :class:`Epoch` after the other, including those before a resume.
+    """
+
+    history: tuple[Epoch, ...]

@@ -1,0 +1,261 @@
+"""How far a fit can be trusted: importance ratios, calibration, agreement of several fits.
+
+What ArviZ has is ArviZ's: ``az.loo``, ``az.waic`` and ``az.compare`` take what :func:`~pyro_bc.to_inference_data`
+gives for points of the training set.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..model.guide import FactorizedGuide
+from ..model.network import BayesianNetwork
+from ..posterior.predictive import observed_sites, outputs, sites
+from ..posterior.summary import summarize
+from ..runtime.devices import device_of
+from ..runtime.random_state import seeded
+from .arviz import arviz_package, is_before_1
+
+#: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
+RELIABLE_K = 0.7
+
+
+@torch.no_grad()
+def error_percent(net: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
+    """Classification error in percent, from the count of wrong answers."""
+    net.eval()
+    wrong = sum(
+        int((net(part).argmax(1) != target).sum())
+        for part, target in zip(x.split(batch_size), y.split(batch_size), strict=True)
+    )
+    return 100 * wrong / len(x)
+
+
+@dataclass(frozen=True)
+class ImportanceRatios:
+    """Pareto smoothed importance sampling of a fit (Yao et al. 2018).
+
+    :param k: shape of the generalised Pareto distribution of the largest ratios :math:`p(D, w)/q(w)`; infinite where
+        one ratio outweighs all others, so that nothing can be fitted.
+    :param log_ratios: of every draw up to a constant, ``(draws,)``.
+    """
+
+    k: float
+    log_ratios: np.ndarray
+
+    @property
+    def message(self) -> str:
+        """What this k says, in words."""
+        figure = f"Pareto k = {self.k:.2f} from {len(self.log_ratios)} draws"
+        if not np.isfinite(self.k):
+            figure = f"No Pareto k, as one of {len(self.log_ratios)} draws outweighs all others: as good as infinite"
+        if self.k <= 0.5:
+            return f"{figure}: the fit is close to the posterior; importance weights would correct what is left."
+        if self.k <= RELIABLE_K:
+            return f"{figure}: the fit is good enough for importance weights to correct it, slowly."
+        return (
+            f"{figure}, above {RELIABLE_K}: the fit and the exact posterior differ too much for importance weights to "
+            f"correct one by the other. A factorised posterior of a neural network always looks like that: it has one "
+            f"mode and no correlations. Read its variances as how much each weight may be changed around this mode, "
+            f"and judge the network by its error on held-out data."
+        )
+
+
+@torch.no_grad()
+def importance_ratios(
+    guide: FactorizedGuide, x: Tensor, y: Tensor, *, draws: int = 200, kl_weight: float = 1.0, seed: int = 0
+) -> ImportanceRatios:
+    """Importance ratios of the exact posterior over the fitted one.
+
+    :param guide: fitted.
+    :param x: inputs of the whole training set, or of a part: its log-likelihood then stands for all (N over its size).
+    :param y: their targets.
+    :param draws: from the fitted posterior, each one pass over the points.
+    :param kl_weight: with which the guide was fitted: the posterior it aims at has the likelihood to the power
+        ``1 / kl_weight``.
+    :raises UsageError: on fewer than 25 draws, whose tail says nothing, or a ``kl_weight`` that is not positive.
+    """
+    if draws < 25:
+        raise UsageError(f"a Pareto tail needs 25 draws or more, not {draws}")
+    if not kl_weight > 0:
+        raise UsageError(f"without a KL (kl_weight {kl_weight!r}) there is no posterior to compare the fit with")
+    q = guide.posterior()
+    model: Any = guide._source[0]
+    ratios = []
+    with seeded(seed, device_of(guide)):
+        for _ in range(draws):
+            draw = {name: site.sample() for name, site in q.items()}
+            log_q = sum(site.log_prob(draw[name]).sum() for name, site in q.items())
+            log_likelihood = 0.0
+            for x_part, y_part in zip(x.split(1000), y.split(1000), strict=True):
+                for site in observed_sites(model, draw, x_part, y_part).values():
+                    log_likelihood = log_likelihood + site["fn"].log_prob(site["value"]).sum()
+            log_likelihood = log_likelihood * (model.num_data / len(x))
+            latent = sites(model, draw, x[:2], y[:2])
+            log_prior = sum(latent[name]["fn"].log_prob(draw[name]).sum() for name in q)
+            ratios.append(float(log_likelihood / kl_weight + log_prior - log_q))
+    log_ratios = np.array(ratios)
+    return ImportanceRatios(pareto_k(log_ratios), log_ratios)
+
+
+def pareto_k(log_ratios: np.ndarray) -> float:
+    """Shape of the Pareto tail of importance ratios, by ArviZ.
+
+    :param log_ratios: ``(draws,)``, up to a constant.
+    """
+    centred = log_ratios - log_ratios.max()
+    arviz = arviz_package()
+    if np.ptp(centred) < 1e-3:
+        return 0.0  # all the same: there is no tail
+    if is_before_1():
+        return float(arviz.psislw(centred)[1])
+    from arviz_stats.base import array_stats
+
+    try:
+        return float(array_stats.psislw(-centred, axis=-1)[1])  # which takes log-likelihoods
+    except ValueError:  # the others are as good as zero beside the largest
+        return math.inf
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Leave-one-out cross-validation by Pareto smoothed importance sampling (Vehtari et al. 2017), by ArviZ.
+
+    :param elpd: expected log predictive density of the points, in nats.
+    :param se: its standard error.
+    :param p: effective number of parameters.
+    :param points: how many there are.
+    :param unreliable: of how many the Pareto k is above :data:`RELIABLE_K`.
+    """
+
+    elpd: float
+    se: float
+    p: float
+    points: int
+    unreliable: int
+
+
+def leave_one_out(data: Any) -> LeaveOneOut:
+    """``az.loo`` of exported data, the same in all versions of ArviZ, its warning as a count.
+
+    :param data: of :func:`~pyro_bc.to_inference_data`, for points of the training set.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: Any = arviz_package().loo(data, pointwise=True, reff=1.0)  # draws are independent
+    elpd, p = (getattr(found, old, None) or getattr(found, old.split("_")[0]) for old in ("elpd_loo", "p_loo"))
+    k = np.asarray(found.pareto_k)
+    return LeaveOneOut(float(elpd), float(found.se), float(p), int(k.size), int((k > RELIABLE_K).sum()))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities mean what they say: a reliability diagram's numbers (Guo et al. 2017).
+
+    :param error: expected calibration error, 0 to 1: the mean distance of accuracy from confidence.
+    :param confidence: mean probability of the predicted class, by bin, ``(bins,)``; NaN for empty bins.
+    :param accuracy: part of predictions that are right, by bin.
+    :param count: examples, by bin.
+    """
+
+    error: float
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+
+def calibration(probabilities: Tensor, y: Tensor, bins: int = 15) -> Calibration:
+    """Calibration of predicted classes, in bins of equal width.
+
+    :param probabilities: ``(n, classes)``, rows summing to 1.
+    :param y: class numbers, ``(n,)``.
+    :raises UsageError: where the shapes do not fit, or rows are no probabilities.
+    """
+    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
+        raise UsageError(
+            f"probabilities are (n, classes) and y (n,), not {tuple(probabilities.shape)} and {tuple(y.shape)}"
+        )
+    if not bool(((probabilities >= 0).all(1) & ((probabilities.sum(1) - 1).abs() < 1e-3)).all()):
+        raise UsageError("rows of probabilities must not be negative and must sum to 1; is a softmax missing?")
+    top, predicted = (value.cpu().numpy() for value in probabilities.detach().double().max(1))
+    right = predicted == y.cpu().numpy()
+    index = np.minimum((top * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(index, top, bins) / count
+        accuracy = np.bincount(index, right, bins) / count
+    error = float(np.nansum(count * np.abs(confidence - accuracy)) / len(y))
+    return Calibration(error, confidence, accuracy, count)
+
+
+@torch.no_grad()
+def sampled_probabilities(guide: FactorizedGuide, x: Tensor, *, draws: int = 50, seed: int = 0) -> Tensor:
+    """Posterior predictive probabilities of classes: softmax outputs, averaged over draws of the weights.
+
+    :param guide: of a :class:`~pyro_bc.BayesianNetwork` with a categorical likelihood, fitted.
+    :returns: ``(n, classes)``.
+    """
+    q = guide.posterior()
+    model = guide._source[0]
+    total: Any = 0.0
+    with seeded(seed, device_of(guide)):
+        for _ in range(draws):
+            draw = {name: site.sample() for name, site in q.items()}
+            total = total + torch.cat([outputs(model, draw, part) for part in x.split(1000)]).softmax(-1)
+    return total / draws
+
+
+@torch.no_grad()
+def mean_network(model: BayesianNetwork, guide: FactorizedGuide) -> nn.Module:
+    """The network with every weight at its posterior mean, neither pruned nor rounded, in evaluation mode."""
+    net = copy.deepcopy(model.skeleton)
+    for name, layer in summarize(guide).items():
+        module: Any = net.get_submodule(name.removeprefix("net").removeprefix("."))
+        module.weight.copy_(layer.weight_mean)
+        if layer.bias_mean is not None:
+            module.bias.copy_(layer.bias_mean)
+    return net.eval()
+
+
+def compare_fits(guides: Sequence[FactorizedGuide], *, draws: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+    r"""Agreement of several fits of one network (other seeds) on which groups matter: :math:`\hat R` of their scales.
+
+    Each fit is a chain of draws of a group's log-scale. The groups of all layers but the first are in no order that two
+    fits share, so they are compared by rank of their expected scale. 1 is agreement; above 1.1, a group that one fit
+    keeps may be one that another prunes.
+
+    :returns: by layer, ``(groups,)``; layers without group scales are left out.
+    :raises UsageError: on fewer than two fits, or fits of different networks.
+    """
+    if len(guides) < 2:
+        raise UsageError("two fits or more can agree; train with other seeds")
+    first, *others = (list(guide.layers) for guide in guides)
+    if any(names != first for names in others):
+        raise UsageError("the fits are of different networks")
+    result = {}
+    with seeded(seed, device_of(guides[0])):
+        for position, layer in enumerate(first):
+            chains = []
+            for guide in guides:
+                prior, sites = guide.layers[layer]
+                scale = prior.group_scale({role: guide.posterior()[f"{layer}.{role}"] for role in sites})
+                if scale is None:
+                    break
+                values = scale.sample((draws,)).abs().clamp(min=1e-30).log()
+                chains.append(values if position == 0 else values[:, scale.mean.abs().argsort()])
+            else:
+                if len({chain.shape for chain in chains}) > 1:
+                    raise UsageError(f"layer '{layer}' has different groups in the fits")
+                stacked = torch.stack(chains).double().cpu().numpy()  # (chains, draws, groups)
+                result[layer] = np.array(
+                    [float(arviz_package().rhat(stacked[..., group])) for group in range(stacked.shape[2])]
+                )
+    return result

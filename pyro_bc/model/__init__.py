@@ -1,0 +1,1 @@
+"""Networks as Pyro models: Bayesian layers, likelihoods, and the guide."""

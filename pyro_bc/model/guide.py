@@ -1,0 +1,196 @@
+r"""The paper's factorised variational families as one Pyro autoguide.
+
+=================  ===================  ==============================================
+support of a site  family               parameters in the param store
+=================  ===================  ==============================================
+real               ``Normal``           ``FactorizedGuide.locs.<site>`` and
+positive           ``LogNormal``        ``FactorizedGuide.log_variances.<site>``
+=================  ===================  ==============================================
+
+The log-normal's parameters are those of its logarithm. Variances are kept as unconstrained logarithms,
+since the rate at which they may grow, :math:`d\log\sigma^2/dt`, sets how soon groups die and deserves a
+learning rate of its own (:func:`pyro_bc.fit`).
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from operator import attrgetter
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule, PyroParam
+from pyro.ops.tensor_utils import periodic_repeat
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..errors import UnsupportedSiteError, UsageError
+from ..priors.base import Prior, base_distribution, find_layers
+from ..priors.mean_field_normal import MeanFieldNormal
+
+
+def _family(name: str, fn: Any) -> Any:
+    """``MeanFieldNormal`` or ``LogNormal``, by the support of the density ``fn`` at site ``name``."""
+    support = base_distribution(fn).support
+    if support is constraints.real:
+        return MeanFieldNormal
+    half_lines = (constraints.greater_than, constraints.greater_than_eq)
+    if isinstance(support, half_lines) and bool(torch.as_tensor(support.lower_bound == 0).all()):
+        return dist.LogNormal
+    raise UnsupportedSiteError(
+        f"site '{name}' ({type(base_distribution(fn)).__name__}) has support {fn.support}; FactorizedGuide covers "
+        f"real and positive sites. Give this site a guide of its own and combine both with AutoGuideList"
+    )
+
+
+# Of a log-variance: its exponential is still a positive float32.
+_SMALLEST = -170.0
+
+
+class FactorizedGuide(AutoGuide):
+    r"""Mean-field guide of a model whose layers carry the priors of :mod:`pyro_bc.priors.base`.
+
+    It behaves like Pyro's autoguides: it sets itself up on the first call, with that call's arguments, and
+    works with ``SVI``, with ``Trace_ELBO`` and ``TraceMeanField_ELBO``, as an ``nn.Module`` under a torch
+    optimiser, and with ``Predictive``. Unlike ``AutoNormal`` it puts the family itself at each site, so that
+    ``TraceMeanField_ELBO`` finds the closed-form KL.
+
+    Layers start from the weights of the network they were made from, if any, with an expected scale near 1;
+    sites of no layer start at ``init_loc_fn``.
+
+    :param model: a Pyro model: a :class:`~pyro_bc.BayesianNetwork` or any callable.
+    :param init_log_variance: where every :math:`\log\sigma^2` starts (the reference code: −9).
+    :param init_loc_fn: per-site initialisation of sites that are in no layer, as in Pyro's autoguides.
+    :raises UnsupportedSiteError: on the first call, where a site is neither real nor positive.
+    :raises UsageError: there, where Pyro's store holds parameters of these names, but of other shapes.
+
+    >>> import pyro_bc, torch
+    >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=pyro_bc.GroupNormalJeffreys(), num_data=8)
+    >>> guide = FactorizedGuide(model)
+    >>> sorted(guide(torch.ones(2, 4), torch.tensor([0, 1])))
+    ['net.bias', 'net.scale', 'net.weight']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        init_log_variance: float = -9.0,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
+        self._source = (model,)  # not a submodule: its parameters are the model's
+        self.init_log_variance = init_log_variance
+        self.layers: dict[str, tuple[Prior, dict[str, Any]]] = {}
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        self.families = {name: _family(name, site["fn"]) for name, site in sites.items()}
+        self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
+        self.locs = PyroModule()
+        self.log_variances = PyroModule()
+        initial = self._initial_values()
+        for name, site in sites.items():
+            value = initial.get(name, site["value"]).detach().clone().to(site["value"].device)
+            for frame in site["cond_indep_stack"]:
+                full_size = frame.full_size or frame.size
+                if full_size != frame.size:  # a site inside a subsampled plate has one entry per datum
+                    value = periodic_repeat(value, full_size, frame.dim - site["fn"].event_dim).contiguous()
+            loc = value.log() if self.families[name] is dist.LogNormal else value
+            log_variance = torch.full_like(loc, self.init_log_variance)
+            event_dim = site["fn"].event_dim
+            for tree, parameter in ((self.locs, loc), (self.log_variances, log_variance)):
+                # In a plate, Pyro cuts a parameter with an event dimension down to the mini-batch.
+                local = PyroParam(parameter, constraints.real, event_dim) if site["cond_indep_stack"] else None
+                deep_setattr(tree, name, local or nn.Parameter(parameter))
+                if attrgetter(name)(tree).shape != parameter.shape:
+                    raise UsageError(
+                        f"Pyro's parameter store holds another model's parameters for site '{name}', of another shape; "
+                        f"call pyro.clear_param_store() before a new guide's first call"
+                    )
+
+    def _initial_values(self) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for layer, (prior, densities) in self.layers.items():
+            for role, value in prior.initial_values(densities).items():
+                values[f"{layer}.{role}"] = value
+        (model,) = self._source
+        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            for role, value in getattr(module, "pretrained", {}).items():
+                values[f"{path}.{role}" if path else role] = value
+        return values
+
+    def _require_setup(self) -> None:
+        if self.prototype_trace is None:
+            raise RuntimeError(
+                "the guide has not been set up: call it, or one training step, with a batch of data first"
+            )
+
+    def distribution(self, name: str) -> Any:
+        """The variational distribution of one site: a ``Normal`` or ``LogNormal`` of the site's shape."""
+        return self.build(name, attrgetter(name)(self.locs), attrgetter(name)(self.log_variances))
+
+    def parameters_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Location and log-variance of one site, read without ``pyro.param`` statements."""
+        path, _, leaf = name.rpartition(".")
+        loc, log_variance = (tree.get_submodule(path)._parameters for tree in (self.locs, self.log_variances))
+        key = leaf if leaf in loc else f"{leaf}_unconstrained"  # of a site in a plate; real all the same
+        return cast(Tensor, loc[key]), cast(Tensor, log_variance[key])
+
+    def build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
+        """The variational distribution of one site with these parameters."""
+        if self.families[name] is MeanFieldNormal:
+            return MeanFieldNormal(loc, log_variance)
+        # A scale must not be 0, however small.
+        return dist.LogNormal(loc, (0.5 * log_variance.clamp_min(_SMALLEST)).exp(), validate_args=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        assert self.prototype_trace is not None
+        plates = self._create_plates(*args, **kwargs)
+        result = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    if frame.vectorized:
+                        stack.enter_context(plates[frame.name])
+                q = self.distribution(name)
+                result[name] = pyro.sample(name, q.to_event(site["fn"].event_dim))
+        return result
+
+    def posterior(self) -> dict[str, Any]:
+        """Variational distribution of every site, detached: ``{site: Normal | LogNormal}``."""
+        self._require_setup()
+        return {
+            name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
+            for name in self.families
+        }
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Posterior median of every site, ``{site: tensor}``, as in Pyro's autoguides."""
+        return {name: values[0] for name, values in self.quantiles([0.5]).items()}
+
+    def quantiles(self, quantiles: Iterable[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Posterior quantiles, ``{site: tensor of shape (len(quantiles), *site)}``.
+
+        >>> import pyro_bc, torch
+        >>> guide = FactorizedGuide(pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), num_data=8))
+        >>> _ = guide(torch.ones(2, 4), torch.tensor([0, 1]))
+        >>> guide.quantiles([0.05, 0.95])["net.weight"].shape
+        torch.Size([2, 3, 4])
+        """
+        levels = torch.as_tensor(list(quantiles), dtype=torch.get_default_dtype())
+        result = {}
+        for name, q in self.posterior().items():
+            level = levels.to(q.loc).reshape(-1, *[1] * q.loc.dim())
+            result[name] = q.icdf(level.expand(-1, *q.loc.shape))
+        return result

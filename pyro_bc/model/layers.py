@@ -1,0 +1,217 @@
+"""Bayesian layers: a linear layer or convolution whose weight and bias are latent."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..graph.attention import GroupedLinear
+from ..priors.base import Prior, bias_prior
+from ..priors.horseshoe import GroupHorseshoe
+from ..runtime.devices import check_dtype, default_dtype
+
+
+def _density(layer: "_BayesianLayer", role: str) -> Any:
+    return layer._densities[role]
+
+
+class _BayesianLayer(PyroModule):
+    """A layer whose weight and bias are latent, with one site for every role of its prior."""
+
+    def __init__(self, weight_shape: tuple[int, ...], bias: bool, prior: Prior | None, group_size: int = 1):
+        super().__init__()
+        self.prior = GroupHorseshoe() if prior is None else prior
+        #: values that a guide starts from, by role; empty for a layer made from scratch.
+        self.pretrained: dict[str, Tensor] = {}
+        self._shape, self._group_size = weight_shape, group_size
+        self._dtype = torch.get_default_dtype()
+        self._place(torch.get_default_device())
+        for role in self.prior.roles:
+            setattr(self, role, PyroSample(partial(_density, role=role)))
+        self.bias = PyroSample(partial(_density, role="bias")) if bias else None
+
+    def _place(self, device: torch.device) -> None:
+        """Make the densities of all roles, whose draws are on this device, and of the type of the first ones."""
+        self._device = device
+        with torch.device(device), default_dtype(self._dtype):
+            densities = self.prior.sites(self._shape, self._group_size)
+            self._densities = {**densities, "bias": bias_prior(self._shape[0])}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_BayesianLayer":
+        # What moves a module moves its parameters, and a layer whose parameters are latent has none.
+        result: _BayesianLayer = super()._apply(fn, recurse)
+        self._place(fn(torch.empty(0, device=self._device)).device)
+        return result
+
+    @classmethod
+    def from_module(cls, module: Any, prior: Prior) -> Any:
+        """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
+        check_dtype("a layer has weights of", module.weight.dtype)
+        layer = cls._like(module, prior)
+        layer._place(module.weight.device)
+        layer.pretrained = {name: value.detach().clone() for name, value in module.named_parameters()}
+        return layer
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> Any:
+        raise NotImplementedError
+
+    def sample_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias: one ``pyro.sample`` statement per site."""
+        values: dict[str, Any] = {role: getattr(self, role) for role in self.prior.roles}
+        weight = self.prior.weight(values)
+        bias: Any = self.bias  # a tensor: reading the attribute samples the site
+        return weight, None if bias is None else self.prior.bias(values | {"bias": bias})
+
+
+class BayesianLinear(_BayesianLayer):
+    """``nn.Linear`` whose weight and bias are latent: sites ``scale``, …, ``weight``, ``bias`` below its name.
+
+    :param in_features: inputs; each is one group of a group prior.
+    :param out_features: outputs.
+    :param bias: whether there is a bias, with a standard normal prior.
+    :param prior: the prior over the weight, of shape ``(out_features, in_features)``.
+    :param group_size: how many neighbouring inputs are one group, instead of each alone.
+    :raises UsageError: where groups of that size do not fill the inputs.
+
+    Input ``(batch, *, in_features)``, output ``(batch, *, out_features)``.
+
+    >>> import pyro_bc, torch
+    >>> layer = BayesianLinear(4, 3, prior=pyro_bc.GroupHorseshoe())
+    >>> pyro.poutine.trace(layer).get_trace(torch.ones(2, 4)).stochastic_nodes[-2:]
+    ['weight', 'bias']
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        prior: Prior | None = None,
+        group_size: int = 1,
+    ):
+        if group_size < 1 or in_features % group_size:
+            raise UsageError(f"{in_features} inputs cannot be split into groups of {group_size}")
+        super().__init__((out_features, in_features), bias, prior, group_size)
+        self.group_size = group_size
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianLinear":
+        group_size = module.group_size if isinstance(module, GroupedLinear) else 1
+        return cls(module.in_features, module.out_features, module.bias is not None, prior=prior, group_size=group_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.sample_parameters())
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, prior={self.prior}"
+
+
+class _BayesianConv(_BayesianLayer):
+    """What convolutions over one and two dimensions share; arguments as torch's."""
+
+    _module: type[Any]
+    _convolution: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        prior: Prior | None = None,
+    ):
+        # torch's own layer checks the arguments, on a device without storage.
+        template = self._module(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
+        )
+        super().__init__(tuple(template.weight.shape), bias, prior)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = template.kernel_size
+        self.stride = template.stride
+        self.padding = template.padding
+        self.dilation = template.dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        # (left, right) of the last dimension first, as F.pad takes them; only for other modes than zeros.
+        self._pad = template._reversed_padding_repeated_twice
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "_BayesianConv":
+        return cls(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.dilation, module.groups, module.bias is not None, module.padding_mode, prior=prior,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._pad, mode=self.padding_mode), 0
+        weight, bias = self.sample_parameters()
+        return type(self)._convolution(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
+            f"padding_mode={self.padding_mode!r}, prior={self.prior}"
+        )
+
+
+class BayesianConv1d(_BayesianConv):
+    """``nn.Conv1d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, length)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, length')``.
+    :param prior: the prior over the weight, of shape ``(out_channels, in_channels / groups, kernel_size)``.
+
+    The other parameters are those of ``torch.nn.Conv1d``. A filter's scale multiplies its whole output, bias
+    included (Louizos et al. 2017, section 3.1 and appendix).
+    """
+
+    _module = nn.Conv1d
+    _convolution = staticmethod(F.conv1d)
+
+
+class BayesianConv2d(_BayesianConv):
+    """``nn.Conv2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
+    :param prior: the prior over the weight, of shape ``(out_channels, in_channels / groups, height, width)``.
+
+    The other parameters are those of ``torch.nn.Conv2d``. A filter's scale multiplies its whole output, bias
+    included (Louizos et al. 2017, section 3.1 and appendix).
+
+    >>> import pyro_bc, torch
+    >>> layer = BayesianConv2d(1, 4, kernel_size=3, padding=1, prior=pyro_bc.GroupNormalJeffreys())
+    >>> guide = pyro_bc.FactorizedGuide(layer)
+    >>> sorted(guide(torch.ones(2, 1, 8, 8)))
+    ['bias', 'scale', 'weight']
+    """
+
+    _module = nn.Conv2d
+    _convolution = staticmethod(F.conv2d)
+
+
+BAYESIAN: dict[type[nn.Module], Any] = {
+    nn.Linear: BayesianLinear,
+    GroupedLinear: BayesianLinear,
+    nn.Conv1d: BayesianConv1d,
+    nn.Conv2d: BayesianConv2d,
+}

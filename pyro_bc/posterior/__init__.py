@@ -1,0 +1,1 @@
+"""What a fit knows: moments and statistics of every layer, thresholds, predictions under drawn weights."""

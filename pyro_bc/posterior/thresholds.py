@@ -1,0 +1,126 @@
+r"""Where to cut: a threshold on a layer's statistic, found without looking at it.
+
+A fitted layer's statistics form two clusters, groups that the data use and groups that fell back to the
+prior. The threshold is where two normals, fitted to the statistics as a mixture, are equally likely. Where the
+mixture does not separate, or would throw away more than 5 % of what the layer knows
+(:meth:`~pyro_bc.LayerPosterior.information`), it is the cut that agrees best with keeping groups in which some
+weight has more signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 chose thresholds by eye.
+
+A scale can be well determined in a group whose weights are not: the likelihood pins it through their sum. So an
+automatic cut also prunes, on either side of the threshold, groups in which no weight has more signal than noise.
+For priors over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov et al. 2017): many weak
+weights add up to a signal. What a layer reads or computes across its groups is held to the same bar, in
+:func:`pyro_bc.compression.pruned.weight_mask`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..runtime.devices import on_cpu
+from .summary import LayerPosterior
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A cut: what has a statistic below ``value`` is kept.
+
+    :param value: the threshold, in the unit of the statistic.
+    :param method: ``mixture``, ``signal-to-noise``, ``explicit``, or ``none`` (the prior prunes nothing).
+    """
+
+    value: float
+    method: str
+
+    def keeps(self, layer: LayerPosterior) -> Tensor:
+        """Which of a layer's groups (weights, for per-weight priors) are kept, boolean, shape of the statistic."""
+        if layer.statistic is None:
+            return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool, device="cpu")
+        keep = layer.statistic < self.value
+        return keep if self.method == "explicit" else keep & _has_signal(layer)
+
+
+# A cluster is at least this wide, as a part of the statistic's standard deviation: a handful of nearly equal
+# values is no cluster of its own.
+_NARROWEST = 0.1
+
+# Two normals must describe a value by this many nats better than one. Cut in halves, one normal is described
+# worse by log 2 - 0.51 = 0.18 nats, and a uniform density as well as before.
+_DISTINCT = 0.1
+
+# A mixture's cut may prune groups that hold this part of the layer's information, and no more.
+_DISPENSABLE = 0.05
+
+
+@on_cpu
+def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Threshold:
+    """The threshold of one layer.
+
+    :param explicit: use this value instead of looking for one.
+    :raises UsageError: where ``explicit`` is NaN, or given for a prior that prunes nothing.
+    """
+    if layer.statistic is None:
+        if explicit is not None:
+            raise UsageError(f"layer '{layer.name}' has {type(layer.prior).__name__}, which prunes nothing")
+        return Threshold(math.inf, "none")
+    if explicit is not None:
+        if math.isnan(explicit):
+            raise UsageError(f"the threshold of layer '{layer.name}' is not a number")
+        return Threshold(float(explicit), "explicit")
+    values = layer.statistic.flatten().double().numpy()
+    value = minimum_error_threshold(values[np.isfinite(values)])
+    if value is not None:
+        information = layer.information()
+        lost = information[layer.statistic >= value].sum()
+        if torch.isfinite(lost) and lost <= _DISPENSABLE * information.sum():
+            return Threshold(value, "mixture")
+    return _by_signal_to_noise(layer)
+
+
+def _has_signal(layer: LayerPosterior) -> Tensor:
+    return layer.signal_to_noise() > (math.exp(-3) if layer.per_weight else 1)
+
+
+def minimum_error_threshold(values: np.ndarray) -> float | None:
+    r"""The cut at which two normals describe the values best; None where they are not distinct.
+
+    Kittler and Illingworth 1986: among all cuts, the one that minimises
+    :math:`\sum_k P_k \log\sigma_k - P_k \log P_k`, the cost of a mixture of two normals with hard assignment.
+
+    :param values: ``(n,)``, finite.
+    """
+    x = np.sort(values)
+    n = len(x)
+    if n < 4 or x[0] == x[-1]:
+        return None
+    left = np.arange(1, n)  # how many values lie below each of the n - 1 cuts
+    right = n - left
+    sums, squares = np.cumsum(x), np.cumsum(x**2)
+    mean_left = sums[:-1] / left
+    mean_right = (sums[-1] - sums[:-1]) / right
+    floor = (_NARROWEST * x.std()) ** 2
+    variance_left = np.maximum(squares[:-1] / left - mean_left**2, floor)
+    variance_right = np.maximum((squares[-1] - squares[:-1]) / right - mean_right**2, floor)
+    p, q = left / n, right / n
+    cost = 0.5 * (p * np.log(variance_left) + q * np.log(variance_right)) - p * np.log(p) - q * np.log(q)
+    cut = int(np.argmin(np.where(x[1:] > x[:-1], cost, np.inf)))
+    gain = math.log(x.std()) - cost[cut]
+    return float(0.5 * (x[cut] + x[cut + 1])) if gain > _DISTINCT else None
+
+
+def _by_signal_to_noise(layer: LayerPosterior) -> Threshold:
+    """The cut that agrees best with keeping what has more signal than noise."""
+    assert layer.statistic is not None
+    order = torch.argsort(layer.statistic.flatten())
+    statistic = layer.statistic.flatten()[order].double()
+    keep = _has_signal(layer).flatten()[order].double()
+    # Disagreements of each cut: weak ones kept below it, strong ones pruned above it.
+    kept_weak = torch.cat([torch.zeros(1), torch.cumsum(1 - keep, 0)])
+    pruned_strong = keep.sum() - torch.cat([torch.zeros(1), torch.cumsum(keep, 0)])
+    cut = int(torch.argmin(kept_weak + pruned_strong))
+    edges = torch.cat([statistic[:1] - 1, statistic, statistic[-1:] + 1])
+    return Threshold(float(0.5 * (edges[cut] + edges[cut + 1])), "signal-to-noise")

@@ -1,0 +1,1 @@
+"""Numbers as integer codes: grids, rounding by posterior variance, cosine coefficients."""

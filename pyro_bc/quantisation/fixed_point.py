@@ -1,0 +1,46 @@
+"""Numbers on a grid: integer codes times a step that is a power of two."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cosine import NUMBER_BITS, decode_cosines
+
+_PART = 1 << 20
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Numbers on a grid.
+
+    :param codes: integers (int64), of the tensor's shape.
+    :param fraction_bits: t; the step is :math:`2^{-t}`, and negative t is allowed.
+    :param grid: where the codes are cosine coefficients (:mod:`pyro_bc.quantisation.cosine`), sizes of the
+        spatial grid in the tensor's last entries; empty where they are the numbers themselves.
+    """
+
+    codes: Tensor
+    fraction_bits: int
+    grid: tuple[int, ...] = ()
+
+    @property
+    def bits(self) -> int:
+        """Bits of a signed integer that holds every code, at least 1."""
+        low, high = int(self.codes.min()), int(self.codes.max())
+        return max(1, 1 + max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0))
+
+    def values(self) -> Tensor:
+        """The numbers themselves, float32, of the shape of ``codes``; the same on every machine.
+
+        A code of up to 24 bits is exact; where there is a grid, what its integer transform comes to is rounded.
+        """
+        result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
+        codes, fraction_bits = self.codes, self.fraction_bits
+        if self.grid:
+            codes, fraction_bits = decode_cosines(codes, self.grid), fraction_bits + NUMBER_BITS
+        flat = codes.reshape(-1)
+        for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
+            part = slice(start, start + _PART)
+            result.view(-1)[part] = flat[part].double() * 2.0**-fraction_bits
+        return result

@@ -1,0 +1,44 @@
+"""Spatial grids over which weights are smooth, so that their cosine coefficients are few."""
+
+import math
+from typing import Any
+
+from ..graph.nodes import Graph, Value, is_layer
+
+#: numbers of a file that are coded adaptively: it takes Python a few microseconds each, and larger layers gain nothing.
+MOST_ADAPTIVE = 1 << 20
+
+#: side of the grid of cosine coefficients.
+MOST_SIDE = 1 << 10
+
+
+def is_grid(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    """Whether a tensor's last entries are a whole number of grids, none of them too large for a file."""
+    cells = math.prod(grid)
+    return bool(grid) and cells > 0 and max(grid) <= MOST_SIDE and math.prod(shape[1:]) % cells == 0
+
+
+def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Grids over which a network's weights are smooth: kernels, and pictures that a fully connected layer reads.
+
+    :returns: by the name of the weight, sizes of the grid in its last entries; other weights are left out, and the
+        largest, where they are more than a file takes as coefficients.
+    """
+    grids: dict[str, tuple[int, ...]] = {}
+    for node in graph.nodes:
+        if not is_layer(node) or not isinstance(node.args[0], Value):
+            continue
+        name, source = node.args[1].name, node.args[0].index
+        shape: tuple[Any, ...] = tuple(graph.tensors[name].shape[2:])
+        if node.op == "linear" and source >= 0 and graph.nodes[source].op == "flatten":
+            read = graph.nodes[source].args[0]
+            shape = (graph.shape(read.index) or ())[2:] if isinstance(read, Value) else ()
+        known = all(isinstance(size, int) for size in shape) and math.prod(shape) > 1
+        if known and is_grid(tuple(graph.tensors[name].shape), shape):
+            grids[name] = shape
+    left = MOST_ADAPTIVE
+    for name in sorted(grids, key=lambda name: graph.tensors[name].numel()):
+        left -= graph.tensors[name].numel()
+        if left < 0:
+            del grids[name]
+    return grids

@@ -1,0 +1,83 @@
+"""What is written appears whole or not at all, and a folder belongs to one run at a time."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from ..errors import OutputError, UsageError
+
+_SUFFIX = ".partial"
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A context that writes a file under a temporary name in the same folder; at its end that is renamed to ``path``.
+
+    Where anything is raised inside, or the machine stops, ``path`` is as it was.
+
+    :raises OutputError: where the file cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"'{path}' cannot be written: {reason}. What was there before is unchanged") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file or none.
+
+    :raises OutputError: where it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """A context that no other process can be in for the same folder; one that was killed leaves it free.
+
+    Temporary files that a killed one left are removed.
+
+    :raises UsageError: where another process is in it.
+    :raises OutputError: where the folder cannot be written.
+    """
+    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(
+            f"another run is working in '{folder}'; wait for it to end, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"'{folder}' cannot be written: {error.strerror or error}") from None
+    try:
+        for left in folder.rglob(f".*{_SUFFIX}"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of :func:`only_run_in`."""
+    return all(entry.name == _LOCK for entry in folder.iterdir())

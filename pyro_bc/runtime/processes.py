@@ -1,0 +1,134 @@
+"""One fit on several processes and machines, by ``torch.distributed`` (``torchrun``; gloo on CPUs, NCCL on GPUs).
+
+Each process estimates the ELBO from batches and noise of its own, and all step along the mean of their gradients. The
+mean holds the KL once, and N over the number of examples in all batches: the objective of one process with a batch as
+large as all batches together. Without a process group everything here is for one process, and does nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import pyro
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from ..errors import PyroBCError, UsageError
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _is_several() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return distributed.get_rank() if _is_several() else 0
+
+
+def _is_several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    if count() == 1:
+        return
+    for tensor in tensors:
+        distributed.all_reduce(tensor)
+        tensor /= count()
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What ``compute`` comes to on the first process; the others do not call it.
+
+    :raises PyroBCError: on every process, where it does on the first.
+    """
+    if count() == 1:
+        return compute()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = compute()
+        except PyroBCError as error:
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every process, in the order of their ranks."""
+    values: list[Any] = [value] * count()
+    if count() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def on_all(compute: Callable[[], T]) -> T:
+    """What ``compute`` comes to on this process.
+
+    :raises PyroBCError: on every process, where it does on one; none waits for one that has stopped.
+    """
+    outcome: list[T] = []
+    error = None
+    try:
+        outcome.append(compute())
+    except PyroBCError as own:
+        error = own
+    for raised in gathered(error):
+        if raised is not None:
+            raise raised
+    return outcome[0]
+
+
+@torch.no_grad()
+def start_alike(modules: Iterable[nn.Module]) -> None:
+    """Give parameters and buffers the values that they have on the first process."""
+    if count() == 1:
+        return
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            distributed.broadcast(value, src=0)
+            tensor.copy_(value)
+
+
+def average_buffers_(module: nn.Module) -> None:
+    """Replace what is collected from batches, as batch statistics are, by the mean over the processes."""
+    average_(buffer for buffer in module.buffers() if buffer.is_floating_point())
+
+
+def draw_apart() -> None:
+    """Give every process random numbers of its own; the first keeps its generator's state."""
+    if count() == 1:
+        return
+    first = from_first(lambda: torch.initial_seed())
+    if rank() > 0:
+        pyro.set_rng_seed((first + rank() * 0x9E3779B1) % 2**32)
+
+
+def check_steps(steps: int) -> None:
+    """:raises UsageError: where the processes' loaders have different lengths, as they would wait for each other."""
+    lengths = gathered(steps)
+    if len(set(lengths)) > 1:
+        raise UsageError(
+            f"the processes' loaders have {', '.join(map(str, lengths))} batches, but all need as many; "
+            f"pyro_bc.Batches and torch's DistributedSampler see to that"
+        )
+
+
+def shuffled(n: int) -> Tensor:
+    """A random order of ``n`` examples, the same on every process, of which this one takes its share.
+
+    :returns: indices, ``(n // count(),)``; by torch's global generator, on several processes by that of the first.
+    """
+    if count() == 1:
+        return torch.randperm(n, device="cpu")
+    seed = from_first(lambda: int(torch.randint(2**62, ())))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    share = n // count()
+    return order[rank() * share : (rank() + 1) * share]

@@ -1,0 +1,124 @@
+"""The job's parts: error counted exactly, the report's figures those of the metrics."""
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import nn
+
+from pyro_bc import load_dataset, read
+from pyro_bc.app.job import PRIORS, run
+from pyro_bc.app.networks import NETWORKS, lenet_300_100
+from pyro_bc.app.report import findings
+from pyro_bc.app.settings import Settings
+from pyro_bc.app.tables import markdown
+from pyro_bc.errors import CheckpointError, UsageError
+from pyro_bc.inference.checkpoint import load_checkpoint
+from pyro_bc.inspection.diagnostics import error_percent
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
+    settings = Settings("lenet-300-100", prior, "digits", epochs=4, pretrain_epochs=20, development=True)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["measured_on"] == "held-out training data" and metrics["n"] == 180
+    assert metrics["compressed"]["error_percent"] < 25  # chance is 90
+    text = markdown(metrics)
+    assert text == (tmp_path / "out" / "report.md").read_text()
+    assert f"{metrics['file_bytes']:,} bytes" in text and f"| {metrics['compressed']['error_percent']:.2f} |" in text
+    assert set(metrics["other_precision"]) == {"paper"}
+
+
+def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
+    base = {"epochs": 15, "pretrain_epochs": 20, "kl_weight": 1.0, "development": True}
+    plain = run(Settings("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
+    said: list[str] = []
+    again = Settings("lenet-300-100", "ghs", "digits", **base, finetune_epochs=15, finetune_kl_weight=0.0)
+    metrics = run(again, tmp_path / "again", progress=False, say=said.append)
+    assert any("-".join(map(str, plain["architecture"])) in line for line in said)
+    assert metrics["dense"] == plain["dense"]
+    assert all(a <= b for a, b in zip(metrics["architecture"], plain["architecture"], strict=True))
+    # Without a KL the training fits the data only: its likelihood is higher.
+    name = "negative_log_likelihood_per_example"
+    assert metrics["loss_nats"][name] < plain["loss_nats"][name]
+    assert "15 epochs of what was left, KL weight 0" in markdown(metrics)
+    # Without a KL the draws come to be all alike, which leave-one-out cannot use: JSON has no NaN for it.
+    written = (tmp_path / "again" / "metrics.json").read_text()
+    assert (
+        "NaN" not in written and "Infinity" not in written and "Leave-one-out" in findings(metrics["diagnostics"])[-1]
+    )
+    # Interrupted after the second training: the same file again.
+    file = (tmp_path / "again" / "network.pbc").read_bytes()
+    (tmp_path / "again" / "metrics.json").unlink()
+    resumed = run(again, tmp_path / "again", resume=True, progress=False)
+    assert (tmp_path / "again" / "network.pbc").read_bytes() == file
+    assert resumed["training_seconds"] == metrics["training_seconds"]
+
+
+def normalised(picture_shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(picture_shape[0], 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(),
+        nn.Linear(8 * 36, classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "keep"])
+def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_norm):
+    monkeypatch.setitem(NETWORKS, "normalised", normalised)
+    few = {"epochs": 5, "pretrain_epochs": 15, "batch_size": 20, "train_limit": 821, "shift": 1}
+    settings = Settings("normalised", "gnj", "digits", **few, batch_norm=batch_norm, development=True)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["compressed"]["error_percent"] < 15  # chance is 90
+    assert metrics["recipe"]["batch_size"] == 20 and "moved by up to 1 pixel" in markdown(metrics)
+    names = load_checkpoint(tmp_path / "out" / "checkpoint")[0]
+    assert any("running_var" in name for name in names) is (batch_norm == "keep")
+    small = read(tmp_path / "out" / "network.pbc")
+    assert not any(node.op == "batch_norm" for node in small.nodes)
+
+
+def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
+    torch.manual_seed(3)
+    net = lenet_300_100((1, 8, 8))
+    file = tmp_path / "net.safetensors"
+    save_model(net, file)
+    settings = Settings("lenet-300-100", "gnj", "digits", pretrained=str(file), epochs=1)
+    metrics = run(settings, tmp_path / "out", progress=False)
+    assert metrics["recipe"]["pretrain_epochs"] == 0
+    data = load_dataset("digits")
+    assert metrics["dense"]["error_percent"] == error_percent(net, data.test_x, data.test_y)
+    assert torch.equal(load_checkpoint(tmp_path / "out" / "dense.safetensors")[0]["fc2.weight"], net.fc2.weight)
+    weights = dict(net.state_dict())
+    wrong = {
+        "holds no 'fc2.bias'": {name: w for name, w in weights.items() if name != "fc2.bias"},
+        r"'fc1.weight' has shape \(3, 4\).*\(300, 64\)": weights | {"fc1.weight": torch.zeros(3, 4)},
+        "holds 'fc4.weight', which": weights | {"fc4.weight": torch.zeros(3, 4)},
+    }
+    for message, tensors in wrong.items():
+        save_file(tensors, file)
+        with pytest.raises(UsageError, match=message):
+            run(settings, tmp_path / "other", progress=False)
+    file.write_bytes(b"none")
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
+        run(settings, tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
+    def file(seed, name):
+        settings = Settings("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
+        run(settings, tmp_path / name, progress=False)
+        return (tmp_path / name / "network.pbc").read_bytes()
+
+    assert file(1, "a") == file(1, "b") != file(2, "c")
+
+
+def test_folders_in_use_are_left_alone(tmp_path):
+    settings = Settings("lenet-300-100", "gnj", "digits")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run(settings, tmp_path)
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        run(settings, tmp_path, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError):
+        run(settings, tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]

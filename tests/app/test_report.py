@@ -1,0 +1,68 @@
+"""The page of a run holds its figures and pictures, and nothing from elsewhere."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from pyro_bc.app.cli import parser
+from pyro_bc.app.job import run
+from pyro_bc.app.report import command, write_report
+from pyro_bc.app.settings import Settings
+from pyro_bc.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    settings = Settings("lenet-300-100", "ghs", "digits", epochs=8, pretrain_epochs=10, finetune_epochs=4)
+    run(settings, folder, progress=False)
+    return folder
+
+
+def test_the_page_has_the_figures_and_needs_nothing_else(folder):
+    page = (folder / "report.html").read_text()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert f"{metrics['file_bytes']:,} bytes" in page
+    assert f"{metrics['compressed']['error_percent']:.2f} %" in page and "Pareto k" in page
+    assert "<script" not in page and not re.search(r"(src|href)=\"(?!data:)", page) and "@import" not in page
+    pictures = re.findall(r'<img alt="([\w-]+)" src="data:image/png;base64,', page)
+    expected = {"architecture", "file", "bits", "statistics-fc1", "pixels", "training", "kl", "groups_left", "forest"}
+    assert expected <= set(pictures)
+    assert {path.stem for path in (folder / "plots").iterdir()} >= set(pictures)
+
+
+def test_the_thresholds_shown_are_those_that_pruned_the_full_network(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["pruning_thresholds"]) == {"fc1", "fc2", "fc3"}
+    assert (folder / "finetune.nc").exists()
+
+
+def test_the_command_writes_the_same_page_again(folder):
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    done = subprocess.run([sys.executable, "-m", "pyro_bc", "report", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == str(folder / "report.html"), done.stderr
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_no_run_is_one_clear_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "pyro_bc", "report", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder of a finished" in done.stderr
+    with pytest.raises(UsageError, match=r"run\.json"):
+        write_report(tmp_path)
+
+
+def test_the_command_line_shown_gives_the_settings_back():
+    settings = Settings(
+        "lenet-5-caffe", "gnj", "mnist", epochs=3, kl_weight=0.5, seed=4, thresholds={"conv1": 2.5}, development=True,
+        batch_norm="keep",
+    )  # fmt: skip
+    line = command(json.loads(json.dumps(vars(settings))))
+    args = parser().parse_args([*shlex.split(line)[1:], "--out", "x"])
+    assert (args.net, args.prior, args.data, args.epochs, args.kl_weight) == ("lenet-5-caffe", "gnj", "mnist", 3, 0.5)
+    assert args.seed == 4 and args.threshold == ["conv1=2.5"] and args.development and args.batch_norm == "keep"
+    assert "precision" not in line and "train-limit" not in line

@@ -1,0 +1,407 @@
+"""A file gives back the network that was written, byte for byte, and nothing else opens without a clear error."""
+
+import cProfile
+import hashlib
+import struct
+import zlib
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import outcome, with_checksum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_decoder import File
+
+from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
+from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
+from pyro_bc.file.coder import Decoder, Encoder
+from pyro_bc.file.compressed import CompressedNetwork, read_sections
+from pyro_bc.file.contents import Contents, Integers, Selection, values
+from pyro_bc.file.format import decode, encode
+from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
+from pyro_bc.graph.nodes import Named, Node, Value, replace_leaves
+from pyro_bc.graph.read import read_graph
+from pyro_bc.quantisation.fixed_point import FixedPoint
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CORPUS = Path(__file__).parents[1] / "corpus"
+RESULTS = Path(__file__).parents[2] / "analyses" / "results"
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
+
+
+def random_network(seed: int) -> CompressedNetwork:
+    """A chain of layers, some without a bias, with inputs that are selected, and arguments of every kind."""
+    rng = np.random.default_rng(seed)
+    widths = rng.integers(1, 9, rng.integers(2, 5))
+    nodes, tensors, dense = [Node("flatten", (Value(-1), 1))], {}, {}
+    total = int(widths[0] + rng.integers(0, 5))
+    if total > widths[0]:
+        kept = np.sort(rng.permutation(total)[: widths[0]])
+        tensors["l0_inputs"] = Selection(torch.from_numpy(kept), total)
+        nodes.append(Node("index_select", (Value(0), -1, Named("l0_inputs"))))
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        spread = 10.0 ** rng.uniform(0, 6.5)
+        codes = torch.from_numpy(np.rint(rng.laplace(0, spread, (outputs, inputs))).astype(np.int64))
+        tensors[f"l{i}.weight"] = FixedPoint(codes.clamp(-(2**23), 2**23 - 1), int(rng.integers(-8, 30)))
+        dense[f"l{i}.weight"] = (int(outputs + rng.integers(0, 5)), total if i == 0 else int(inputs + 3))
+        arguments = [Value(len(nodes) - 1), Named(f"l{i}.weight")]
+        if rng.random() < 0.7:
+            tensors[f"l{i}.bias"] = FixedPoint(torch.from_numpy(rng.integers(-500, 500, outputs)), 4)
+            arguments.append(Named(f"l{i}.bias"))
+        nodes.append(Node("linear", tuple(arguments)))
+        nodes.append(Node(str(rng.choice(ACTIVATIONS)), (Value(len(nodes) - 1),)))
+    nodes.append(Node("gelu", (Value(len(nodes) - 1),), (("approximate", "tanh"),)))
+    nodes.append(Node("elu", (Value(len(nodes) - 1), 0.75)))
+    tensors["order"] = Integers(torch.from_numpy(rng.permutation(widths[-1])))
+    nodes.append(Node("index_select", (Value(len(nodes) - 1), 1, Named("order"))))
+    nodes.append(Node("sum", (Value(len(nodes) - 1), (1,), True)))
+    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), frozenset(), {})
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 2**31))
+def test_a_file_gives_back_the_same_network_and_the_same_bytes(seed):
+    network = random_network(seed)
+    data = network.to_bytes()
+    again = CompressedNetwork.from_bytes(data)
+    assert again.to_bytes() == data
+    assert (again.dense_parameters, again.input_shape) == (network.dense_parameters, network.input_shape)
+    assert [(node.op, node.values(), len(node.named())) for node in again.nodes] == [
+        (node.op, node.values(), len(node.named())) for node in network.nodes
+    ]
+    for ours, theirs in zip(network.layers, again.layers, strict=True):
+        assert ours.dense_shape == theirs.dense_shape
+        assert torch.equal(ours.weight.values(), theirs.weight.values()) and ours.weight.bits == theirs.weight.bits
+        assert (ours.bias is None) == (theirs.bias is None)
+        assert ours.bias is None or torch.equal(ours.bias.values(), theirs.bias.values())
+    x = torch.rand(3, 1, network.input_shape[1])
+    assert torch.equal(network.network()(x), again.network()(x))
+
+
+def test_every_truncation_and_every_changed_byte_is_noticed():
+    data = random_network(5).to_bytes()
+    for length in range(len(data)):
+        with pytest.raises(CompressedFileError):
+            CompressedNetwork.from_bytes(data[:length])
+    for position in range(len(data)):
+        for change in (1, 0x80, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] ^= change
+            with pytest.raises(CompressedFileError):
+                CompressedNetwork.from_bytes(bytes(damaged))
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.integers(0, 2**31), st.binary(min_size=1, max_size=12))
+def test_changes_under_a_right_checksum_are_a_clear_error_or_a_network(seed, noise):
+    body = bytearray(random_network(5).to_bytes()[8:])
+    position = seed % len(body)
+    body[position : position + len(noise)] = noise
+    try:
+        network, sections = read_sections(with_checksum(bytes(body)))
+    except CompressedFileError:
+        return
+    assert network.to_bytes() and sections["header"] > 8
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_change(part):
+    """The corpus of analyses/hostile.py: files that between them take every path through the reader."""
+    files = sorted(CORPUS.glob("*.pbc"))
+    assert len(files) > 40
+    generator = np.random.default_rng(part)
+    outcomes = Counter()
+    for file in files[part::4]:
+        data = file.read_bytes()
+        outcomes[outcome(data)] += 1
+        for _ in range(4):
+            body = bytearray(data[8:])
+            body[generator.integers(len(body))] = generator.integers(256)
+            outcomes[outcome(with_checksum(bytes(body)))] += 1
+    assert outcomes["refused"] > 10 and outcomes["network"] > 10
+
+
+def test_newer_versions_and_other_files_say_so():
+    data = random_network(1).to_bytes()
+    with pytest.raises(CompressedFileError, match=r"version 4.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x04" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
+        CompressedNetwork.from_bytes(b"PK\x03\x04")
+
+
+def test_a_file_without_its_graph_survives_damage_as_a_clear_error():
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    graph = read_graph(net, torch.rand(2, 6))
+    weights = {name: FixedPoint((16 * tensor).round().long(), 4) for name, tensor in graph.tensors.items()}
+    shapes = {"0.weight": (4, 6), "2.weight": (3, 4)}
+    data = encode(Contents(graph.nodes, weights, shapes, 43, (6,), frozenset()), graph)
+    assert decode(data, lambda shape: graph)[0].nodes == decode(encode(decode(data, lambda s: graph)[0]))[0].nodes
+    outcomes = {"network": 0, "refused": 0}
+    for position in range(8, len(data)):
+        for change in (1, 2, 16, 255):
+            body = bytearray(data[8:])
+            body[position - 8] ^= change
+            damaged = data[:4] + struct.pack("<I", zlib.crc32(bytes(body))) + bytes(body)
+            try:
+                decode(damaged, lambda shape: graph)
+                outcomes["network"] += 1
+            except CompressedFileError:
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 20 and sum(outcomes.values()) == 4 * (len(data) - 8)
+
+
+def random_chain(seed: int, known: Chain | None = None) -> CompressedNetwork:
+    """A chain with some codes as cosine coefficients and some layers too large for the adaptive code."""
+    rng = np.random.default_rng(seed)
+    chain = known or Chain(
+        (2, 9, 9),
+        (Layer(6, 3, 2, 1, bool(seed % 2)), 3, 1, Layer(5, 1), 0, 2, Layer(7, bias=bool(seed % 3)), 4, Layer(400), 0,
+         Layer(3)),
+    )  # fmt: skip
+    layers = [step for step in chain.steps if isinstance(step, Layer)]
+    widths = [int(rng.integers(1, layer.outputs + 1)) for layer in layers[:-1]]
+    pruned = prune(chain, (*widths, layers[-1].outputs))
+    tensors = {}
+    for name, shape in pruned.shapes.items():
+        codes = torch.from_numpy(np.rint(rng.laplace(0, 10.0 ** rng.uniform(-1, 2), shape)).astype(np.int64))
+        grid = pruned.grids.get(name, ()) if rng.random() < 0.5 else ()
+        tensors[name] = FixedPoint(codes, int(rng.integers(-4, 20)), grid if len(grid) > 1 else ())
+    dense, parameters = pruned.dense_shapes, pruned.dense_parameters
+    return CompressedNetwork(pruned.nodes, tensors, dense, parameters, chain.input_shape, frozenset(), {})
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from([None, *KNOWN]))
+def test_a_chain_comes_back_from_a_short_header(seed, known):
+    network = random_chain(seed, known)
+    data = network.to_bytes()
+    again, sections = read_sections(data)
+    assert again.to_bytes() == data and sections["header"] < (90 if known is None else 60)
+    assert again.nodes == tuple(replace(node, args=replace_leaves(node.args, renamed(again))) for node in network.nodes)
+    assert again.dense_parameters == network.dense_parameters and again.architecture == network.architecture
+    for ours, theirs in zip(network.tensors.values(), again.tensors.values(), strict=True):
+        assert ours.grid == theirs.grid and torch.equal(ours.codes, theirs.codes)
+        assert torch.equal(ours.values(), theirs.values())
+    x = torch.rand(3, *network.input_shape)
+    assert torch.equal(network.network()(x), again.network()(x))
+
+
+def renamed(again: CompressedNetwork):
+    names = {f"tensor{number}": name for number, name in enumerate(again.tensors)}
+    return lambda leaf: Named(names[leaf.name]) if isinstance(leaf, Named) else leaf
+
+
+def test_every_truncation_and_changed_byte_of_a_chain_is_noticed_under_a_right_checksum_too():
+    data = random_chain(4, KNOWN[2]).to_bytes()[:300]
+    whole = random_chain(4, KNOWN[2]).to_bytes()
+    outcomes = {"network": 0, "refused": 0}
+    for length in range(8, len(data), 7):
+        with pytest.raises(CompressedFileError):
+            CompressedNetwork.from_bytes(whole[:length])
+    for position in [*range(8, 40), *range(40, len(whole), len(whole) // 12)]:
+        for change in (1, 16, 255):
+            body = bytearray(whole[8:])
+            body[position - 8] ^= change
+            try:
+                assert CompressedNetwork.from_bytes(with_checksum(bytes(body))).to_bytes()
+                outcomes["network"] += 1
+            except CompressedFileError:
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > 20 and outcomes["network"] > 5  # the rest: other numbers
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"\x09", "unknown form, 9"),
+        (b"\x01\x09\x02\x04\x04\x00", "2 dimensions"),
+        (b"\x01\x09\x01\x04\x00", "empty network"),
+        (b"\x01\x09\x01\x04\x01\x63", "unknown operation, 95"),
+        (b"\x01\x09\x01\x04\x01\x01\x04\x00\x01\x00", "impossible convolution"),
+        (b"\x01\x09\x01\x04\x01\x00\x04\x05", "impossible widths"),
+        (b"\x01\x09\x01\x04\x01\x00\x04\x04\x02", "does not fit it"),  # cosine coefficients without a grid
+        (b"\x01\x09\x01\xff\xff\xff\x07\x01\x00\xff\xff\xff\x07\xff\xff\xff\x07", "impossible size"),
+        (b"\x01\x09\x01\xff\xff\x3f\x01\x00\x04\x04\x01", "more numbers than it can hold"),
+        (b"\x01\x09\x01\xc0\x9a\x0c\x01\x00\x04\x01\x01" + bytes(200), "too large for how they are coded"),
+        # A picture of 1 x 1,048,576 as one grid: its cosines would be a matrix of terabytes.
+        (b"\x01\x09\x03\x01\x01\x80\x80\x40\x02\x06\x02\x01\x01\x02" + bytes(4000), "does not fit it"),
+        (b"\x01\x09\x01\x04\xff\xff\x03", "at most 1024"),
+    ],
+)
+def test_impossible_chains_are_refused_before_anything_is_allocated(body, message):
+    with pytest.raises(CompressedFileError, match=message):
+        decode(with_checksum(body))
+
+
+def test_files_of_version_2_still_open():
+    """Files that an older version wrote, beside what this one writes of them."""
+    files = [*RESULTS.glob("*/network.pbc"), *GOLDEN.glob("2-*.pbc")]
+    assert len(files) > 3
+    for file in files:
+        data = file.read_bytes()
+        if data[3] != 2:
+            continue
+        small = CompressedNetwork.from_bytes(data)
+        again = CompressedNetwork.from_bytes(small.to_bytes())
+        assert again.to_bytes()[3] == 3 and len(again.to_bytes()) <= len(data) + 4
+        for ours, theirs in zip(small.tensors.values(), again.tensors.values(), strict=True):
+            assert torch.equal(values(ours), values(theirs))
+
+
+# SHA-256 of all codes (int64, little-endian), as the version that wrote the file had them.
+DIGESTS = {
+    "2-lenet-300-100-digits": "91fd3287328d70b7efa7cd89cb7722e87541bd5679f3b2dbd355f563c6af5cdf",
+    "2-regression": "0980c11c2f073c7f4304d3c96c7cab252652f5af81b41b9d7c8af9096520ac79",
+    "2-transformer": "769c761bbfa1d1a6e9c7c9f4d102db600c74d3e355976b772c787cbc1593f661",
+    "3-chain": "b4cafcbe3aa3ac16e43acf3ce418fe6289a23d5d682be186e777586ece7f29de",
+    "3-large-codes": "16e03f220a13f9db2782d090bfa83f8bb34e7315b7db6e2a4069ef8f4396df63",
+    "3-lenet-5-caffe": "f14a3b8ba0f56c6022a06ccf2914ba097e7b28ce188d2bb1c11dd820a0df8563",
+    "3-operations": "066d691b3b8ec0fbb489ec5e565a033b4ff2892d5c3b640535e3673ae8c54db3",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_golden_files_hold_what_they_held(name):
+    """Read by this package, and by a second reader that knows the format's description only."""
+    data = (GOLDEN / f"{name}.pbc").read_bytes()
+    small, file = CompressedNetwork.from_bytes(data), File(data)
+    digest = hashlib.sha256()
+    for tensor, codes, numbers in zip(small.tensors.values(), file.tensors, file.values, strict=True):
+        own = tensor.indices if isinstance(tensor, Selection) else tensor.codes
+        assert own.flatten().tolist() == codes
+        assert [np.float32(float(number)) for number in numbers] == values(tensor).flatten().tolist()
+        digest.update(own.contiguous().numpy().astype("<i8").tobytes())
+    assert digest.hexdigest() == DIGESTS[name]
+
+
+def hostile_graphs():
+    x, size = Value(-1), Node("size", (Value(-1), 0))
+    doubled = [Node("int_mul", (Value(i), Value(i))) for i in range(40)]
+    lists = [Node("add", ((1, 2), (3, 4))), *(Node("add", (Value(i), Value(i))) for i in range(40))]
+    grown = [Node("expand", (x, (2, 1 << 20))), *(Node("cat", ((Value(i), Value(i)), 1)) for i in range(40))]
+    cell = [Named(f"w{i}") for i in range(4)]
+    sequence = [Node("expand", (x, (1 << 24, 2, 1))), Node("zeros", ((1, 2, 1),)),
+                Node("gru", (Value(0), Value(1), tuple(cell), True, 1, 0.0, False, False, False))]  # fmt: skip
+    return {
+        "integers without end": ([size, *doubled], "more than is allowed"),
+        "a list times a number": ([Node("int_mul", ((1, 2), 1 << 40))], "takes integers"),
+        "a list in a tensor's place": (lists, "takes a tensor"),
+        "millions of pieces": ([Node("expand", (x, (2, 1 << 24))), Node("split", (Value(0), 1, 1))], "4096 pieces"),
+        "results without end": (grown, "more than 268435456 numbers"),
+        "a recurrent cell of many steps": (sequence, "more than 4096 steps"),
+        "code in a keyword": ([Node("gelu", (x,), (("a=print(1), b", 1),))], "keyword that is none"),
+        "a keyword of Python's": ([Node("gelu", (x,), (("lambda", 1),))], "keyword that is none"),
+        "a tensor to write into": ([Node("relu", (x,), (("out", Named("w0")),))], "keyword that is none"),
+        "something of torch's as a type": ([Node("sum", (x,), (("dtype", "load"),))], "do not fit"),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_graphs())
+def test_a_graph_cannot_ask_for_more_than_a_network_would(name):
+    nodes, message = hostile_graphs()[name]
+    shapes = {"w0": (3, 1), "w1": (3, 1), "w2": (3,), "w3": (3,)}
+    used = {leaf for node in nodes for leaf in node.named()}
+    tensors = {name: FixedPoint(torch.ones(shapes[name], dtype=torch.int64), 0) for name in sorted(used)}
+    data = encode(Contents(tuple(nodes), tensors, {}, 100, (1,), frozenset()))
+    assert len(data) < 500
+    with pytest.raises(CompressedFileError, match=message):
+        decode(data)
+
+
+def test_a_small_file_cannot_claim_many_numbers_and_a_network_of_zeros_is_written_longer():
+    zeros = CompressedNetwork(
+        (Node("linear", (Value(-1), Named("a"), None)),),
+        {"a": FixedPoint(torch.zeros(2000, 1000, dtype=torch.int64), 0)},
+        {"a": (2000, 1000)}, 1, (1000,), frozenset(), {},
+    )  # fmt: skip
+    data = zeros.to_bytes()
+    assert 1800 < len(data) < 2000 and data.endswith(bytes(1700))
+    assert CompressedNetwork.from_bytes(data).layers[0].weight.codes.shape == (2000, 1000)
+    shorter = with_checksum(data[8:1000])
+    with pytest.raises(CompressedFileError, match="more numbers than it can hold"):
+        CompressedNetwork.from_bytes(shorter)
+    indices = Selection(torch.arange(2), 1 << 27)
+    nodes = (Node("index_select", (Value(-1), 1, Named("i"))),)
+    claims = encode(Contents(nodes, {"i": Selection(torch.arange(2), 3)}, {}, 1, (3,), frozenset()))
+    assert claims.count(b"\x03") and indices.size > 1 << 20
+    with pytest.raises(CompressedFileError, match="more numbers than it can hold"):
+        decode(with_checksum(claims[8:].replace(b"\x21\x02\x03", b"\x21\x02\x80\x80\x80\x40")))
+
+
+def test_reading_a_large_graph_takes_time_in_proportion():
+    """Operations that are counted, not seconds: a graph of twice the nodes may be looked at twice as often."""
+    looks = []
+    for count in (1000, 2000):
+        nodes = [Node("relu", (Value(i - 1),)) for i in range(count)]
+        data = encode(Contents(tuple(nodes), {}, {}, 1, (3,), frozenset()))
+        profile = cProfile.Profile()
+        profile.runcall(decode, data)
+        looks.append(sum(entry.callcount for entry in profile.getstats()))
+    assert looks[1] < 2.2 * looks[0]
+    with pytest.raises(CompressedFileError, match="at most 16384"):
+        decode(with_checksum(b"\x00\x01\x00\x81\x80\x01"))
+
+
+def test_more_cosine_coefficients_than_a_file_takes_are_said_when_it_is_written():
+    for rows, columns, grid in ((1 << 11, 1 << 10, (32, 32)), (2, 1 << 11, (1 << 11,))):
+        codes = torch.zeros(1, dtype=torch.int64).expand(rows, columns)
+        nodes = (Node("linear", (Value(-1), Named("a"), None)),)
+        tensors, shapes = {"a": FixedPoint(codes, 0, grid)}, {"a": (rows, columns)}
+        with pytest.raises(UnsupportedNetworkError, match="leave a grid out"):
+            CompressedNetwork(nodes, tensors, shapes, 1, (columns,), frozenset(), {}).to_bytes()
+
+
+def test_cosine_coefficients_that_would_overflow_are_refused_by_writer_and_reader():
+    nodes = (Node("linear", (Value(-1), Named("a"), None)),)
+
+    def network(largest):
+        codes = torch.zeros(2, 4096, dtype=torch.int64)
+        codes[1, 7] = -largest
+        return CompressedNetwork(
+            nodes, {"a": FixedPoint(codes, 0, (64, 64))}, {"a": (2, 4096)}, 8192, (4096,), frozenset(), {}
+        )
+
+    fits = network((1 << 15) - 1)
+    assert CompressedNetwork.from_bytes(fits.to_bytes()).tensors["layer1.weight"].codes[1, 7] == 1 - (1 << 15)
+    with pytest.raises(UnsupportedNetworkError, match="'a' are larger than a file can hold exactly"):
+        network(1 << 15).to_bytes()
+    coder = Encoder()
+    plan = Plan(COSINES, (2, 4096), grid=(64, 64))
+    encode_tensor(coder, network(1 << 15).tensors["a"], plan)
+    with pytest.raises(CompressedFileError, match="larger than is allowed"):
+        decode_tensor(Decoder(coder.data()), plan)
+
+
+def test_buffers_of_zeros_stay_buffers():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    graph = read_graph(net, torch.rand(2, 1, 5, 5))
+    tensors = {name: FixedPoint((16 * tensor).round().long(), 4) for name, tensor in graph.tensors.items()}
+    contents = Contents(graph.nodes, tensors, {"0.weight": (2, 1)}, 24, (1, 5, 5), graph.buffers)
+    again = decode(encode(contents))[0]
+    assert len(again.buffers) == len(graph.buffers) == 2
+    assert encode(again) == encode(contents)
+
+
+def test_a_chain_that_counts_against_another_network_says_so():
+    network = random_chain(3, KNOWN[2])
+    other = replace(network, dense_parameters=network.dense_parameters + 600)  # batch normalisation was folded
+    again = CompressedNetwork.from_bytes(other.to_bytes())
+    assert again.dense_parameters == other.dense_parameters and again.to_bytes() == other.to_bytes()
+    assert read_sections(other.to_bytes())[1]["header"] < 60
+
+
+def test_the_adaptive_code_is_kept_for_as_many_numbers_as_a_file_may_have():
+    codes = torch.zeros(1 << 8, 1 << 8, dtype=torch.int64)
+    tensors = {f"w{i}": FixedPoint(codes, 0) for i in range(20)}
+    kinds = [plan.kind for plan in plans_of(tensors).values()]
+    assert kinds == [ADAPTIVE] * 16 + [NUMBERS] * 4
+
+
+def test_long_chains_are_refused_before_they_take_time():
+    with pytest.raises(CompressedFileError, match="at most 1024"):
+        decode(with_checksum(b"\x01\x09\x01\x04\x81\x08" + bytes([4]) * 1025))

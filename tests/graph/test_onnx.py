@@ -1,0 +1,117 @@
+"""ONNX Runtime computes what PyTorch does; int8 is close; what cannot be exported is one clear error."""
+
+import builtins
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from compression.test_compress import Branches, fitted
+from torch import nn
+
+import pyro_bc
+from pyro_bc.errors import ExportError
+from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    "make,shape",
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.GELU(), nn.Linear(7, 3)), (1, 3, 4)),
+        (Branches, (1, 9, 9)),
+        (Tokens, (5, 16)),
+    ],
+)
+def test_onnx_runtime_computes_the_compressed_network(tmp_path, make, shape):
+    torch.manual_seed(0)
+    small = pyro_bc.compress(*fitted(make(), inputs=shape, log_variance=-9.0))
+    net = small.network()
+    difference = to_onnx(net, shape, tmp_path / "net.onnx")
+    exported = OnnxNetwork(tmp_path / "net.onnx", threads=1)
+    for n in (1, 9):
+        x = torch.rand(n, *shape)
+        expected = net(x).detach()
+        assert torch.allclose(exported(x), expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+    assert 0 <= difference < 1e-4 and sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx"]
+
+
+def test_int8_stays_near_and_is_made_of_bytes(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.rand(256, 1, 8, 8)
+    to_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", x[:128].split(32))
+    with torch.no_grad():
+        expected, found = net(x), OnnxNetwork(tmp_path / "int8.onnx")(x)
+    relative = (expected - found).std() / expected.std()
+    assert 1e-4 < relative < 0.2
+    import onnx
+
+    model = onnx.load(tmp_path / "int8.onnx")
+    weights = [t for t in model.graph.initializer if len(t.dims) > 1]
+    assert len(weights) == 2 and {t.data_type for t in weights} == {onnx.TensorProto.INT8}
+
+
+def test_a_difference_is_an_error_and_writes_nothing(tmp_path):
+    class Random(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    with pytest.raises(ExportError, match="outputs differ"):
+        to_onnx(Random(), (3,), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "onnxruntime":
+            raise ImportError(name, name="onnxruntime")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match=r"onnxruntime is not installed; pip install 'pyro-bc\[onnx\]'"):
+        to_onnx(nn.Linear(2, 2), (2,), tmp_path / "net.onnx")
+
+
+def test_the_command_exports_and_measures_all_three(tmp_path):
+    data = pyro_bc.load_dataset("digits")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+    model = pyro_bc.BayesianNetwork(net, num_data=len(data.train_x))
+    guide = pyro_bc.FactorizedGuide(model)
+    batches = pyro_bc.Batches(data.train_x, data.train_y)
+    pyro_bc.fit(model, guide, batches, epochs=30, learning_rate=1e-2, kl_weight=0.02, progress=False)
+    file = tmp_path / "net.pbc"
+    pyro_bc.compress(model, guide).save(file)
+
+    def command(*args):
+        arguments = [sys.executable, "-m", "pyro_bc", "export", str(file), *map(str, args)]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+    refused = command("--onnx", tmp_path / "none" / "net.onnx")
+    assert refused.returncode == 2 and "no such folder" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = command("--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8.onnx")
+    assert refused.returncode == 2 and "--int8 needs --data" in refused.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pbc"]
+    done = command("--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8.onnx", "--data", "digits", "--json")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = json.loads(done.stdout)
+    assert result["error_percent"]["pytorch"] == result["error_percent"]["onnx"] < 15
+    assert abs(result["error_percent"]["int8"] - result["error_percent"]["onnx"]) < 3
+    assert result["bytes"] == {
+        "onnx": (tmp_path / "net.onnx").stat().st_size,
+        "int8": (tmp_path / "int8.onnx").stat().st_size,
+    }
+    assert result["difference"] <= 1e-5 * 30 and result["n"] == 360

@@ -1,0 +1,190 @@
+"""Training: warm-up, caps and rates as stated; resume equals an uninterrupted run; failures name their cause."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyro_bc
+from pyro_bc.errors import CheckpointError, NonFiniteLossError, UnsupportedNetworkError, UsageError
+from pyro_bc.inference.checkpoint import load_checkpoint
+
+
+def problem(n: int = 200):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 6, generator=generator)
+    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()  # four of the six inputs say nothing
+
+
+def fresh(seed: int = 0, prior=None):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys() if prior is None else prior, num_data=200)
+    return model, pyro_bc.FactorizedGuide(model)
+
+
+def train(model, guide, epochs=6, **options):
+    return pyro_bc.fit(model, guide, pyro_bc.Batches(*problem(), 50), epochs=epochs, progress=False, **options)
+
+
+@pytest.mark.parametrize("prior", [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LogUniform()])
+def test_fit_learns_and_finds_the_inputs_that_matter(prior):
+    model, guide = fresh(prior=prior)
+    history = train(model, guide, epochs=300, learning_rate=5e-3, log_learning_rate=3e-2, kl_weight=0.3).history
+    assert history[-1].error < 8
+    small = pyro_bc.compress(model, guide)
+    assert small.tensors["0_inputs"].indices.tolist() == [0, 1]
+
+
+def test_the_kl_is_warmed_up_linearly_and_the_losses_add_up():
+    model, guide = fresh()
+    history = train(model, guide, epochs=4, kl_warmup_epochs=2).history
+    # Four steps an epoch: the last one of an epoch is at a quarter before the next.
+    assert [record.kl_weight for record in history] == [0.375, 0.875, 1.0, 1.0]
+    for record in history:
+        assert record.loss == pytest.approx(record.negative_log_likelihood + record.kl)
+        assert list(record.kl_by_layer) == ["net.0", "net.2"]
+        assert sum(record.kl_by_layer.values()) == pytest.approx(record.kl)
+    tempered = train(*fresh(), epochs=2, kl_warmup_epochs=0, kl_weight=0.25).history
+    assert [record.kl_weight for record in tempered] == [0.25, 0.25]
+
+
+def test_the_two_learning_rates_reach_their_parameters():
+    model, guide = fresh(prior=pyro_bc.GroupHorseshoe())
+    guide(*problem())
+    start = {name: value.clone() for name, value in guide.named_parameters()}
+    pyro_bc.fit(
+        model,
+        guide,
+        pyro_bc.Batches(*problem(), 200),
+        epochs=1,
+        learning_rate=1e-3,
+        log_learning_rate=1e-1,
+        decay=0,
+        progress=False,
+    )
+    # Adam's first step has the size of the learning rate whatever the gradient.
+    for name, value in guide.named_parameters():
+        rate = (
+            1e-3 if name in ("locs.net.0.weight", "locs.net.0.bias", "locs.net.2.weight", "locs.net.2.bias") else 1e-1
+        )
+        moved = (value - start[name]).abs()
+        assert moved.median().item() == pytest.approx(rate, rel=0.02), name
+
+
+def test_standard_deviations_stay_below_their_cap():
+    model, guide = fresh()
+    train(model, guide, epochs=30, log_learning_rate=0.3, max_scale={"net.0": 0.05})
+    deviations = guide.posterior()["net.0.weight"].scale
+    assert deviations.max().item() == pytest.approx(0.05, rel=1e-5)
+    assert guide.posterior()["net.2.weight"].scale.max() > 0.05
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_after):
+    model, guide = fresh()
+    whole = train(model, guide, seed=5)
+    expected = {name: value.clone() for name, value in guide.state_dict().items()}
+
+    def interrupt(record):
+        if record.epoch == stop_after:
+            raise Stop
+
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        train(*fresh(), seed=5, checkpoint=path, after_epoch=interrupt)
+    model, guide = fresh(seed=99)  # another start: everything must come from the checkpoint
+    resumed = train(model, guide, seed=5, checkpoint=path, resume=True)
+    for name, value in guide.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert [record.loss for record in resumed.history] == [record.loss for record in whole.history]
+
+
+def test_an_existing_checkpoint_is_neither_overwritten_nor_mixed_up(tmp_path):
+    path = tmp_path / "checkpoint"
+    train(*fresh(), epochs=1, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="exists"):
+        train(*fresh(), epochs=1, checkpoint=path)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train(*fresh(), epochs=1, checkpoint=path, resume=True, learning_rate=1e-4)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train(*fresh(), epochs=1, checkpoint=tmp_path / "none", resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_non_finite_loss_stops_with_the_site_and_keeps_the_checkpoint(tmp_path):
+    model, guide = fresh()
+    path = tmp_path / "checkpoint"
+
+    def spoil(record):
+        next(p for name, p in guide.named_parameters() if name == "locs.net.2.weight").data[0, 0] = math.nan
+
+    with pytest.raises(NonFiniteLossError, match=r"net\.2\.weight"):
+        train(model, guide, checkpoint=path, after_epoch=spoil)
+    _, metadata = load_checkpoint(path)
+    assert len(metadata["history"]) == 1
+
+
+def test_non_finite_inputs_point_at_the_inputs():
+    x, y = problem()
+    x[170, 2] = math.inf
+    model, guide = fresh()
+    with pytest.raises(UsageError, match="the inputs of batch 4"):
+        pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 50, shuffle=False), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1, "learning_rate": 0.0}, "learning_rate"),
+        ({"epochs": 1, "log_learning_rate": math.nan}, "log_learning_rate"),
+        ({"epochs": 1, "decay": 2.0}, "decay"),
+        ({"epochs": 1, "kl_warmup_epochs": -1.0}, "kl_warmup_epochs"),
+        ({"epochs": 1, "max_scale": {"net.9": 0.1}}, r"net\.9"),
+        ({"epochs": 1, "max_scale": {"net.0": -0.1}}, r"net\.0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        train(*fresh(), **options)
+
+
+def test_labels_out_of_range_and_empty_loaders_are_refused():
+    x, y = problem()
+    with pytest.raises(UsageError, match="2 outputs"):
+        pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y + 1, 200), epochs=1, progress=False)
+    with pytest.raises(UsageError, match="empty"):
+        pyro_bc.fit(*fresh(), pyro_bc.Batches(x[:0], y[:0]), epochs=1, progress=False)
+
+
+def test_a_network_that_cannot_be_compressed_is_refused_before_training():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(torch.sort(x).values)
+
+    model = pyro_bc.BayesianNetwork(Sorted(), pyro_bc.StandardNormal(), num_data=4)
+    batches = pyro_bc.Batches(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), 2)
+    epochs = []
+    with pytest.raises(UnsupportedNetworkError, match="'sort'"):
+        pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), batches, epochs=1, progress=False, after_epoch=epochs.append)
+    assert epochs == []
+
+
+def test_inputs_that_are_not_finite_are_said_before_the_training():
+    x, y = problem()
+    x[3, 2] = torch.inf
+    with pytest.raises(UsageError, match="inputs hold NaN or infinite"):
+        pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y, 200), epochs=1, progress=False)

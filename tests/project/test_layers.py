@@ -1,0 +1,76 @@
+"""Imports go down only: which folder may import which, and what the file wing does without."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pyro_bc"
+#: folders by their level in the data flow, the lowest first; one may import what is on a lower level, and itself.
+LEVELS = (
+    {"errors"},
+    {"runtime"},
+    {"data", "graph"},
+    {"quantisation"},
+    {"file", "priors"},
+    {"model"},
+    {"posterior"},
+    {"inference", "compression"},
+    {"inspection"},
+    {"app"},
+)
+LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders}
+
+
+def imported(file: Path) -> set[tuple[str, str]]:
+    """What a module imports from the package: folder and module."""
+    found = set()
+    here = ("pyro_bc", *file.relative_to(PACKAGE).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level + 1]
+            full = (*base, *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                path = (*full, alias.name)[1:]
+                found.add((path[0], path[1] if len(path) > 1 else ""))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_bc"):
+            found.add((*node.module.split(".")[1:], "", "")[:2])
+    return found
+
+
+def modules():
+    return [file for file in sorted(PACKAGE.rglob("*.py")) if file.parent != PACKAGE]
+
+
+def test_every_module_lies_in_a_folder_of_a_level():
+    assert {file.relative_to(PACKAGE).parts[0] for file in modules()} == set(LEVEL) - {"errors"}
+    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_lies_below_it(file):
+    own = file.relative_to(PACKAGE).parts[0]
+    for folder, module in imported(file):
+        assert folder in LEVEL, f"{file} imports {folder}.{module} of the package's top level"
+        assert folder == own or LEVEL[folder] < LEVEL[own], f"{file} imports {folder}.{module}"
+
+
+def test_no_two_modules_import_each_other():
+    graph = {}
+    for file in modules():
+        folder, name = file.relative_to(PACKAGE).parts[0], file.stem
+        graph[folder, name] = {target for target in imported(file) if target != (folder, name)}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " imports ".join("/".join(step) for step in [*path[path.index(module) :], module])
+        if module in done or module not in graph:
+            return
+        path.append(module)
+        for target in graph[module]:
+            visit(target)
+        path.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)

@@ -1,0 +1,51 @@
+"""README's examples, run as written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro_bc
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def example(number: int) -> str:
+    """One of the Python examples."""
+    codes = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(codes) == 3
+    return codes[number]
+
+
+def run_python(code: str, folder: Path) -> str:
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
+    run_python(example(0), tmp_path)
+    data = pyro_bc.load_dataset("digits")
+    net = pyro_bc.load(tmp_path / "net.pbc")
+    wrong = (net(data.test_x).argmax(1) != data.test_y).float().mean()
+    assert wrong < 0.15
+    assert (tmp_path / "net.pbc").stat().st_size < 4 * 7_510 / 4
+
+
+def test_the_rate_example_goes_on_from_there_to_a_tiny_file(tmp_path):
+    printed = run_python(example(0) + example(1), tmp_path)
+    size = (tmp_path / "tiny.pbc").stat().st_size
+    assert printed.splitlines()[-1] == f"{size} bytes" and size < 4 * 1_810 / 8
+    data, net = pyro_bc.load_dataset("digits"), pyro_bc.load(tmp_path / "tiny.pbc")
+    assert (net(data.test_x).argmax(1) != data.test_y).float().mean() < 0.12
+
+
+def test_arviz_reads_the_posterior_of_the_main_job(tmp_path):
+    command = "run --net lenet-300-100 --prior ghs --data digits --epochs 2 --pretrain-epochs 2 --out runs/digits"
+    subprocess.run([sys.executable, "-m", "pyro_bc", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    printed = run_python(example(2), tmp_path)
+    assert "net.fc1.scale[20]" in printed and "elpd_loo" in printed

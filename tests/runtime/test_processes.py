@@ -1,0 +1,91 @@
+"""Two processes fit one posterior: the objective is that of one process with both batches."""
+
+import json
+import os
+import subprocess
+import sys
+
+import distributed_worker as worker
+import pytest
+import torch
+import torch.distributed as distributed
+
+import pyro_bc
+from pyro_bc.inference.schedule import trained_parameters as _parameters
+from pyro_bc.runtime import processes
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("torch was built without gloo")
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker.__file__]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_the_kl_counts_once_and_every_example_n_over_all_of_them(found):
+    model, guide = worker.fresh()
+    x, y = worker.data()
+    guide(x, y)
+    log_likelihood = 0.0
+    for rank in (0, 1):
+        torch.manual_seed(10 + rank)
+        half = slice(rank * 100, (rank + 1) * 100)
+        terms = pyro_bc.elbo_terms(model, guide, x[half], y[half])
+        # elbo_terms takes each half for a mini-batch of 200 examples: twice its own sum.
+        log_likelihood = log_likelihood + terms.log_likelihood / 2
+    ((0.7 * terms.total_kl() - log_likelihood) / 200).backward()
+    expected = [torch.cat([parameter.grad.flatten() for parameter in group]) for group in _parameters(model, guide)]
+    for rank in (0, 1):
+        for gradient, wanted in zip(found[rank]["gradient"], expected, strict=True):
+            assert torch.allclose(torch.tensor(gradient), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_each_process_has_its_share_of_the_examples(found):
+    first, second = (set(process["seen"]) for process in found)
+    assert len(first) == len(second) == 100 and len(first | second) == 200
+
+
+def test_all_processes_end_with_the_same_posterior_from_noise_of_their_own(found):
+    first, second = found
+    assert first["trained"] == second["trained"] and first["history"] == second["history"]
+    assert first["noise"] != second["noise"]
+    assert first["unseeded_noise"] != second["unseeded_noise"]
+
+
+def test_the_elbo_is_that_of_one_process_with_the_same_examples_per_step(found):
+    loader = pyro_bc.Batches(*worker.data(), 2 * worker.BATCH)
+    losses, divergences = [], []
+    for seed in range(3):
+        model, guide = worker.fresh(seed)
+        history = worker.train(model, guide, loader, seed=seed).history
+        losses.append(sum(record.loss for record in history[-10:]) / 10)
+        divergences.append(history[-1].kl)
+    loss, spread = sum(losses) / 3, max(losses) - min(losses)
+    assert sum(found[0]["history"][-10:]) / 10 == pytest.approx(loss, abs=max(spread, 0.05 * loss))
+    assert found[0]["kl"] == pytest.approx(sum(divergences) / 3, rel=0.1)
+
+
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
+    for process in found:
+        assert process["resumed"] == process["whole"]
+        assert process["resumed_end"] == process["whole_end"]
+
+
+def test_what_is_wrong_on_one_process_is_said_on_all(found):
+    for process in found:
+        assert process["exists"].startswith("CheckpointError") and "exists; resume it" in process["exists"]
+        assert process["uneven"].startswith("UsageError") and "have 2, 5 batches" in process["uneven"]
+        assert process["spoilt"].startswith("UsageError")
+        assert process["not_finite"].startswith("NonFiniteLossError")
+
+
+def test_one_process_needs_no_group():
+    x = torch.arange(3.0)
+    processes.average_([x])
+    assert (processes.count(), processes.rank()) == (1, 0) and x.tolist() == [0, 1, 2]
+    assert processes.gathered("own") == ["own"] and processes.from_first(lambda: 7) == 7
