@@ -1,0 +1,74 @@
+"""The types of layers whose weights may have a posterior: one row each.
+
+Everything that depends on a layer's type (which axis of its weight counts outputs, where groups lie, what a scale
+multiplies, how its output is computed from mean and variance) is read off its row.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """One type of layer, a linear map of its input whose weight is one tensor.
+
+    :param op: its operation in a graph, as in ``torch.ops.aten``.
+    :param module: torch's module.
+    :param function: torch's function ``(input, weight, bias, …)``.
+    :param spatial: dimensions of its kernel; 0 for a fully connected layer.
+    :param output_axis: of the weight, which counts outputs or filters.
+    :param input_axis: of the weight, which counts inputs or channels.
+    :param group_axis: of the weight, which counts groups: one of the two.
+    """
+
+    op: str
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    spatial: int = 0
+    output_axis: int = 0
+    input_axis: int = 1
+    group_axis: int = 0
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether a group's scale multiplies an output, bias included, instead of an input."""
+        return self.group_axis == self.output_axis
+
+    def over_groups(self, value: Tensor, weight_shape: Sequence[int]) -> Tensor:
+        """A tensor of one entry per group, ``(groups,)``, shaped for broadcasting against the weight.
+
+        Where there are fewer groups than entries of the axis, a group is as many neighbours as fit.
+        """
+        size = weight_shape[self.group_axis]
+        if size != len(value):
+            value = value.repeat_interleave(size // len(value))
+        return value.reshape(-1, *[1] * (len(weight_shape) - 1 - self.group_axis))
+
+    def fan_in(self, weight_shape: Sequence[int]) -> int:
+        """How many weights an output is the sum of."""
+        return math.prod(weight_shape) // weight_shape[self.output_axis]
+
+
+LINEAR = LayerType("linear", nn.Linear, F.linear, group_axis=1)
+
+#: all of them; the first of as many dimensions is that of a weight of which no more is known.
+LAYER_TYPES: tuple[LayerType, ...] = (
+    LINEAR,
+    LayerType("conv1d", nn.Conv1d, F.conv1d, spatial=1),
+    LayerType("conv2d", nn.Conv2d, F.conv2d, spatial=2),
+)
+_BY_OPERATION = {row.op: row for row in LAYER_TYPES}
+
+
+def layer_type(op: str) -> LayerType:
+    """The type whose operation this is."""
+    return _BY_OPERATION[op]
+
+
+def layer_type_of_shape(weight_shape: Sequence[int]) -> LayerType:
+    """The type that a weight of this shape has, where it does not say more: ``(out, in)`` or ``(out, in, *kernel)``."""
+    return next((row for row in LAYER_TYPES if row.spatial == len(weight_shape) - 2), LINEAR)
