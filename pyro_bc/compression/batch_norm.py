@@ -31,7 +31,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
 
 
 def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Graph, dict[str, PrunedLayer]]:
-    """The graph without the normalisations whose input is a layer that nothing else reads."""
+    """The graph without the normalisations whose input is a layer that nothing else reads, and that is no code."""
     readers: dict[int, list[int]] = {}
     for index, node in enumerate(graph.nodes):
         for value in node.values():
@@ -49,7 +49,7 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
             continue
         name = layer_name(nodes[source])
         statistics = [None if a is None else tensors[a.name] for a in node.args[1:5]]
-        if uses.count(name) > 1 or statistics[2] is None or node.args[5]:
+        if uses.count(name) > 1 or statistics[2] is None or node.args[5] or layers[name].codes:
             continue
         gain, shift, mean, variance = statistics
         assert mean is not None and variance is not None

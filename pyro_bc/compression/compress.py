@@ -32,7 +32,7 @@ def compress(
     thresholds: Mapping[str, float] | None = None,
     precision: str = "posterior",
     noise_ratio: float = NOISE_RATIO,
-    dense: CompressedNetwork | None = None,
+    dense: CompressedNetwork | nn.Module | None = None,
     batch_norm_loader: Iterable[Any] | None = None,
 ) -> CompressedNetwork:
     """Prune what the posterior says is not needed, and round the rest as coarsely as it allows.
@@ -45,8 +45,9 @@ def compress(
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
     :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.quantisation.rounding`).
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
-    :param dense: the compression that the model's network came from (``small.network()``, or ``load`` of its file),
-        where a pruned network was trained on: the figures then compare with the network before both.
+    :param dense: what the figures compare with: the compression that the model's network came from
+        (``small.network()``, or ``load`` of its file), where a pruned network was trained on; or a wider network with
+        the same layers, where a narrow one was trained. None for the model's own network.
     :param batch_norm_loader: training batches, inputs alone or with targets, from which batch normalisation collects
         its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
     :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
@@ -81,10 +82,12 @@ def compress(
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
     dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
     dense_parameters = sum(p.numel() for p in net.parameters())
-    if dense is not None:
+    if isinstance(dense, CompressedNetwork):
         if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
             raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
         dense_shapes, dense_parameters = dict(dense.dense_shapes), dense.dense_parameters
+    elif dense is not None:
+        dense_shapes, dense_parameters = _dense_network(dense, example, list(shapes))
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, precision, noise_ratio),
@@ -96,6 +99,16 @@ def compress(
     )
     _check_not_constant(small, example)
     return small
+
+
+def _dense_network(dense: nn.Module, example: Tensor, names: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
+    """Outputs and inputs of every layer of a wider network with the same layers, and how many parameters it has."""
+    tensors = read_graph(dense, example.to(device_of(dense))).tensors
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise UsageError(f"dense=… has no '{missing[0]}': it is no wider network with the same layers")
+    shapes = {name: (tensors[name].shape[0], tensors[name].shape[1]) for name in names}
+    return shapes, sum(parameter.numel() for parameter in dense.parameters())
 
 
 @on_cpu
@@ -152,6 +165,8 @@ def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[st
             tensors[name] = Integers(tensor)
         elif not tensor.is_floating_point():
             raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+        elif layer is not None and role in layer.codes:
+            tensors[name] = layer.codes[role]
         elif layer is not None and role == "weight":
             tensors[name] = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
         elif layer is not None and role == "bias" and layer.bias is not None and layer.bias_variance is not None:

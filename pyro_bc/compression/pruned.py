@@ -1,7 +1,8 @@
 """What is left of a network after pruning, and the posterior of its layers."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from ..errors import UsageError
 from ..graph.nodes import Graph, Node, layer_name
 from ..posterior.summary import LayerPosterior
-from ..posterior.thresholds import Threshold
+from ..posterior.thresholds import Threshold, signal_bar, weights_kept
+from ..quantisation.fixed_point import FixedPoint
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class PrunedLayer:
     :param mask: which weights are left, same shape.
     :param bias: ``(out_left,)`` or None.
     :param bias_variance: ``(out_left,)`` or None; 0 for a deterministic layer.
+    :param codes: how weight and bias are stored, where they are codes, of the same shapes; empty elsewhere.
     """
 
     name: str
@@ -30,6 +33,7 @@ class PrunedLayer:
     mask: Tensor
     bias: Tensor | None
     bias_variance: Tensor | None
+    codes: Mapping[str, FixedPoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,24 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     if keep.shape == shape:
         return keep
     mask = layer.over_weights(keep).expand(shape).clone()
+    if layer.codes:
+        return mask & _is_coded(layer.codes["weight"])
+    weights = weights_kept(layer)
+    if weights is not None:
+        mask &= weights
     if threshold.method in ("mixture", "signal-to-noise"):
         across = 1 - layer.group_dim
-        signal = (layer.weight_mean.square() / layer.weight_variance * mask).movedim(across, 0).flatten(1).amax(1) > 1
+        ratio = layer.weight_mean.square() / layer.weight_variance * mask
+        signal = ratio.movedim(across, 0).flatten(1).amax(1) > signal_bar(layer)
         mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
     return mask
+
+
+def _is_coded(stored: FixedPoint) -> Tensor:
+    """Which weights a code that is not 0 says something of: all of a grid where one of its coefficients is not 0."""
+    cells = math.prod(stored.grid)
+    some = stored.codes.reshape(-1, cells).any(1, keepdim=True)
+    return some.expand(-1, cells).reshape(stored.codes.shape)
 
 
 def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
@@ -91,14 +108,32 @@ def masked_layer(
     if (layer.bias_mean is None) != (dense_bias is None):
         raise UsageError(f"layer '{name}' has a bias either in the network or in the posterior, but not in both")
     mask = weight_mask(layer, thresholds[name])
+    if layer.codes:
+        return _coded_layer(name, layer, mask)
     zero = torch.zeros(())  # what is pruned may have no finite moments
     weight, variance = torch.where(mask, layer.weight_mean, zero), torch.where(mask, layer.weight_variance, zero)
     bias = layer.bias_mean
-    if bias is not None and mask.dim() > 2 and not layer.per_weight:
-        bias = bias * mask.flatten(1).any(1)  # a filter's scale multiplies its bias too
+    if bias is not None and layer.layer_type.scales_outputs and not layer.per_weight:
+        outputs = mask.movedim(layer.layer_type.output_axis, 0).flatten(1)
+        bias = bias * outputs.any(1)  # a filter's scale multiplies its bias too
     if not (torch.isfinite(weight).all() and torch.isfinite(variance).all()):
         raise UsageError(
             f"the posterior of layer '{name}' has means or variances that are NaN or infinite and cannot be "
             f"compressed; fit it anew, with smaller learning rates"
         )
     return PrunedLayer(name, weight, variance, mask, bias, layer.bias_variance)
+
+
+def _coded_layer(name: str, layer: LayerPosterior, mask: Tensor) -> PrunedLayer:
+    """What is left of a layer whose weight and bias are codes: the numbers that those stand for, not to be changed."""
+    weight = layer.codes["weight"]
+    codes = {"weight": replace(weight, codes=weight.codes * mask)}
+    values = codes["weight"].values()
+    bias = None
+    if layer.bias_mean is not None:
+        own = layer.codes["bias"]
+        if layer.statistic is not None and layer.layer_type.scales_outputs:
+            own = replace(own, codes=own.codes * mask.movedim(layer.layer_type.output_axis, 0).flatten(1).any(1))
+        codes["bias"], bias = own, own.values()
+    zeros = None if bias is None else torch.zeros_like(bias)
+    return PrunedLayer(name, values, torch.zeros_like(values), mask, bias, zeros, codes)

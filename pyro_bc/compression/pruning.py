@@ -11,6 +11,7 @@ Thresholds decide which weights are zero, with the bias of a filter that is zero
 Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,6 +84,12 @@ class _Pruner:
         self.graph = graph
         self.layers = layers
         self.tracking = Tracking(graph)
+        for name, layer in layers.items():  # coefficients of one grid stand and fall together
+            grid = layer.codes["weight"].grid if layer.codes else ()
+            inputs = self.tracking.tensors[f"{name}.weight"].get(1)
+            if grid and layer.weight.dim() == 2 and inputs is not None:
+                for row in inputs.reshape(-1, math.prod(grid)):
+                    self.tracking.units.join_all(row)
         self.uses: dict[str, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if is_layer(node):
@@ -109,7 +116,7 @@ class _Pruner:
             known = self._input_constants(node)
             if known is None:
                 continue
-            if pads(node):
+            if pads(node) or layer.codes:  # codes stay what they are: only the constant 0 changes no bias
                 known = np.where(known == 0, known, np.nan)
             weight = _by_input(layer.weight, layer_groups(node))
             mask = _by_input(layer.mask, layer_groups(node))
@@ -209,7 +216,13 @@ class _Pruner:
                 reads[0] |= not reads.any()
                 gathers[name] = torch.nonzero(reads).flatten()
                 weight, variance, mask = weight[:, reads], variance[:, reads], mask[:, reads]
-            layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance)
+            codes = {}
+            if layer.codes:
+                own = cut(layer.codes["weight"].codes * layer.mask, axes)
+                codes["weight"] = replace(layer.codes["weight"], codes=own if reads.all() else own[:, reads])
+                if bias is not None:
+                    codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, {0: axes[0]}))
+            layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
             tensors[f"{name}.weight"] = weight
             if bias is not None:
                 tensors[f"{name}.bias"] = bias

@@ -155,4 +155,7 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
 
 def _classes(shape: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray | None:
     """Classes of the codes of a tensor in the adaptive model: the frequencies of cosine coefficients."""
-    return spatial_frequencies(shape, grid).flatten().numpy() if grid else None
+    if not grid:
+        return None
+    of_grid = spatial_frequencies(grid).numpy()
+    return np.tile(of_grid, math.prod(shape) // len(of_grid))

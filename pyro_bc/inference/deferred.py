@@ -1,6 +1,7 @@
 """Tensors that are drawn only where an operation needs their values, and the operations that do not."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..graph.layer_types import LAYER_TYPES, LayerType
 from ..priors.base import ROLES
 
 _D = TypeVar("_D", bound="Deferred")
@@ -79,6 +81,14 @@ _METADATA = {
 }
 
 
+@dataclass(frozen=True)
+class Certain:
+    """What stands for a distribution where a factor is a plain tensor: a weight that is known, under a random scale."""
+
+    loc: Tensor
+    variance: None = None
+
+
 class DeferredProduct(Deferred):
     """A product of independent deferred tensors that broadcast against each other, still not drawn.
 
@@ -137,7 +147,7 @@ def _factors(value: Deferred) -> tuple[Deferred, ...]:
 def _multiply(a: Any, b: Any) -> Any:
     """A product of independent deferred tensors; log-normals of one shape become one."""
     if not (isinstance(a, Deferred) and isinstance(b, Deferred)):
-        return NotImplemented
+        return _scaled(a, b) if isinstance(a, Deferred) else _scaled(b, a)
     if any(source is other for source in a.sources for other in b.sources):
         return NotImplemented  # a square is not a product of independent variables
     merged: list[_Factor] = []
@@ -153,6 +163,18 @@ def _multiply(a: Any, b: Any) -> Any:
         else:
             merged.append((q, factor.sources, factor.repeats))
     return _derived(merged, plain(a), lambda: a.draw() * b.draw())
+
+
+def _scaled(scale: Deferred, weight: Any) -> Any:
+    """A weight that is known, times scales that are not drawn yet."""
+    is_tensor = isinstance(weight, Tensor) and weight.dim() > 0 and weight.is_floating_point()
+    # A scale is one number, or one of each group: a weight that is random itself is drawn, and so is an input's factor.
+    if not is_tensor or any(f.numel() > 1 and f.dim() >= weight.dim() > 1 for f in _factors(scale)):
+        return NotImplemented
+    if torch.broadcast_shapes(scale.shape, weight.shape) != weight.shape:
+        return NotImplemented
+    factors: list[_Factor] = [(f.distribution, f.sources, f.repeats) for f in _factors(scale)]
+    return _derived([*factors, (Certain(weight), (), 1)], plain(scale), lambda: scale.draw() * weight)
 
 
 def _reshape(value: Deferred, *shape: Any) -> Any:
@@ -210,7 +232,7 @@ def _bias_parts(bias: Any) -> tuple[Any, Any]:
     """Mean and variance of a bias; without a variance where it is a plain tensor or had to be drawn."""
     if not isinstance(bias, Deferred):
         return bias, None
-    if isinstance(bias, DeferredProduct) or not isinstance(bias.distribution, dist.Normal):
+    if isinstance(bias, DeferredProduct) or not isinstance(bias.distribution, dist.Normal | Certain):
         return bias.draw(), None
     return bias.distribution.loc, bias.distribution.variance
 
@@ -237,8 +259,16 @@ class _SampleNormal(torch.autograd.Function):
         return gradient, gradient * slope
 
 
-def _sample_normal(mean: Tensor, variance: Tensor) -> Tensor:
-    return _SampleNormal.apply(mean, variance)
+def _sample_affine(function: Callable[..., Tensor], input: Tensor, q: Any, bias: Any) -> Tensor:
+    """Sample the output of a linear map given its input, from means and variances of its weight and bias."""
+    bias_loc, bias_variance = _bias_parts(bias)
+    mean = function(input, q.loc, bias_loc)
+    if q.variance is not None:
+        return _SampleNormal.apply(mean, function(input.square(), q.variance, bias_variance))
+    if bias_variance is None:
+        return mean
+    nothing = torch.zeros_like(q.loc)
+    return _SampleNormal.apply(mean, function(input, nothing, bias_variance))
 
 
 def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
@@ -250,14 +280,12 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:
     x = input
     if scales:
         x = x * reduce(torch.mul, (scale.per_example(x) for scale in scales))  # (batch, …, in_features)
-    bias_loc, bias_variance = _bias_parts(bias)
-    return _sample_normal(F.linear(x, q.loc, bias_loc), F.linear(x.square(), q.variance, bias_variance))
+    return _sample_affine(F.linear, x, q, bias)
 
 
-def _convolution(
-    conv: Callable[..., Tensor], dim: int, input: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
-) -> Any:
-    """Sample the output of a convolution over ``dim`` dimensions; shapes as ``torch.nn.functional.conv*d``."""
+def _convolution(layer: LayerType, input: Tensor, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Sample the output of a convolution; shapes as its function in ``torch.nn.functional``."""
+    dim = layer.spatial
     parts = _split(weight, dim + 2)
     if isinstance(input, Deferred) or parts is None:
         return NotImplemented
@@ -265,17 +293,15 @@ def _convolution(
     behind = None  # a bias that is added to the scaled output
     shared = {id(source) for scale in scales for source in scale.sources}
     if isinstance(bias, DeferredProduct):
-        own = [f for f in bias.factors if not shared.issuperset(map(id, f.sources))]
+        own = [f for f in bias.factors if not (f.sources and shared.issuperset(map(id, f.sources)))]
         used = {id(source) for f in bias.factors for source in f.sources if f is not own[0]} if own else set()
-        if len(own) == 1 and used == shared and isinstance(own[0].distribution, dist.Normal):
+        if len(own) == 1 and used == shared and isinstance(own[0].distribution, dist.Normal | Certain):
             bias = own[0]  # scaled as the filters are
         else:
             bias, behind = None, bias.draw()
     elif scales and bias is not None:
         bias, behind = None, bias.draw() if isinstance(bias, Deferred) else bias
-    bias_loc, bias_variance = _bias_parts(bias)
-    mean = conv(input, q.loc, bias_loc, *args, **kwargs)
-    result = _sample_normal(mean, conv(input.square(), q.variance, bias_variance, *args, **kwargs))
+    result = _sample_affine(lambda x, w, b: layer.function(x, w, b, *args, **kwargs), input, q, bias)
     if scales:  # the product of the scales first: they are small, and the output is large
         result = result * reduce(torch.mul, (_per_filter(scale, result, dim) for scale in scales))
     return result if behind is None else result + behind.reshape(-1, *[1] * dim)
@@ -302,6 +328,5 @@ _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.Tensor.repeat_interleave: _repeat_interleave,
     torch.repeat_interleave: _repeat_interleave,
     F.linear: _linear,
-    F.conv1d: partial(_convolution, F.conv1d, 1),
-    F.conv2d: partial(_convolution, F.conv2d, 2),
+    **{layer.function: partial(_convolution, layer) for layer in LAYER_TYPES if layer.spatial},
 }

@@ -13,7 +13,9 @@ from torch.distributions import kl_divergence
 
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
+from ..priors.cells import Cell
 from .deferred import Deferred, is_deferrable
+from .straight_through import is_rounding, rounded
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,23 @@ class _ElboMessenger(Messenger):
         super().__init__()
         self.q = {name: guide.build(name, *guide.parameters_of(name)) for name in guide.families}
         # What must be drawn is drawn in the guide's order, before the model runs, as Pyro does.
-        self.values = {name: Deferred.of(q) if is_deferrable(name, q) else q.rsample() for name, q in self.q.items()}
+        self.is_rounding = is_rounding()
+        self.values = {name: self._value(name, q) for name, q in self.q.items()}
         self.kl: dict[str, Tensor] = {}
         self.log_likelihood: Any = 0.0
+
+    def _value(self, name: str, q: Any) -> Tensor:
+        if isinstance(q, Cell) and self.is_rounding:
+            return rounded(q.centre)
+        return Deferred.of(q) if is_deferrable(name, q) else q.rsample()
+
+    def _divergence(self, name: str, fn: Any) -> Tensor:
+        q = self.q[name]
+        if not isinstance(q, Cell):
+            return kl_divergence(q, fn)
+        # Known as an expectation only: a draw's, with the value that the network computes with unless that is rounded.
+        value = q.rsample() if self.is_rounding else self.values[name]
+        return -fn.log_prob(value)
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.q:
@@ -64,7 +80,7 @@ class _ElboMessenger(Messenger):
             fn = msg["fn"]
             while isinstance(fn, dist.Independent):
                 fn = fn.base_dist
-            self.kl[name] = scale_and_mask(kl_divergence(self.q[name], fn), msg["scale"], msg["mask"]).sum()
+            self.kl[name] = scale_and_mask(self._divergence(name, fn), msg["scale"], msg["mask"]).sum()
         elif msg["is_observed"]:
             log_prob = msg["fn"].log_prob(msg["value"])
             self.log_likelihood = self.log_likelihood + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
@@ -74,7 +90,8 @@ def elbo_terms(model: Callable[..., Any], guide: FactorizedGuide, *args: Any, **
     """Run the model once, its latent sites from the guide, and return the parts of the ELBO.
 
     The sum equals that of ``TraceMeanField_ELBO`` under :func:`~pyro_bc.local_reparameterization`, number for
-    number; only the parts are kept apart, and nothing is computed that a closed-form KL makes superfluous.
+    number; only the parts are kept apart, and nothing is computed that a closed-form KL makes superfluous. Inside
+    :func:`~pyro_bc.rounded_codes` the network computes with rounded codes.
 
     :param guide: set up by a first call, if it is not yet, with these arguments.
     :raises NotImplementedError: where a site has no closed-form KL.

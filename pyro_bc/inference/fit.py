@@ -12,8 +12,9 @@ Where a ``torch.distributed`` process group exists, as in a script under ``torch
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ from ..errors import CheckpointError, UsageError
 from ..graph.read import read_graph
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.summary import summarize
+from ..posterior.summary import code_bytes, summarize
 from ..posterior.thresholds import choose_threshold
+from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
 from .checkpoint import CHECKPOINT_FORMAT, restore_fit, save_fit
 from .checks import BatchCheck, check_finite, check_inputs, first_batch, loader_steps, not_finite_error, running_on
 from .history import Epoch, FitResult
-from .schedule import log_variance_bounds, optimizer_of, set_rates, trained_parameters
+from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
+from .straight_through import rounded_codes, settle_codes_
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
@@ -47,47 +50,38 @@ def fit(
     train_loader: Iterable[tuple[Tensor, Tensor]],
     *,
     epochs: int,
-    learning_rate: float = 1e-3,
-    log_learning_rate: float = 1e-2,
-    kl_warmup_epochs: float | None = None,
-    kl_weight: float = 1.0,
-    decay: float = 0.5,
-    max_scale: Mapping[str, float] | None = None,
+    schedule: Schedule | None = None,
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     compile: bool | None = None,
     after_epoch: Callable[[Epoch], None] | None = None,
+    **changes: Any,
 ) -> FitResult:
     r"""Maximise the ELBO with Adam; the guide holds the result.
+
+    Where weights are codes (:class:`~pyro_bc.LearnedCode`), the last part of the training computes with rounded ones,
+    in steps that are powers of two (:func:`~pyro_bc.rounded_codes`).
 
     :param model: the network as a Pyro model.
     :param guide: its guide, set up or not.
     :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
-        processes each has its share of the examples, as :class:`~pyro_bc.Batches` and torch's ``DistributedSampler``
-        give it, in as many batches; N stays the size of the whole training set.
+        processes each has its share of the examples, as :class:`~pyro_bc.data.Batches` and torch's
+        ``DistributedSampler`` give it, in as many batches; N stays the size of the whole training set.
     :param epochs: passes over the loader.
-    :param learning_rate: Adam's, of the means (and of deterministic parameters of the network).
-    :param log_learning_rate: Adam's, of all that lives on a log scale: log-variances, and the locations of
-        log-normal sites.
-    :param kl_warmup_epochs: over how many epochs the KL's weight rises linearly from 0 to 1 (Louizos et al.
-        2017, section 4; default: a quarter of ``epochs``).
-    :param kl_weight: the KL's weight after that. 1 is the ELBO; less trades compression for a better fit, as
-        if every training example had been seen ``1 / kl_weight`` times.
-    :param decay: last part of the training, 0 to 1, in which both learning rates fall linearly to 0.
-    :param max_scale: upper bound of the standard deviation of :math:`\tilde w` for layers by name, e.g.
-        ``{"net.fc1": 0.2}``, so that they are not pruned before they learn.
+    :param schedule: learning rates, and the weight of the KL over time; None for what suits the prior.
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run. On another device than
         the checkpoint's the same posterior goes on with other noise.
     :param progress: whether to show a progress bar.
     :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
-        seconds); None to do so where there is a C++ compiler, torch 2.13 or newer, and more than
-        :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums are
-        rounded in another order.
+        seconds, and once more where rounding begins); None to do so where there is a C++ compiler, torch 2.13 or newer,
+        and more than :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums
+        are rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`.
+    :param changes: fields of the schedule that differ, e.g. ``kl_weight=0.2``.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
         finite, or targets that do not fit the likelihood; every batch is looked at in the first epoch.
@@ -95,10 +89,10 @@ def fit(
         of the last good epoch stays.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
-    steps = _validate(train_loader, epochs, learning_rate, log_learning_rate, decay)
-    warmup = 0.25 * epochs if kl_warmup_epochs is None else kl_warmup_epochs
-    if not (warmup >= 0 and 0 <= kl_weight < math.inf):
-        raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {kl_weight}")
+    schedule = (schedule or Schedule()).changed(changes)
+    if not (isinstance(epochs, int) and epochs > 0):
+        raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    steps = loader_steps(train_loader)
     processes.check_steps(steps)
     if seed is not None:
         pyro.set_rng_seed(seed)
@@ -106,16 +100,14 @@ def fit(
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
-    bounds = log_variance_bounds(guide, max_scale or {})
+    bounds = log_variance_bounds(guide, schedule.max_scale)
+    has_codes = Cell in guide.families.values()
+    warmup = schedule.warmup(epochs, has_codes)
+    rounded_from = schedule.rounded_from(epochs) if has_codes else epochs
     settings = {
         "epochs": epochs,
         "steps": steps,
-        "learning_rate": learning_rate,
-        "log_learning_rate": log_learning_rate,
-        "kl_warmup_epochs": warmup,
-        "kl_weight": kl_weight,
-        "decay": decay,
-        "max_scale": dict(max_scale or {}),
+        **asdict(schedule),
         "seed": seed,
         "format": CHECKPOINT_FORMAT,
         "processes": processes.count(),
@@ -128,41 +120,48 @@ def fit(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
     )  # fmt: skip
+    trained = trained_parameters(model, guide, schedule)
     # Entered where it is not shown, it would print an empty line (rich before 14.3).
     with (
         nullcontext() if bar.disable else bar,
         pyro.validation_enabled(False),
-        FlatParameters(trained_parameters(model, guide)) as flat,
+        FlatParameters([parameters for parameters, _, _ in trained]) as flat,
     ):
-        optimizer = optimizer_of(flat, [learning_rate, log_learning_rate])
+        optimizer = optimizer_of(flat.vectors, trained)
         history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
-        plain = eager_step(model, guide, flat)
-        fast = plain
-        if _is_compiled(compile, model, (epochs - len(history)) * steps):
-            bar.update(task, state="compiling")
-            fast = _compiled(compile, plain, model, guide, flat, x, y)
+        plain = fast = eager_step(model, guide, flat)
         shapes = x.shape, y.shape
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
-            sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
-            for step, (x, y) in enumerate(train_loader):
-                if epoch == first_epoch:
-                    processes.on_all(partial(check_batch, x, y, step + 1))
-                progress_now = epoch + step / steps
-                weight = kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
-                set_rates(optimizer, min(1.0, (epochs - progress_now) / (decay * epochs)) if decay else 1.0)
-                result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
-                if processes.count() > 1:
-                    result = _averaged(result, flat)
-                if not math.isfinite(result.loss.item()):
-                    raise not_finite_error(epoch, step, _not_finite(result, guide), model, guide, x, y)
-                optimizer.step()
-                with torch.no_grad():
-                    for parameter, bound in bounds:
-                        parameter.clamp_(max=bound)
-                sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
+            is_rounding = epoch >= rounded_from
+            if epoch == rounded_from:
+                settle_codes_(guide)
+            with rounded_codes() if is_rounding else nullcontext():
+                until = epochs if is_rounding else rounded_from
+                if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps):
+                    bar.update(task, state="compiling")
+                    fast = _compiled(compile, plain, model, guide, flat, x, y)
+                elif epoch == rounded_from:
+                    fast = plain
+                sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
+                for step, (x, y) in enumerate(train_loader):
+                    if epoch == first_epoch:
+                        processes.on_all(partial(check_batch, x, y, step + 1))
+                    progress_now = epoch + step / steps
+                    weight = schedule.kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
+                    set_rates(optimizer, schedule, progress_now, epochs, is_rounding)
+                    result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
+                    if processes.count() > 1:
+                        result = _averaged(result, flat)
+                    if not math.isfinite(result.loss.item()):
+                        raise not_finite_error(epoch, step, _not_finite(result, guide), model, guide, x, y)
+                    optimizer.step()
+                    with torch.no_grad():
+                        for parameter, bound in bounds:
+                            parameter.clamp_(max=bound)
+                    sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
             check_finite(epoch, model, guide)
             processes.average_buffers_(model)
             log_likelihood, error, *kl_by_site = (sums / steps).tolist()
@@ -181,12 +180,19 @@ def fit(
             history.append(record)
             if checkpoint is not None:
                 save_fit(checkpoint, model, guide, optimizer, settings, history)
-            left = "-".join(map(str, record.groups_left.values()))
-            state = f"loss {record.loss:.3f}  KL {record.kl:.3f}  {model.likelihood.metric} {record.error:.2f}  {left}"
-            bar.update(task, advance=1, state=state)
+            bar.update(task, advance=1, state=_state(record, model.likelihood.metric, guide))
             if after_epoch is not None:
                 after_epoch(record)
+    if has_codes:  # where nothing was rounded
+        settle_codes_(guide)
     return FitResult(tuple(history))
+
+
+def _state(record: Epoch, metric: str, guide: FactorizedGuide) -> str:
+    """What the progress bar says of an epoch."""
+    left = "-".join(map(str, record.groups_left.values()))
+    size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
+    return f"loss {record.loss:.3f}  KL {record.kl:.3f}  {metric} {record.error:.2f}  {left}{size}"
 
 
 @torch.no_grad()
@@ -243,23 +249,14 @@ def _by_layer(guide: FactorizedGuide, by_site: list[float]) -> dict[str, float]:
 
 
 def groups_left(guide: FactorizedGuide) -> dict[str, int]:
-    """How many groups (weights, for per-weight priors) each layer would keep at its automatic threshold."""
+    """How many groups each layer would keep at its automatic threshold: weights, where those are pruned or coded."""
     left = {}
     for name, layer in summarize(guide).items():
-        if layer.statistic is not None:
+        if layer.codes:
+            left[name] = int(layer.codes["weight"].codes.count_nonzero())
+        elif layer.statistic is not None:
             left[name] = int(choose_threshold(layer).keeps(layer).sum())
     return left
-
-
-def _validate(loader: Any, epochs: int, learning_rate: float, log_learning_rate: float, decay: float) -> int:
-    if not (isinstance(epochs, int) and epochs > 0):
-        raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
-    for name, rate in (("learning_rate", learning_rate), ("log_learning_rate", log_learning_rate)):
-        if not (math.isfinite(rate) and rate > 0):
-            raise UsageError(f"{name} must be positive and finite, not {rate!r}")
-    if not 0 <= decay <= 1:
-        raise UsageError(f"decay is a part of the training between 0 and 1, not {decay!r}")
-    return loader_steps(loader)
 
 
 def _not_finite(result: StepResult, guide: FactorizedGuide) -> list[str]:

@@ -15,6 +15,7 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 ``<layer>.group`` where a group is several inputs, ``point``, ``epoch``. Draws are independent, so there is one chain.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,11 +29,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..graph.layer_types import LayerType, layer_type
 from ..inference.history import Epoch
 from ..model.guide import FactorizedGuide
 from ..posterior.predictive import observed_values, predict
 from ..posterior.summary import LayerPosterior, summarize
-from ..priors.base import base_distribution, group_dim, known_priors
+from ..priors.base import base_distribution, described_prior
+from ..priors.learned_code import code_of
 from ..priors.normal_jeffreys import NormalJeffreys
 from ..runtime.devices import device_of
 from ..runtime.random_state import seeded
@@ -152,23 +155,25 @@ def _content(
 
     moments = summarize(guide)
     for layer in chosen:
-        prior, sites = guide.layers[layer]
-        weight_dims = _weight_dims(layer, len(moments[layer].weight_mean.shape))
-        group_name = _group_dim(layer, moments[layer])
+        prior, sites, kind = guide.layers[layer]
+        weight_dims = _weight_dims(layer, kind)
         layer_q = {role: base_distribution(q[f"{layer}.{role}"]) for role in sites}
+        scale = prior.group_scale(layer_q)
+        inputs_or_filters = moments[layer].weight_mean.shape[kind.group_axis]
+        whole = scale is None or len(scale.mean) == inputs_or_filters
+        group_name = weight_dims[kind.group_axis] if whole else f"{layer}.group"
         for role in sites:
-            shape = layer_q[role].loc.shape
+            shape = layer_q[role].mean.shape
             if role == "weight":
                 dims = weight_dims
             elif role == "bias":
-                dims = weight_dims[:1]
+                dims = (weight_dims[kind.output_axis],)
             else:
                 dims = (group_name,) * len(shape)
             if role != "weight" or weights:
                 add("posterior", f"{layer}.{role}", dims, shape)
                 if _is_proper(sites[role]):
                     add("prior", f"{layer}.{role}", dims, shape)
-        scale = prior.group_scale(layer_q)
         if scale is not None and "scale" not in sites:
             add("posterior", f"{layer}.scale", (group_name,), scale.mean.shape)
             if all(_is_proper(sites[role]) for role in sites):
@@ -179,9 +184,14 @@ def _content(
         if statistic is not None:
             dims = weight_dims if moments[layer].per_weight else (group_name,)
             add_values("constant_data", f"{layer}.statistic", dims, statistic)
+        if moments[layer].weight_statistic is not None:
+            add_values("constant_data", f"{layer}.weight_statistic", weight_dims, moments[layer].weight_statistic)
+        for role, stored in moments[layer].codes.items():
+            dims = weight_dims if role == "weight" else (weight_dims[kind.output_axis],)
+            add_values("constant_data", f"{layer}.{role}_codes", dims, stored.codes.int())
     others = [name for name in q if name.rpartition(".")[0] not in guide.layers]
     for name in others:
-        shape = tuple(base_distribution(q[name]).loc.shape)
+        shape = tuple(base_distribution(q[name]).mean.shape)
         add("posterior", name, tuple(f"{name}.{axis}" for axis in range(len(shape))), shape)
     if x is not None and y is not None:
         for name, observed in observed_values(guide, x[:2], y[:2]).items():
@@ -229,12 +239,12 @@ def _draw(
     wanted = {name for group, name in variables if group == "posterior"}
     values = {site: q[site].sample((size,)) for site in names}
     result: dict[tuple[str, str], Any] = {}
-    for layer, (prior, sites) in guide.layers.items():
+    for layer, (prior, sites, _) in guide.layers.items():
         if f"{layer}.scale" in wanted and "scale" not in sites:
             roles = {role: values[f"{layer}.{role}"] for role in sites if f"{layer}.{role}" in values}
             result["posterior", f"{layer}.scale"] = torch.vmap(prior.scale)(roles)
         prior_values = {
-            role: fn.sample((size,))
+            role: _as_learned(fn).sample((size,))
             for role, fn in sites.items()
             if ("prior", f"{layer}.{role}") in variables and role != "scale"
         }
@@ -250,15 +260,16 @@ def _draw(
     return {key: _numpy(value)[None].astype(variables[key].dtype, copy=False) for key, value in result.items()}
 
 
-def _weight_dims(layer: str, dims: int) -> tuple[str, ...]:
-    kinds = {2: ("output", "input"), 3: ("output", "input", "column"), 4: ("output", "input", "row", "column")}
-    return tuple(f"{layer}.{kind}" for kind in kinds[dims])
+def _weight_dims(layer: str, kind: LayerType) -> tuple[str, ...]:
+    names = {kind.output_axis: "output", kind.input_axis: "input"}
+    ordered = [names[axis] for axis in sorted(names)] + ["depth", "row", "column"][3 - kind.spatial :]
+    return tuple(f"{layer}.{name}" for name in ordered)
 
 
-def _group_dim(layer: str, moments: Any) -> str:
-    axis = group_dim(moments.weight_mean.shape)
-    whole = moments.statistic is None or moments.per_weight or len(moments.statistic) == moments.weight_mean.shape[axis]
-    return _weight_dims(layer, moments.weight_mean.dim())[axis] if whole else f"{layer}.group"
+def _as_learned(fn: Any) -> Any:
+    """A site's prior density, as it has been learned by now where it is a code's."""
+    code = code_of(fn)
+    return fn if code is None else code.density()
 
 
 def _is_proper(fn: Any) -> bool:
@@ -286,25 +297,23 @@ def add_history(history: list[Epoch], add_values: Callable[..., None], coords: d
 
 def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence[int]) -> dict[str, Any]:
     (model,) = guide._source
-    priors = ", ".join(f"{layer} {type(prior).__name__}" for layer, (prior, _) in guide.layers.items())
-    attributes = common_attributes(priors, int(getattr(model, "num_data", 0)), seed, draws)
-    return attributes | ({"input_shape": list(example)} if example else {})
-
-
-def common_attributes(prior: str, num_data: int, seed: int, draws: int) -> dict[str, Any]:
-    """What a file says about itself."""
-    return {
+    layers = {
+        name: {"prior": prior.description(), "type": kind.op} for name, (prior, _, kind) in guide.layers.items()
+    }
+    attributes = {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "inference_library": "pyro_bc",
         "inference_library_version": version("pyro-bc"),
         "pyro_version": pyro.__version__,
         "torch_version": str(torch.__version__),
         "arviz_version": version("arviz"),
-        "prior": prior,
-        "num_data": num_data,
+        "prior": ", ".join(f"{name} {layer['prior']['type']}" for name, layer in layers.items()),
+        "layers": json.dumps(layers),
+        "num_data": int(getattr(model, "num_data", 0)),
         "seed": seed,
         "sampling": f"{draws} independent draws from the variational posterior",
     }
+    return attributes | ({"input_shape": list(example)} if example else {})
 
 
 def layer_posteriors(data: Any) -> dict[str, LayerPosterior]:
@@ -313,20 +322,26 @@ def layer_posteriors(data: Any) -> dict[str, LayerPosterior]:
     :param data: of :func:`to_inference_data`, or read from its file.
     """
     values = data["constant_data"]
-    kinds = {kind.__name__: kind for kind in known_priors()}
     layers = {}
-    for pair in values.attrs["prior"].split(", "):
-        name, kind = pair.rsplit(" ", 1)
-        if f"{name}.weight_mean" in values:
-            numbers = {
-                key: torch.from_numpy(np.array(values[f"{name}.{key}"].values))
-                for key in ("weight_mean", "weight_variance", "statistic")
-                if f"{name}.{key}" in values
-            }
-            prior = kinds[kind]()
-            layers[name] = LayerPosterior(
-                name, prior, numbers["weight_mean"], numbers["weight_variance"], None, None, numbers.get("statistic")
-            )
+    for name, told in json.loads(values.attrs["layers"]).items():
+        if f"{name}.weight_mean" not in values:
+            continue
+        numbers = {
+            key: torch.from_numpy(np.array(values[f"{name}.{key}"].values))
+            for key in ("weight_mean", "weight_variance", "statistic", "weight_statistic")
+            if f"{name}.{key}" in values
+        }
+        layers[name] = LayerPosterior(
+            name=name,
+            prior=described_prior(told["prior"]),
+            weight_mean=numbers["weight_mean"],
+            weight_variance=numbers["weight_variance"],
+            bias_mean=None,
+            bias_variance=None,
+            statistic=numbers.get("statistic"),
+            weight_statistic=numbers.get("weight_statistic"),
+            type=layer_type(told["type"]),
+        )
     return layers
 
 

@@ -245,7 +245,7 @@ def compare_fits(guides: Sequence[FactorizedGuide], *, draws: int = 200, seed: i
         for position, layer in enumerate(first):
             chains = []
             for guide in guides:
-                prior, sites = guide.layers[layer]
+                prior, sites, _ = guide.layers[layer]
                 scale = prior.group_scale({role: guide.posterior()[f"{layer}.{role}"] for role in sites})
                 if scale is None:
                     break

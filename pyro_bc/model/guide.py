@@ -1,11 +1,12 @@
 r"""The paper's factorised variational families as one Pyro autoguide.
 
-=================  ===================  ==============================================
-support of a site  family               parameters in the param store
-=================  ===================  ==============================================
-real               ``Normal``           ``FactorizedGuide.locs.<site>`` and
-positive           ``LogNormal``        ``FactorizedGuide.log_variances.<site>``
-=================  ===================  ==============================================
+=====================  ===================  ==============================================
+density of a site      family               parameters in the param store
+=====================  ===================  ==============================================
+on the real line       ``Normal``           ``FactorizedGuide.locs.<site>`` and
+of positive numbers    ``LogNormal``        ``FactorizedGuide.log_variances.<site>``
+a learned code         ``Cell``             ``FactorizedGuide.locs.<site>``
+=====================  ===================  ==============================================
 
 The log-normal's parameters are those of its logarithm. Variances are kept as unconstrained logarithms,
 since the rate at which they may grow, :math:`d\log\sigma^2/dt`, sets how soon groups die and deserves a
@@ -29,12 +30,15 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..errors import UnsupportedSiteError, UsageError
-from ..priors.base import Prior, base_distribution, find_layers
+from ..priors.base import LayerSites, base_distribution, find_layers
+from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
 
 
 def _family(name: str, fn: Any) -> Any:
-    """``MeanFieldNormal`` or ``LogNormal``, by the support of the density ``fn`` at site ``name``."""
+    """``MeanFieldNormal``, ``LogNormal`` or ``Cell``, by the density ``fn`` at site ``name`` or its support."""
+    if isinstance(base_distribution(fn), LaplaceCells):
+        return Cell
     support = base_distribution(fn).support
     if support is constraints.real:
         return MeanFieldNormal
@@ -86,7 +90,7 @@ class FactorizedGuide(AutoGuide):
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
-        self.layers: dict[str, tuple[Prior, dict[str, Any]]] = {}
+        self.layers: dict[str, LayerSites] = {}
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -104,9 +108,11 @@ class FactorizedGuide(AutoGuide):
                 if full_size != frame.size:  # a site inside a subsampled plate has one entry per datum
                     value = periodic_repeat(value, full_size, frame.dim - site["fn"].event_dim).contiguous()
             loc = value.log() if self.families[name] is dist.LogNormal else value
-            log_variance = torch.full_like(loc, self.init_log_variance)
             event_dim = site["fn"].event_dim
-            for tree, parameter in ((self.locs, loc), (self.log_variances, log_variance)):
+            trees = [(self.locs, loc)]
+            if self.families[name] is not Cell:  # a cell is as wide as a step
+                trees.append((self.log_variances, torch.full_like(loc, self.init_log_variance)))
+            for tree, parameter in trees:
                 # In a plate, Pyro cuts a parameter with an event dimension down to the mini-batch.
                 local = PyroParam(parameter, constraints.real, event_dim) if site["cond_indep_stack"] else None
                 deep_setattr(tree, name, local or nn.Parameter(parameter))
@@ -118,13 +124,14 @@ class FactorizedGuide(AutoGuide):
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        for layer, (prior, densities) in self.layers.items():
+        for layer, (prior, densities, _) in self.layers.items():
             for role, value in prior.initial_values(densities).items():
                 values[f"{layer}.{role}"] = value
         (model,) = self._source
         for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
             for role, value in getattr(module, "pretrained", {}).items():
-                values[f"{path}.{role}" if path else role] = value
+                code = getattr(module, f"{role}_code", None)
+                values[f"{path}.{role}" if path else role] = value if code is None else code.encoded(value)
         return values
 
     def _require_setup(self) -> None:
@@ -134,18 +141,28 @@ class FactorizedGuide(AutoGuide):
             )
 
     def distribution(self, name: str) -> Any:
-        """The variational distribution of one site: a ``Normal`` or ``LogNormal`` of the site's shape."""
-        return self.build(name, attrgetter(name)(self.locs), attrgetter(name)(self.log_variances))
+        """The variational distribution of one site, of its shape: a ``Normal``, ``LogNormal`` or ``Cell``."""
+        return self.build(name, *(attrgetter(name)(tree) for tree in self._trees(name)))
 
-    def parameters_of(self, name: str) -> tuple[Tensor, Tensor]:
-        """Location and log-variance of one site, read without ``pyro.param`` statements."""
+    def _trees(self, name: str) -> list[Any]:
+        """The modules that hold the parameters of one site."""
+        return [self.locs] if self.families[name] is Cell else [self.locs, self.log_variances]
+
+    def parameters_of(self, name: str) -> tuple[Tensor, ...]:
+        """Location and, but for a cell, log-variance of one site, read without ``pyro.param`` statements."""
         path, _, leaf = name.rpartition(".")
-        loc, log_variance = (tree.get_submodule(path)._parameters for tree in (self.locs, self.log_variances))
-        key = leaf if leaf in loc else f"{leaf}_unconstrained"  # of a site in a plate; real all the same
-        return cast(Tensor, loc[key]), cast(Tensor, log_variance[key])
+        found = []
+        for tree in self._trees(name):
+            own = tree.get_submodule(path)._parameters
+            # Of a site in a plate there is an unconstrained one; it is real all the same.
+            found.append(cast(Tensor, own[leaf if leaf in own else f"{leaf}_unconstrained"]))
+        return tuple(found)
 
-    def build(self, name: str, loc: Tensor, log_variance: Tensor) -> Any:
+    def build(self, name: str, loc: Tensor, *log_variances: Tensor) -> Any:
         """The variational distribution of one site with these parameters."""
+        if self.families[name] is Cell:
+            return Cell(loc)
+        (log_variance,) = log_variances
         if self.families[name] is MeanFieldNormal:
             return MeanFieldNormal(loc, log_variance)
         # A scale must not be 0, however small.
@@ -168,7 +185,7 @@ class FactorizedGuide(AutoGuide):
         return result
 
     def posterior(self) -> dict[str, Any]:
-        """Variational distribution of every site, detached: ``{site: Normal | LogNormal}``."""
+        """Variational distribution of every site, detached: ``{site: Normal | LogNormal | Cell}``."""
         self._require_setup()
         return {
             name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
@@ -191,6 +208,6 @@ class FactorizedGuide(AutoGuide):
         levels = torch.as_tensor(list(quantiles), dtype=torch.get_default_dtype())
         result = {}
         for name, q in self.posterior().items():
-            level = levels.to(q.loc).reshape(-1, *[1] * q.loc.dim())
-            result[name] = q.icdf(level.expand(-1, *q.loc.shape))
+            level = levels.to(q.mean).reshape(-1, *[1] * q.mean.dim())
+            result[name] = q.icdf(level.expand(-1, *q.mean.shape))
         return result

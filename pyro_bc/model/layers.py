@@ -1,6 +1,7 @@
 """Bayesian layers: a linear layer or convolution whose weight and bias are latent."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,40 +12,83 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.attention import GroupedLinear
-from ..priors.base import Prior, bias_prior
+from ..graph.layer_types import LINEAR, LayerType, layer_type
+from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
+from ..quantisation.grids import is_grid
 from ..runtime.devices import check_dtype, default_dtype
 
 
-def _density(layer: "_BayesianLayer", role: str) -> Any:
-    return layer._densities[role]
+def _density(layer: "BayesianLayer", role: str) -> Any:
+    code: Any = getattr(layer, f"{role}_code", None)
+    if code is None:
+        return layer._densities[role]
+    density: Any = code.density().to_event(len(code.shape))
+    density.of_layer, density.of_code = (layer.prior, layer.layer_type), code
+    return density
 
 
-class _BayesianLayer(PyroModule):
+class BayesianLayer(PyroModule):
     """A layer whose weight and bias are latent, with one site for every role of its prior."""
+
+    #: what is known of layers of this type.
+    layer_type: LayerType
 
     def __init__(self, weight_shape: tuple[int, ...], bias: bool, prior: Prior | None, group_size: int = 1):
         super().__init__()
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
-        self._shape, self._group_size = weight_shape, group_size
+        self._shape, self._group_size, self._has_bias = weight_shape, group_size, bias
         self._dtype = torch.get_default_dtype()
+        self.weight_code: Any = None
+        self.bias_code: Any = None
+        if self.prior.code(torch.zeros(1), ()) is not None:
+            self._start_codes(self._initial_values())
         self._place(torch.get_default_device())
         for role in self.prior.roles:
             setattr(self, role, PyroSample(partial(_density, role=role)))
         self.bias = PyroSample(partial(_density, role="bias")) if bias else None
 
+    def _initial_values(self) -> dict[str, Tensor]:
+        weight = initial_weight(self._shape, self.layer_type)
+        outputs = self._shape[self.layer_type.output_axis]
+        return {"weight": weight} | ({"bias": torch.zeros(outputs)} if self._has_bias else {})
+
+    def _start_codes(self, values: dict[str, Tensor], grid: Sequence[int] | None = None) -> None:
+        """Code the layer's tensors, from these values on; the weight over a grid, None for its kernel."""
+        self.pretrained = values
+        own = tuple(self._shape[2:]) if grid is None else tuple(grid)
+        fits = is_grid(self._shape, own) and math.prod(own) > 1
+        if grid and not fits:
+            raise UsageError(f"a grid of {own} does not fit a weight of shape {self._shape}")
+        self.weight_code = self.prior.code(values["weight"], own if fits else ())
+        if "bias" in values:
+            self.bias_code = self.prior.code(values["bias"], ())
+        if fits and not self.layer_type.spatial:
+            self._group_size = math.prod(own)  # coefficients of one grid stand and fall together
+
+    def code_over(self, grid: Sequence[int]) -> None:
+        """Code the weight as cosine coefficients over a grid in its last entries; empty for none.
+
+        To be called before a guide has seen the layer.
+
+        :raises UsageError: where the grid does not fit the weight.
+        """
+        self._start_codes(self.pretrained, grid)
+        self._place(self._device)
+
     def _place(self, device: torch.device) -> None:
         """Make the densities of all roles, whose draws are on this device, and of the type of the first ones."""
         self._device = device
         with torch.device(device), default_dtype(self._dtype):
-            densities = self.prior.sites(self._shape, self._group_size)
-            self._densities = {**densities, "bias": bias_prior(self._shape[0])}
+            self._densities = self.prior.densities(
+                self._shape, self._group_size, self.layer_type, self._has_bias, coded=self.weight_code is not None
+            )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_BayesianLayer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianLayer":
         # What moves a module moves its parameters, and a layer whose parameters are latent has none.
-        result: _BayesianLayer = super()._apply(fn, recurse)
+        result: BayesianLayer = super()._apply(fn, recurse)
         self._place(fn(torch.empty(0, device=self._device)).device)
         return result
 
@@ -53,8 +97,11 @@ class _BayesianLayer(PyroModule):
         """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
         check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
+        values = {name: value.detach().clone() for name, value in module.named_parameters()}
+        if layer.weight_code is not None:
+            layer._start_codes(values)
         layer._place(module.weight.device)
-        layer.pretrained = {name: value.detach().clone() for name, value in module.named_parameters()}
+        layer.pretrained = values
         return layer
 
     @classmethod
@@ -64,12 +111,18 @@ class _BayesianLayer(PyroModule):
     def sample_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias: one ``pyro.sample`` statement per site."""
         values: dict[str, Any] = {role: getattr(self, role) for role in self.prior.roles}
-        weight = self.prior.weight(values)
         bias: Any = self.bias  # a tensor: reading the attribute samples the site
-        return weight, None if bias is None else self.prior.bias(values | {"bias": bias})
+        if self.weight_code is not None:
+            values["weight"] = self.weight_code.decoded(values["weight"])
+            if bias is not None:
+                bias = self.bias_code.decoded(bias)
+            if self.weight_code.is_settled:  # scales are in the codes
+                return values["weight"], bias
+        weight = self.prior.weight(values, self.layer_type)
+        return weight, None if bias is None else self.prior.bias(values | {"bias": bias}, self.layer_type)
 
 
-class BayesianLinear(_BayesianLayer):
+class BayesianLinear(BayesianLayer):
     """``nn.Linear`` whose weight and bias are latent: sites ``scale``, …, ``weight``, ``bias`` below its name.
 
     :param in_features: inputs; each is one group of a group prior.
@@ -86,6 +139,8 @@ class BayesianLinear(_BayesianLayer):
     >>> pyro.poutine.trace(layer).get_trace(torch.ones(2, 4)).stochastic_nodes[-2:]
     ['weight', 'bias']
     """
+
+    layer_type = LINEAR
 
     def __init__(
         self,
@@ -115,11 +170,8 @@ class BayesianLinear(_BayesianLayer):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, prior={self.prior}"
 
 
-class _BayesianConv(_BayesianLayer):
+class _BayesianConv(BayesianLayer):
     """What convolutions over one and two dimensions share; arguments as torch's."""
-
-    _module: type[Any]
-    _convolution: Any
 
     def __init__(
         self,
@@ -136,7 +188,8 @@ class _BayesianConv(_BayesianLayer):
         prior: Prior | None = None,
     ):
         # torch's own layer checks the arguments, on a device without storage.
-        template = self._module(
+        kind: Any = self.layer_type.module
+        template = kind(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
         super().__init__(tuple(template.weight.shape), bias, prior)
@@ -163,7 +216,7 @@ class _BayesianConv(_BayesianLayer):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pad, mode=self.padding_mode), 0
         weight, bias = self.sample_parameters()
-        return type(self)._convolution(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self.layer_type.function(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return (
@@ -184,8 +237,7 @@ class BayesianConv1d(_BayesianConv):
     included (Louizos et al. 2017, section 3.1 and appendix).
     """
 
-    _module = nn.Conv1d
-    _convolution = staticmethod(F.conv1d)
+    layer_type = layer_type("conv1d")
 
 
 class BayesianConv2d(_BayesianConv):
@@ -205,13 +257,11 @@ class BayesianConv2d(_BayesianConv):
     ['bias', 'scale', 'weight']
     """
 
-    _module = nn.Conv2d
-    _convolution = staticmethod(F.conv2d)
+    layer_type = layer_type("conv2d")
 
 
+#: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
-    nn.Linear: BayesianLinear,
     GroupedLinear: BayesianLinear,
-    nn.Conv1d: BayesianConv1d,
-    nn.Conv2d: BayesianConv2d,
+    **{layer.layer_type.module: layer for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d)},
 }

@@ -3,7 +3,7 @@
 import copy
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyro
 from pyro.nn import PyroModule
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.attention import MultiheadAttention, separate_heads
-from ..priors.base import Prior
+from ..graph.read import read_graph
+from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
-from .layers import BAYESIAN
+from ..priors.learned_code import LearnedCode
+from ..quantisation.grids import spatial_grids
+from .layers import BAYESIAN, BayesianLayer
 from .likelihoods import Categorical, Likelihood
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
@@ -124,6 +127,32 @@ def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice])
     return chosen
 
 
+def _code_over_grids(net: nn.Module) -> dict[str, BayesianLayer]:
+    """Give weights the grids that their prior names; the layers whose grids are found with the first batch are left.
+
+    :raises UsageError: where a grid is given for what is no coded weight, or does not fit it.
+    """
+    found: dict[str, BayesianLayer] = {}
+    given: dict[str, Sequence[int]] = {}
+    coded: list[str] = []
+    for name, layer in net.named_modules():
+        if not isinstance(layer, BayesianLayer) or layer.weight_code is None:
+            continue
+        weights = layer.prior.weights if isinstance(layer.prior, GroupPrior) else layer.prior
+        grids = weights.grids if isinstance(weights, LearnedCode) else None
+        coded.append(f"{name}.weight")
+        if grids == "auto":
+            found[name] = layer
+        else:
+            own = dict(grids) if isinstance(grids, Mapping) else {}
+            layer.code_over(own.get(f"{name}.weight", ()))
+            given |= own
+    for name in given:
+        if name not in coded:
+            raise UsageError(f"a grid is given for '{name}', but the coded weights are {', '.join(coded)}")
+    return found
+
+
 class BayesianNetwork(PyroModule):
     """Net + prior + likelihood = a Pyro model ``model(x, y=None)`` of one mini-batch, on the network's device.
 
@@ -159,6 +188,7 @@ class BayesianNetwork(PyroModule):
         self.net = bayesianize(net, GroupHorseshoe() if prior is None else prior, deterministic)
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.num_data = num_data
+        self._over_pictures = _code_over_grids(self.net)
         # What compression fills with the posterior's weights. In a tuple, so that it is no submodule.
         self._skeleton = (separate_heads(copy.deepcopy(net)),)
 
@@ -173,7 +203,16 @@ class BayesianNetwork(PyroModule):
         self._skeleton[0].load_state_dict(self.net.state_dict(), strict=False)
         return self._skeleton[0]
 
+    def _code_over_pictures(self, x: Tensor) -> None:
+        """Say over what codes are cosine coefficients, where the shape of the input says it, before they are used."""
+        layers, self._over_pictures = self._over_pictures, {}
+        if layers:
+            grids = spatial_grids(read_graph(self.skeleton, x))
+            for name, layer in layers.items():
+                layer.code_over(grids.get(f"{name}.weight", ()))
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self._code_over_pictures(x)
         outputs = self.net(x)
         density = self.likelihood(outputs)
         with pyro.plate("data", self.num_data, subsample=x, dim=-1):

@@ -1,13 +1,20 @@
 """What the fit knows about each layer: moments of every weight, and the statistic that prunes."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..graph.layer_types import LayerType, layer_type_of_shape
 from ..model.guide import FactorizedGuide
-from ..priors.base import Prior, group_dim
+from ..priors.base import GroupPrior, LayerSites, Prior
+from ..priors.learned_code import code_of
+from ..quantisation.fixed_point import FixedPoint
 
 _BEYOND = 1e4
 
@@ -23,6 +30,10 @@ class LayerPosterior:
     :param bias_mean: ``(out,)`` or None.
     :param bias_variance: ``(out,)`` or None.
     :param statistic: large where prunable: ``(groups,)``, the weight's shape, or None (nothing is pruned).
+    :param weight_statistic: likewise of single weights, where ``statistic`` is that of groups, and weights are pruned
+        as well.
+    :param codes: how the file will hold weight and bias, where they are codes; empty elsewhere.
+    :param type: of the layer, None for that which the weight's shape says.
     """
 
     name: str
@@ -32,18 +43,23 @@ class LayerPosterior:
     bias_mean: Tensor | None
     bias_variance: Tensor | None
     statistic: Tensor | None
+    weight_statistic: Tensor | None = None
+    codes: Mapping[str, FixedPoint] = field(default_factory=dict)
+    type: LayerType | None = None
+
+    @property
+    def layer_type(self) -> LayerType:
+        """The layer's type; that of its weight's shape where it was not said."""
+        return self.type or layer_type_of_shape(self.weight_mean.shape)
 
     @property
     def group_dim(self) -> int:
         """Dimension of the weight that indexes its groups."""
-        return group_dim(self.weight_mean.shape)
+        return self.layer_type.group_axis
 
     def over_weights(self, per_group: Tensor) -> Tensor:
         """A tensor of one entry per group, shaped for broadcasting against the weight."""
-        size = self.weight_mean.shape[self.group_dim]
-        shape = [1] * self.weight_mean.dim()
-        shape[self.group_dim] = size
-        return per_group.repeat_interleave(size // len(per_group)).reshape(shape)
+        return self.layer_type.over_groups(per_group, self.weight_mean.shape)
 
     def signal_to_noise(self) -> Tensor:
         r"""The largest :math:`E[w]^2 / V[w]` in each group, ``(groups,)``; that of each weight for per-weight priors.
@@ -72,6 +88,44 @@ class LayerPosterior:
         """Whether single weights are pruned instead of groups."""
         return self.statistic is not None and self.statistic.shape == self.weight_mean.shape
 
+    @property
+    def prunes_weights(self) -> bool:
+        """Whether single weights are pruned, alone or as well as groups."""
+        return self.per_weight or self.weight_statistic is not None
+
+
+def _codes(layer: LayerSites, q: Mapping[str, Any]) -> dict[str, FixedPoint]:
+    """Weight and bias as a file holds them, where they are codes: rounded, with the scales' means in them."""
+    prior, sites, kind = layer
+    codes: dict[str, FixedPoint] = {}
+    scale = prior.group_scale(q)
+    for role, site in sites.items():
+        code = code_of(site)
+        if code is None:
+            continue
+        centre = q[role].centre
+        if scale is not None and not code.is_settled and (role == "weight" or kind.scales_outputs):
+            centre = centre * (kind.over_groups(scale.mean, centre.shape) if role == "weight" else scale.mean)
+        codes[role] = code.stored(centre)
+    return codes
+
+
+def _bounded(statistic: Tensor | None) -> Tensor | None:
+    """A statistic on the CPU: logarithms of variances that are 0 or infinite are numbers beyond all others."""
+    return None if statistic is None else statistic.cpu().clamp(-_BEYOND, _BEYOND)
+
+
+@torch.no_grad()
+def code_bytes(guide: FactorizedGuide) -> float:
+    """Bytes that the rounded codes of a guide take under their learned priors, header not included."""
+    q = guide.posterior()
+    nats = 0.0
+    for name, layer in guide.layers.items():
+        for role, site in layer.sites.items():
+            if (code := code_of(site)) is not None:
+                nats += float(code.nats(q[f"{name}.{role}"].centre))
+    return nats / math.log(2) / 8
+
 
 @torch.no_grad()
 def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
@@ -86,11 +140,17 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
             raise UsageError(f"the posterior of site '{name}' is NaN; fit it anew, with smaller learning rates")
     q = guide.posterior()
     layers = {}
-    for name, (prior, sites) in guide.layers.items():
+    for name, (prior, sites, kind) in guide.layers.items():
         layer_q = {role: q[f"{name}.{role}"] for role in sites}
-        mean, variance = prior.moments(layer_q)
-        bias_mean, bias_variance = prior.bias_moments(layer_q) if "bias" in layer_q else (None, None)
-        statistic = prior.statistic(layer_q)
+        codes, source = _codes(guide.layers[name], layer_q), prior
+        for role, site in sites.items():
+            if (code := code_of(site)) is not None:
+                deviation = torch.full_like(layer_q[role].centre, float(code.log_step.exp()) / math.sqrt(12))
+                layer_q[role] = dist.Normal(code.decoded(layer_q[role].centre), deviation, validate_args=False)
+                # Once codes are settled, scales are in them, and say nothing any more.
+                source = prior.weights if code.is_settled and isinstance(prior, GroupPrior) else prior
+        mean, variance = source.moments(layer_q, kind)
+        bias_mean, bias_variance = source.bias_moments(layer_q, kind) if "bias" in layer_q else (None, None)
         layers[name] = LayerPosterior(
             name=name,
             prior=prior,
@@ -98,7 +158,9 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
             weight_variance=variance.cpu(),
             bias_mean=None if bias_mean is None else bias_mean.cpu(),
             bias_variance=None if bias_variance is None else bias_variance.cpu(),
-            # Logarithms of variances that are 0 or infinite, as numbers beyond all others.
-            statistic=None if statistic is None else statistic.cpu().clamp(-_BEYOND, _BEYOND),
+            statistic=_bounded(source.statistic(layer_q)),
+            weight_statistic=_bounded(source.weight_statistic(layer_q)),
+            codes=codes,
+            type=kind,
         )
     return layers

@@ -44,6 +44,8 @@ class Threshold:
         return keep if self.method == "explicit" else keep & _has_signal(layer)
 
 
+#: log dropout rate above which a single weight is pruned (Molchanov et al. 2017, section 5).
+PUBLISHED_LOG_ALPHA = 3.0
 # A cluster is at least this wide, as a part of the statistic's standard deviation: a handful of nearly equal
 # values is no cluster of its own.
 _NARROWEST = 0.1
@@ -82,7 +84,17 @@ def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Th
 
 
 def _has_signal(layer: LayerPosterior) -> Tensor:
-    return layer.signal_to_noise() > (math.exp(-3) if layer.per_weight else 1)
+    return layer.signal_to_noise() > signal_bar(layer)
+
+
+def signal_bar(layer: LayerPosterior) -> float:
+    """How much signal over noise, squared, some weight of a group needs, or a weight where single ones are pruned."""
+    return math.exp(-PUBLISHED_LOG_ALPHA) if layer.prunes_weights else 1.0
+
+
+def weights_kept(layer: LayerPosterior) -> Tensor | None:
+    """Which weights are kept beside their groups, boolean, of its shape; None where groups alone are pruned."""
+    return None if layer.weight_statistic is None else layer.weight_statistic < PUBLISHED_LOG_ALPHA
 
 
 def minimum_error_threshold(values: np.ndarray) -> float | None:

@@ -18,7 +18,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn.functional import embedding
 
 # A probability below this costs 30 bits: more than any code takes, and far from where float32 has no logarithm.
 _LEAST = 1e-9
@@ -56,6 +55,10 @@ class Cell(TorchDistribution):
         shape = torch.Size(sample_shape) + self.centre.shape
         return self.centre + torch.rand(shape, dtype=self.centre.dtype, device=self.centre.device) - 0.5
 
+    def icdf(self, level: Tensor) -> Tensor:
+        """Quantiles, in the shape that ``level`` and the centres broadcast to."""
+        return self.centre + level - 0.5
+
     def log_prob(self, value: Tensor) -> Tensor:
         """0 wherever draws and codes are; it is not checked that ``value`` lies in the cell."""
         return torch.zeros_like(value)
@@ -70,8 +73,9 @@ class LaplaceCells(TorchDistribution):
 
     :param log_scales: :math:`\log b_k`, ``(components,)``, or ``(classes, components)``.
     :param logits: of :math:`\pi_k`, same shape.
-    :param classes: of every value, int64, of the batch's shape; None where there is one class.
-    :param shape: batch shape, where there are no classes.
+    :param classes: of the last entries of the batch, int64, ``(cells,)``, the same for all that come before them; None
+        where there is one class.
+    :param shape: batch shape.
 
     >>> p = LaplaceCells(torch.zeros(1), torch.zeros(1), shape=(3,))
     >>> p.log_prob(torch.arange(3.0)).exp()
@@ -81,30 +85,39 @@ class LaplaceCells(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real
 
-    def __init__(self, log_scales: Tensor, logits: Tensor, classes: Tensor | None = None, shape: tuple[int, ...] = ()):
+    def __init__(self, log_scales: Tensor, logits: Tensor, classes: Tensor | None = None, shape: Sequence[int] = ()):
         self.log_scales, self.logits, self.classes = log_scales, logits, classes
-        super().__init__(torch.Size(shape) if classes is None else classes.shape, torch.Size(), validate_args=False)
+        super().__init__(torch.Size(shape), torch.Size(), validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LaplaceCells":
+        new = LaplaceCells(self.log_scales, self.logits, self.classes, batch_shape)
+        new.__dict__ |= {key: value for key, value in self.__dict__.items() if key not in new.__dict__}
+        return new
+
+    def _by_cell(self, table: Tensor) -> Tensor:
+        """A table of ``(components,)`` or ``(classes, components)`` as ``(components, cells)``."""
+        return (table[None] if self.classes is None else table[self.classes]).T
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        scales, probabilities = self.log_scales.exp(), self.logits.softmax(-1)
-        if self.classes is not None:
-            scales, probabilities = scales[self.classes], probabilities[self.classes]
-        chosen = torch.distributions.Categorical(probabilities.expand(*shape, probabilities.shape[-1])).sample()
-        scale = scales.expand(*shape, scales.shape[-1]).gather(-1, chosen[..., None])[..., 0]
+        rows = torch.empty(shape, device=self.logits.device).reshape(-1, self._by_cell(self.logits).shape[1])
+        scales = self._by_cell(self.log_scales.exp()).T.expand(*rows.shape, -1)
+        probabilities = self._by_cell(self.logits.softmax(-1)).T.expand(*rows.shape, -1)
+        chosen = torch.distributions.Categorical(probabilities).sample()
+        scale = scales.gather(-1, chosen[..., None])[..., 0].reshape(shape)
         noise = torch.rand(shape, dtype=scale.dtype, device=scale.device) - 0.5
         return torch.distributions.Laplace(torch.zeros_like(scale), scale).sample() + noise
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:returns: the logarithm of the cell's probability around ``value``, of its shape; at least −20.7."""
-        inverse, probabilities = (-self.log_scales).exp(), self.logits.softmax(-1)
-        if self.classes is not None:
-            # An embedding's gradient is summed up faster than that of an index.
-            inverse, probabilities = (embedding(self.classes, table) for table in (inverse, probabilities))
-        v = value.abs()[..., None]
-        above = -0.5 * torch.exp(-(v + 0.5) * inverse)  # F(v + 1/2) - 1
-        # F(v - 1/2) - 1; both branches are computed, so that neither may overflow.
-        outside = -0.5 * torch.exp(-(v - 0.5).clamp_min(0) * inverse)
-        inside = 0.5 * torch.exp(-(0.5 - v).clamp_min(0) * inverse) - 1
-        below = torch.where(v < 0.5, inside, outside)
-        return ((above - below) * probabilities).sum(-1).clamp_min(_LEAST).log()
+        inverse, probabilities = self._by_cell((-self.log_scales).exp()), self._by_cell(self.logits.softmax(-1))
+        v = value.abs().reshape(-1, inverse.shape[1])
+        beside, inside = v + 0.5, v < 0.5
+        gap = (v - 0.5).abs()  # no branch below may overflow, as both are computed
+        total: Any = 0.0
+        for component, probability in zip(inverse, probabilities, strict=True):
+            above = -0.5 * torch.exp(-beside * component)  # F(v + 1/2) - 1
+            tail = 0.5 * torch.exp(-gap * component)
+            below = torch.where(inside, tail - 1, -tail)  # F(v - 1/2) - 1
+            total = total + (above - below) * probability
+        return total.clamp_min(_LEAST).log().reshape(value.shape)

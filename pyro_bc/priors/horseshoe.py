@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
-from .base import Prior, base_distribution, group_dim, standard_normal
+from .base import GroupPrior, Prior, base_distribution, recognised_prior
+from .standard_normal import STANDARD_NORMAL
 
 
 def half_cauchy_factors(scale: float, shape: torch.Size | tuple[int, ...] = ()) -> tuple[Any, Any]:
@@ -65,7 +66,7 @@ def _kl_log_normal_inverse_gamma(q: dist.LogNormal, p: dist.InverseGamma) -> Ten
 
 
 @dataclass(frozen=True)
-class GroupHorseshoe(Prior):
+class GroupHorseshoe(GroupPrior):
     r"""BC-GHS: :math:`s \sim C^+(0, \tau_0)`, :math:`\tilde z_i \sim C^+(0, 1)`,
     :math:`w_{ij} = \tilde w_{ij} \tilde z_i s` (Louizos et al. 2017, section 3.2).
 
@@ -76,28 +77,34 @@ class GroupHorseshoe(Prior):
 
     :param global_scale: :math:`\tau_0`, the scale (median) of :math:`s` itself; see
         :func:`~pyro_bc.priors.horseshoe.half_cauchy_factors` for how public code differs.
+    :param weights: prior for :math:`\tilde w`. :class:`~pyro_bc.LogUniform` prunes weights as well as groups, and
+        :class:`~pyro_bc.LearnedCode` stores them as codes.
+    :raises UsageError: where ``global_scale`` is not positive and finite, or ``weights`` has groups of its own.
     """
 
     global_scale: float = 1e-5
+    weights: Prior = STANDARD_NORMAL
     roles: ClassVar[tuple[str, ...]] = ("local_a", "local_b", "global_a", "global_b", "weight")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.global_scale) and self.global_scale > 0):
             raise UsageError(f"GroupHorseshoe needs a positive, finite global_scale, not {self.global_scale!r}")
 
-    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
-        groups = weight_shape[group_dim(weight_shape)] // group_size
+    def scale_sites(self, groups: int) -> dict[str, Any]:
         local_a, local_b = half_cauchy_factors(1.0, (groups,))
         global_a, global_b = half_cauchy_factors(self.global_scale)
-        values = (local_a, local_b, global_a, global_b, standard_normal(weight_shape))
-        return dict(zip(self.roles, values, strict=True))
+        return {"local_a": local_a, "local_b": local_b, "global_a": global_a, "global_b": global_b}
 
     @classmethod
     def recognise(cls, sites: Mapping[str, Any]) -> "GroupHorseshoe | None":
         if not {"local_a", "local_b", "global_a", "global_b"} <= sites.keys():
             return None
         global_a = base_distribution(sites["global_a"])
-        return cls(float(global_a.rate) ** -0.5) if isinstance(global_a, dist.Gamma) else None
+        weights = recognised_prior({"weight": sites["weight"]})
+        if weights is None or not isinstance(global_a, dist.Gamma):
+            return None
+        return cls(float(global_a.rate) ** -0.5, weights)
 
     def scale(self, values: Mapping[str, Tensor]) -> Tensor:
         # The global factors are about 1e-10 and 1e10: multiplied with each other first, they stay in range.

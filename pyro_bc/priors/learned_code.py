@@ -1,213 +1,174 @@
-r"""A network whose KL is the size of its file: the prior is a code, and the guide the quantiser's cell.
+r"""A prior that is a code: the KL from it is the size of the file.
 
-A parameter of the network is a latent site of integer-like *codes*, :math:`w = \Delta\, T^{-1} v`, with a step
-:math:`\Delta` per tensor and, over kernels and pictures, the cosine transform :math:`T` (``quantisation/cosine.py``):
+A tensor of a layer is a latent site of integer-like *codes*, :math:`w = \Delta\, T^{-1} v`, with a step :math:`\Delta`
+per tensor and, over kernels and pictures, the cosine transform :math:`T` (``quantisation/cosine.py``):
 
-===================  ======================================  ==========================================================
-site ``net.<name>``  density                                 learned
-===================  ======================================  ==========================================================
-in the model         :class:`LaplaceCells`                   scales and weights of the mixture, by layer and frequency;
-                                                             :math:`\log\Delta`
-in the guide         :class:`Cell`                           the centre of the cell
-===================  ======================================  ==========================================================
+============  ==========================  =================================================================
+site          density                     learned
+============  ==========================  =================================================================
+in the model  :class:`LaplaceCells`       scales and weights of the mixture, by frequency; :math:`\log\Delta`
+in the guide  :class:`Cell`               the centre of the cell
+============  ==========================  =================================================================
 
 Maximising the ELBO over all of them is empirical Bayes, and rate–distortion optimisation: the KL in nats, over
-:math:`8 \ln 2`, is the bytes that the codes will take, and what ``kl_weight`` weighs against the likelihood. Weights
+:math:`8 \ln 2`, is the bytes that the codes will take, and what the KL's weight weighs against the likelihood. Weights
 that the prior gives a spike at zero fall into it; so do whole units.
 
 Training under cells makes a network robust to rounding, but it is not rounding: the last part of a training computes
-with codes that are rounded (:meth:`CellGuide.rounded`), the gradient passing straight through, while the KL stays that
-of the cells.
+with rounded codes (:func:`~pyro_bc.rounded_codes`).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ..errors import UnsupportedNetworkError, UsageError
-from ..model.likelihoods import Categorical, Likelihood
-from ..quantisation.cosine import frequencies, from_cosines, to_cosines
-from ..runtime.devices import check_dtype
-from .cells import Cell, LaplaceCells
+from ..errors import ImproperPriorError, UsageError
+from ..quantisation.cosine import cosine_basis, frequencies, transformed
+from ..quantisation.fixed_point import FixedPoint
+from ..quantisation.grids import is_grid
+from .base import Prior, base_distribution
+from .cells import LaplaceCells
 
 #: components of a prior's mixture: one narrow, for zeros, and one wide.
 COMPONENTS = 2
-
 # Codes' root mean square at the start: a finer step only delays what the KL does to it.
 _INITIAL_CODES = 2.5
-
 _LOG_SCALES = (-4.0, 6.0)
 
-_NO_WEIGHT = 1e-12  # Pyro's scales are positive
 
+class Code(nn.Module):
+    """What is learned of one tensor's code: its step, and the prior over its codes.
 
-class RateNetwork(PyroModule):
-    """Net + learned prior over its codes + likelihood = a Pyro model ``model(x, y=None, kl_weight=1.0, codes=None)``.
-
-    Sites: ``net.<parameter>`` for every parameter of the network, those of the likelihood, and the observed ``y`` in
-    the plate ``data``. Returns the network's outputs. ``codes`` are what the network computes with in place of the
-    sites' values, if given; the prior's density is that of the values.
-
-    :param net: any network; its weights are where the guide starts. It is kept, and its parameters are not changed.
-    :param num_data: size of the training set N, by which the mini-batch likelihood is scaled.
-    :param grids: by parameter, the spatial grid over which its codes are cosine coefficients
-        (:func:`~pyro_bc.spatial_grids`); parameters left out are coded as they are.
-    :param likelihood: of the targets given the outputs, one without latent sites: :class:`CellGuide` has none for them.
-    :raises UsageError: where ``num_data`` is not positive, a parameter is not of torch's default dtype, or a grid does
-        not fit its parameter.
-    :raises UnsupportedNetworkError: where the network has no parameters.
-
-    >>> import pyro, torch
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
-    >>> model = RateNetwork(net, num_data=100)
-    >>> trace = pyro.poutine.trace(model).get_trace(torch.ones(2, 4), torch.tensor([0, 2]))
-    >>> [name for name in trace.nodes if name.startswith("net.")]
-    ['net.0.weight', 'net.0.bias']
+    :param values: where the tensor starts; its shape, device and dtype are the code's.
+    :param grid: sizes of the spatial grid in the tensor's last entries, over which codes are cosine coefficients; empty
+        where they are in the order of the numbers.
+    :raises UsageError: where the grid does not fit the tensor.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        num_data: int,
-        grids: Mapping[str, tuple[int, ...]] | None = None,
-        likelihood: Likelihood | None = None,
-    ):
-        super().__init__()
-        if isinstance(num_data, bool) or not (isinstance(num_data, int) and num_data > 0):
-            raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
-        parameters = {name: p.detach() for name, p in net.named_parameters()}
-        if not parameters:
-            raise UnsupportedNetworkError("the network has no parameters to compress")
-        for name, value in parameters.items():
-            check_dtype(f"'{name}' is", value.dtype)
-        self._net = (net,)  # not a submodule: its parameters are values of the sites
-        self.grids = dict(grids or {})
-        for name, grid in self.grids.items():
-            if name not in parameters:
-                raise UsageError(f"a grid is given for '{name}', but the parameters are {', '.join(parameters)}")
-            if not math.prod(grid) or parameters[name][0].numel() % math.prod(grid):
-                raise UsageError(f"a grid of {grid} does not fit '{name}' of shape {tuple(parameters[name].shape)}")
-        self.num_data = num_data
-        self.likelihood = Categorical() if likelihood is None else likelihood
-        self.names = tuple(parameters)
-        self.shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-        self.log_steps = nn.Parameter(torch.stack([_initial_log_step(parameters[name]) for name in self.names]))
-        spread = torch.linspace(-1.5, 1.5, COMPONENTS)
-        self.log_scales, self.logits = nn.ParameterList(), nn.ParameterList()
-        for index, name in enumerate(self.names):
-            classes = None
-            if name in self.grids:
-                classes = frequencies(self.shapes[name], self.grids[name])
-            self.register_buffer(f"classes{index}", classes, persistent=False)
-            count = 1 if classes is None else int(classes.max()) + 1
-            self.log_scales.append(nn.Parameter(spread.repeat(count, 1)))
-            self.logits.append(nn.Parameter(torch.zeros(count, COMPONENTS)))
-        self.to(parameters[self.names[0]].device)
+    classes: Tensor | None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RateNetwork":
-        self.net._apply(fn, recurse)
-        result: RateNetwork = super()._apply(fn, recurse)
-        return result
+    def __init__(self, values: Tensor, grid: Sequence[int] = ()):
+        super().__init__()
+        self.shape, self.grid = tuple(values.shape), tuple(grid)
+        if self.grid and not is_grid(self.shape, self.grid):
+            raise UsageError(f"a grid of {self.grid} does not fit a tensor of shape {self.shape}")
+        spread = float(values.detach().double().square().mean().sqrt())
+        step = spread / _INITIAL_CODES if spread > 0 else 0.1
+        self.log_step = nn.Parameter(values.new_tensor(math.log(step)))
+        classes = frequencies(self.grid).to(values.device) if self.grid else None
+        self.register_buffer("classes", classes, persistent=False)
+        for dim, size in enumerate(self.grid):
+            basis = cosine_basis(size, values.dtype, values.device)
+            self.register_buffer(f"basis{dim}", basis, persistent=False)
+        count = 1 if classes is None else int(classes.max()) + 1
+        apart = torch.linspace(-1.5, 1.5, COMPONENTS, dtype=values.dtype, device=values.device)
+        self.log_scales = nn.Parameter(apart.repeat(count, 1))
+        self.logits = nn.Parameter(torch.zeros_like(self.log_scales))
+        #: whether the step is a power of two that stays, and group scales are in the codes.
+        self.is_settled = False
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.is_settled, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.is_settled = bool(state)
+
+    def density(self) -> LaplaceCells:
+        """Prior over the codes, batch shape that of the tensor, as it has been learned so far."""
+        log_scales = self.log_scales.clamp(*_LOG_SCALES)
+        if self.classes is None:
+            return LaplaceCells(log_scales[0], self.logits[0], shape=self.shape)
+        return LaplaceCells(log_scales, self.logits, self.classes, self.shape)
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """The tensor that codes stand for."""
+        return transformed(self.log_step.exp() * codes, self.grid, [basis.T for basis in self._bases()])
+
+    def encoded(self, values: Tensor) -> Tensor:
+        """Codes, not rounded, of a tensor; detached."""
+        with torch.no_grad():
+            return transformed(values.detach(), self.grid, self._bases()) / self.log_step.exp()
+
+    def _bases(self) -> list[Tensor]:
+        return [getattr(self, f"basis{dim}") for dim in range(len(self.grid))]
 
     @property
-    def net(self) -> nn.Module:
-        """The network, with the weights that it was given."""
-        return self._net[0]
-
-    def steps(self) -> Tensor:
-        r"""Step :math:`\Delta` of every parameter, ``(parameters,)``."""
-        return self.log_steps.exp()
+    def fraction_bits(self) -> int:
+        """Of the power of two that is nearest to the step."""
+        return -round(float(self.log_step) / math.log(2))
 
     @torch.no_grad()
-    def snap_steps_(self, guide: "CellGuide") -> None:
-        """Round the steps to powers of two, as a file holds them, and leave them there; weights stay what they are."""
-        snapped = (self.log_steps / math.log(2)).round() * math.log(2)
-        for code, ratio in zip(guide.codes, (self.log_steps - snapped).exp(), strict=True):
-            code.mul_(ratio)
-        self.log_steps.copy_(snapped)
-        self.log_steps.requires_grad_(False)
+    def settle_(self) -> float:
+        """Round the step to a power of two, as a file holds it, and leave it there.
 
-    def initial_codes(self, name: str) -> Tensor:
-        """Codes, not rounded, of the weights that the network was given."""
-        value = self.net.get_parameter(name).detach()
-        step = self.steps()[self.names.index(name)].detach()
-        return (to_cosines(value, self.grids[name]) if name in self.grids else value) / step
+        :returns: by what codes must be multiplied for the tensor to stay what it is.
+        """
+        ratio = math.exp(float(self.log_step) + self.fraction_bits * math.log(2))
+        self.log_step.fill_(-self.fraction_bits * math.log(2))
+        self.is_settled = True
+        return ratio
 
-    def prior(self, name: str) -> LaplaceCells:
-        """Prior over one parameter's codes, batch shape that of the parameter."""
-        index = self.names.index(name)
-        log_scales, logits = self.log_scales[index].clamp(*_LOG_SCALES), self.logits[index]
-        classes = getattr(self, f"classes{index}")
-        if classes is None:
-            return LaplaceCells(log_scales[0], logits[0], shape=self.shapes[name])
-        return LaplaceCells(log_scales, logits, classes)
+    @torch.no_grad()
+    def stored(self, codes: Tensor) -> FixedPoint:
+        """Codes as a file holds them, on the CPU: rounded, in a step that is a power of two."""
+        ratio = 1.0 if self.is_settled else math.exp(float(self.log_step) + self.fraction_bits * math.log(2))
+        return FixedPoint((codes.detach() * ratio).round().long().cpu(), self.fraction_bits, self.grid)
 
-    def weights(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's parameters from their codes, by name."""
-        steps, result = self.steps(), {}
-        for index, name in enumerate(self.names):
-            value = steps[index] * codes[name]
-            result[name] = from_cosines(value, self.grids[name]) if name in self.grids else value
-        return result
+    def nats(self, codes: Tensor) -> Tensor:
+        """Length of rounded codes under the prior, in nats, scalar."""
+        return -self.density().log_prob(codes.round()).sum()
 
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        kl_weight: float = 1.0,
-        codes: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        drawn = {}
-        with poutine.scale(scale=max(kl_weight, _NO_WEIGHT)):
-            for name in self.names:
-                drawn[name] = pyro.sample(f"net.{name}", self.prior(name).to_event(len(self.shapes[name])))
-        outputs = torch.func.functional_call(self.net, self.weights(codes or drawn), (x,))
-        density = self.likelihood(outputs)
-        with pyro.plate("data", self.num_data, subsample=x, dim=-1):
-            pyro.sample("y", density, obs=y)
-        return outputs
+    def extra_repr(self) -> str:
+        return f"{self.shape}, grid={self.grid}"
 
 
-def _initial_log_step(value: Tensor) -> Tensor:
-    spread = float(value.double().square().mean().sqrt())
-    return torch.tensor(math.log(spread / _INITIAL_CODES) if spread > 0 else math.log(0.1))
+def code_of(fn: Any) -> Code | None:
+    """The code behind a site's prior density; None where it has none."""
+    return getattr(fn, "of_code", None)
 
 
-class CellGuide(PyroModule):
-    """The guide of a :class:`RateNetwork`: every code uniform over a cell.
+@dataclass(frozen=True)
+class LearnedCode(Prior):
+    r"""Weights and biases are integer codes, and their prior is learned with them (Ballé et al. 2017, 1611.01704;
+    Oktay et al. 2020, 1906.06624): the KL is the length of the code.
 
-    :param model: the model; codes start at its network's weights.
+    Guide: a cell, uniform between the values that round to one code. Nothing is pruned by a statistic: weights whose
+    code is 0 are left out, and units without others. As the prior is learned, a layer has to keep it
+    (:class:`~pyro_bc.BayesianNetwork`, :class:`~pyro_bc.BayesianLinear`, …).
 
-    >>> import torch
-    >>> guide = CellGuide(RateNetwork(torch.nn.Sequential(torch.nn.Linear(4, 3)), num_data=8))
-    >>> sorted(guide(torch.ones(2, 4)))
-    ['net.0.bias', 'net.0.weight']
+    :param grids: over which weights are coded as cosine coefficients: ``auto`` for kernels, and for pictures that a
+        fully connected layer reads; None for none; or sizes of the grid by the name of the weight, e.g.
+        ``{"fc1.weight": (28, 28)}``.
+    :raises UsageError: where ``grids`` is something else.
     """
 
-    def __init__(self, model: RateNetwork):
-        super().__init__()
-        self.names = model.names
-        self.codes = nn.ParameterList([nn.Parameter(model.initial_codes(name)) for name in self.names])
+    grids: str | Mapping[str, Sequence[int]] | None = "auto"
+    roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every site; the arguments are the model's."""
-        values = {}
-        for name, centre in zip(self.names, self.codes, strict=True):
-            values[f"net.{name}"] = pyro.sample(f"net.{name}", Cell(centre).to_event(centre.dim()))
-        return values
+    def __post_init__(self) -> None:
+        if not (self.grids in ("auto", None) or isinstance(self.grids, Mapping)):
+            raise UsageError(f"grids is 'auto', None, or sizes by the name of a weight, not {self.grids!r}")
 
-    def rounded(self) -> dict[str, Tensor]:
-        """Codes as integers, by parameter; their gradient is that of the cells' centres (straight through)."""
-        pairs = zip(self.names, self.codes, strict=True)
-        return {name: centre + (centre.round() - centre).detach() for name, centre in pairs}
+    def sites(self, weight_shape: Sequence[int], groups: int | None = None) -> dict[str, Any]:
+        raise ImproperPriorError(
+            "the prior LearnedCode is learned, and has no density before: give it to a layer that keeps what is "
+            "learned, as BayesianNetwork(net, prior=LearnedCode()) and BayesianLinear(…, prior=LearnedCode()) do"
+        )
 
-    def posterior(self) -> dict[str, Cell]:
-        """Variational distribution of every site, detached."""
-        return {f"net.{name}": Cell(code.detach()) for name, code in zip(self.names, self.codes, strict=True)}
+    @classmethod
+    def recognise(cls, sites: Mapping[str, Any]) -> "LearnedCode | None":
+        alone = set(sites) <= {"weight", "bias"}
+        return cls() if alone and isinstance(base_distribution(sites["weight"]), LaplaceCells) else None
+
+    def code(self, values: Tensor, grid: Sequence[int]) -> Code:
+        return Code(values, grid)
+
+    def group_scale(self, q: Mapping[str, Any]) -> None:
+        return None
+
+    def statistic(self, q: Mapping[str, Any]) -> None:
+        return None

@@ -17,8 +17,9 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from ..errors import ImproperPriorError
-from .base import Prior, base_distribution, group_dim, standard_normal
+from .base import GroupPrior, Prior, base_distribution, recognised_prior
 from .mean_field_normal import MeanFieldNormal
+from .standard_normal import STANDARD_NORMAL
 
 # Molchanov et al. 2017, equation 14: fitted to the exact divergence, absolute error below 0.011 nats.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
@@ -91,27 +92,30 @@ def _kl_normal_normal_jeffreys(q: dist.Normal, p: NormalJeffreys) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GroupNormalJeffreys(Prior):
+class GroupNormalJeffreys(GroupPrior):
     r"""BC-GNJ: :math:`p(z_i) \propto 1/|z_i|`, :math:`w_{ij} = z_i \tilde w_{ij}`,
     :math:`\tilde w_{ij} \sim N(0, 1)` (Louizos et al. 2017, section 3.1).
 
     Guide: normals for ``scale`` and ``weight``. Statistic: the log dropout rate
     :math:`\log\alpha_i = \log\sigma_{z_i}^2 - \log\mu_{z_i}^2`, below which a group is kept.
+
+    :param weights: prior for :math:`\tilde w`. :class:`LogUniform` prunes weights as well as groups, and
+        :class:`~pyro_bc.LearnedCode` stores them as codes.
+    :raises UsageError: where ``weights`` has groups of its own.
     """
 
+    weights: Prior = STANDARD_NORMAL
     roles: ClassVar[tuple[str, ...]] = ("scale", "weight")
 
-    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
-        groups = weight_shape[group_dim(weight_shape)] // group_size
-        return {
-            "scale": NormalJeffreys(torch.Size([groups]), validate_args=False).to_event(1),
-            "weight": standard_normal(weight_shape),
-        }
+    def scale_sites(self, groups: int) -> dict[str, Any]:
+        return {"scale": NormalJeffreys(torch.Size([groups]), validate_args=False).to_event(1)}
 
     @classmethod
     def recognise(cls, sites: Mapping[str, Any]) -> "GroupNormalJeffreys | None":
-        scale = base_distribution(sites.get("scale"))
-        return cls() if isinstance(scale, NormalJeffreys) else None
+        if not isinstance(base_distribution(sites.get("scale")), NormalJeffreys):
+            return None
+        weights = recognised_prior({"weight": sites["weight"]})
+        return None if weights is None else cls(weights)
 
     def scale(self, values: Mapping[str, Tensor]) -> Tensor:
         return values["scale"]
@@ -139,12 +143,13 @@ class LogUniform(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
+    def sites(self, weight_shape: Sequence[int], groups: int | None = None) -> dict[str, Any]:
         return {"weight": NormalJeffreys(torch.Size(weight_shape), validate_args=False).to_event(len(weight_shape))}
 
     @classmethod
     def recognise(cls, sites: Mapping[str, Any]) -> "LogUniform | None":
-        return cls() if isinstance(base_distribution(sites["weight"]), NormalJeffreys) else None
+        alone = set(sites) <= {"weight", "bias"}
+        return cls() if alone and isinstance(base_distribution(sites["weight"]), NormalJeffreys) else None
 
     def group_scale(self, q: Mapping[str, Any]) -> None:
         return None

@@ -1,11 +1,10 @@
 """The standard normal prior: no sparsity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
-import torch
 
 from .base import Prior, base_distribution, standard_normal
 
@@ -16,19 +15,20 @@ class StandardNormal(Prior):
 
     roles: ClassVar[tuple[str, ...]] = ("weight",)
 
-    def sites(self, weight_shape: torch.Size | tuple[int, ...], group_size: int = 1) -> dict[str, Any]:
+    def sites(self, weight_shape: Sequence[int], groups: int | None = None) -> dict[str, Any]:
         return {"weight": standard_normal(weight_shape)}
 
     @classmethod
     def recognise(cls, sites: Mapping[str, Any]) -> "StandardNormal | None":
-        return (
-            cls()
-            if set(sites) <= {"weight", "bias"} and isinstance(base_distribution(sites["weight"]), dist.Normal)
-            else None
-        )
+        alone = set(sites) <= {"weight", "bias"}
+        return cls() if alone and isinstance(base_distribution(sites["weight"]), dist.Normal) else None
 
     def group_scale(self, q: Mapping[str, Any]) -> None:
         return None
 
     def statistic(self, q: Mapping[str, Any]) -> None:
         return None
+
+
+#: what the group priors scale, unless they are told otherwise.
+STANDARD_NORMAL = StandardNormal()

@@ -36,13 +36,13 @@ def cosine_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.de
 
 def to_cosines(values: Tensor, grid: Sequence[int]) -> Tensor:
     """Coefficients of a tensor whose last ``prod(grid)`` entries (in C order) are a grid; same shape."""
-    return _along_grid(values, grid, [cosine_basis(size, values.dtype, values.device) for size in grid])
+    return transformed(values, grid, [cosine_basis(size, values.dtype, values.device) for size in grid])
 
 
 def from_cosines(coefficients: Tensor, grid: Sequence[int]) -> Tensor:
     """The inverse of :func:`to_cosines`."""
     bases = [cosine_basis(size, coefficients.dtype, coefficients.device).T for size in grid]
-    return _along_grid(coefficients, grid, bases)
+    return transformed(coefficients, grid, bases)
 
 
 def integer_basis(size: int) -> Tensor:
@@ -78,15 +78,17 @@ def decode_cosines(codes: Tensor, grid: Sequence[int]) -> Tensor:
     return result.reshape(codes.shape)
 
 
-def _along_grid(values: Tensor, grid: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
+def transformed(values: Tensor, grid: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
+    """A tensor whose last entries are a grid, multiplied by one matrix along each of its dimensions; same shape."""
+    if not grid:
+        return values
     result = values.reshape(-1, *grid)
     for dim, matrix in enumerate(matrices, 1):
         result = torch.tensordot(result, matrix, dims=([dim], [1])).movedim(-1, dim)
     return result.reshape(values.shape)
 
 
-def frequencies(shape: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """Frequency of every coefficient of a tensor: the sum of its indices in the grid, of ``shape``, int64."""
-    cells = math.prod(grid)
-    index = torch.stack(torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")).sum(0).flatten()
-    return index.repeat(math.prod(shape) // cells).reshape(tuple(shape))
+def frequencies(grid: Sequence[int]) -> Tensor:
+    """Frequency of every coefficient of a grid: the sum of its indices, int64, ``(prod(grid),)``, on the CPU."""
+    indices = (torch.arange(size, device="cpu") for size in grid)
+    return torch.stack(torch.meshgrid(*indices, indexing="ij")).sum(0).flatten()
