@@ -11,9 +11,7 @@
 """
 
 from .app.datasets import load_dataset
-from .app.narrow import narrowed
 from .compression.batch_norm import fold_batch_norm
-from .compression.codes import compress_codes
 from .compression.compress import compress
 from .data.augment import Affine, ShiftAndFlip
 from .data.batches import Batches
@@ -26,12 +24,10 @@ from .graph.onnx import OnnxNetwork, to_int8, to_onnx
 from .graph.read import read_graph
 from .inference.elbo import ElboTerms, elbo_terms
 from .inference.fit import fit
-from .inference.fit_rate import fit_rate
 from .inference.history import Epoch, FitResult
 from .inference.local_reparameterization import local_reparameterization
 from .inspection import diagnostics, plots
 from .inspection.arviz import save_inference_data, to_inference_data
-from .inspection.codes_arviz import save_codes
 from .model.guide import FactorizedGuide
 from .model.layers import BayesianConv1d, BayesianConv2d, BayesianLinear
 from .model.likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
@@ -39,10 +35,11 @@ from .model.network import BayesianNetwork, bayesianize
 from .posterior.summary import LayerPosterior, summarize
 from .priors.base import Prior
 from .priors.horseshoe import GroupHorseshoe, half_cauchy_factors
-from .priors.learned_code import CellGuide, RateNetwork
+from .priors.learned_code import LearnedCode
+from .inference.schedule import Schedule
+from .inference.straight_through import rounded_codes
 from .priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
 from .priors.standard_normal import StandardNormal
-from .quantisation.grids import spatial_grids
 
 __version__ = "0.1.0"
 
@@ -55,7 +52,6 @@ __all__ = [
     "BayesianNetwork",
     "Bernoulli",
     "Categorical",
-    "CellGuide",
     "CompressedNetwork",
     "Compression",
     "ElboTerms",
@@ -67,6 +63,7 @@ __all__ = [
     "GroupHorseshoe",
     "GroupNormalJeffreys",
     "LayerPosterior",
+    "LearnedCode",
     "Likelihood",
     "LogUniform",
     "Normal",
@@ -75,30 +72,26 @@ __all__ = [
     "OutputError",
     "Prior",
     "PyroBCError",
-    "RateNetwork",
+    "Schedule",
     "ShiftAndFlip",
     "SoftCategorical",
     "StandardNormal",
     "TaughtBatches",
     "bayesianize",
     "compress",
-    "compress_codes",
     "diagnostics",
     "elbo_terms",
     "fit",
-    "fit_rate",
     "fold_batch_norm",
     "half_cauchy_factors",
     "load",
     "load_dataset",
     "local_reparameterization",
-    "narrowed",
     "plots",
     "read",
     "read_graph",
-    "save_codes",
     "save_inference_data",
-    "spatial_grids",
+    "rounded_codes",
     "summarize",
     "to_inference_data",
     "to_int8",

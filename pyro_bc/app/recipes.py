@@ -1,97 +1,123 @@
-"""What a run of the command is: the settings that a user gives, and the recipe for all that they leave open."""
+"""Recipes: training settings by network, data set and prior, chosen on held-out data (``--development``).
 
-from dataclasses import asdict, dataclass, fields, replace
+A run whose combination has no recipe is told so, and what to give instead: settings that suit one network and data set
+are no guess for another.
+"""
+
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .settings import Settings
+from ..errors import UsageError
+from .settings import Dense, Distil, Finetune, Fit, Settings
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training settings by data set and prior, chosen on held-out data (``Settings.development``).
+    """All that a run needs to know of its stages.
 
-    Those for CIFAR-10 are a start: they have not been run in full.
+    :param widths: outputs of every layer but the last that the Bayesian training starts from; empty for all.
     """
 
-    epochs: int
-    pretrain_epochs: int
-    kl_weight: float
-    log_learning_rate: float
-    learning_rate: float = 1e-3
-    pretrain_learning_rate: float | None = None
-    finetune_epochs: int = 0
-    finetune_kl_weight: float = 0.1
-    batch_size: int = 128
-    shift: int = 0
-    finetune_shift: int = 0
-    flip: bool = False
+    dense: Dense
+    fit: Fit
+    finetune: Finetune = Finetune(epochs=0, kl_weight=0.1, shift=0)
+    distil: Distil = Distil(share=0.0, passes=12)
+    widths: str = ""
 
 
-@dataclass(frozen=True)
-class RateRecipe:
-    """Training settings under the objective ``rate``, chosen on held-out data."""
+def _fit(epochs: int | None = None, kl_weight: float | None = None, **changes: Any) -> Fit:
+    usual = Fit(
+        epochs, kl_weight, learning_rate=1e-3, log_learning_rate=2e-2, code_learning_rate=0.04, decay=0.5, rounding=0.5,
+        batch_size=128, shift=0, flip=False, affine=0.0,
+    )  # fmt: skip
+    return replace(usual, **changes)
 
-    epochs: int
-    pretrain_epochs: int
-    kl_weight: float
-    widths: str | None = None
-    teacher: str | None = None
-    teacher_share: float = 0.7
-    affine: float = 1.0
-    passes: int = 12
-    rounding: float = 0.5
-    learning_rate: float = 0.04
-    pretrain_learning_rate: float = 1e-3
-    batch_size: int = 256
+
+def _dense(epochs: int | None = None, learning_rate: float = 1e-3) -> Dense:
+    return Dense(epochs, learning_rate)
+
+
+#: for what has no recipe of its own: what is missing, a user gives.
+_UNKNOWN = Recipe(_dense(), _fit())
+
+_DIGITS = Recipe(_dense(100), _fit(200, 0.02))
+_DIGITS_CODE = Recipe(_dense(100), _fit(150, 0.1, affine=0.5), distil=Distil(share=0.7, passes=12), widths="40-24")
+
+_LENET_5 = Recipe(
+    _dense(5, 2e-3), _fit(25, 1.0, learning_rate=2e-3), Finetune(epochs=48, kl_weight=0.6, shift=1)
+)  # fmt: skip
+_LENET_300 = Recipe(_dense(10), _fit(40, 0.1))
+
+
+def _code(kl_weight: float, epochs: int, widths: str) -> Recipe:
+    fit = _fit(epochs, kl_weight, affine=0.7, batch_size=256)
+    return Recipe(_dense(20), fit, distil=Distil(share=0.7, passes=12), widths=widths)
+
+
+# A start that has not been run in full. Weights of deep networks are small, and once normalisation is folded nothing
+# makes up for a large step.
+_CIFAR = Recipe(
+    _dense(100), _fit(100, 0.2, learning_rate=1e-4, log_learning_rate=1e-2, shift=4, flip=True),
+    Finetune(epochs=40, kl_weight=0.2, shift=4),
+)  # fmt: skip
+
+#: by network, data set and prior.
+RECIPES: dict[tuple[str, str, str], Recipe] = {
+    **{("lenet-300-100", "digits", prior): _DIGITS for prior in ("gnj", "ghs", "svd", "normal")},
+    ("lenet-300-100", "digits", "learned"): _DIGITS_CODE,
+    ("lenet-300-100", "mnist", "gnj"): Recipe(
+        _dense(10), _fit(40, 0.2, log_learning_rate=5e-2), Finetune(epochs=20, kl_weight=0.2, shift=0)
+    ),
+    **{("lenet-300-100", "mnist", prior): _LENET_300 for prior in ("ghs", "svd", "normal")},
+    ("lenet-300-100", "mnist", "learned"): _code(0.4, 250, "40-20"),
+    ("lenet-5-caffe", "mnist", "gnj"): replace(
+        _LENET_5, dense=_dense(5, 3e-3), fit=replace(_LENET_5.fit, learning_rate=3e-3, log_learning_rate=5e-2)
+    ),
+    **{("lenet-5-caffe", "mnist", prior): _LENET_5 for prior in ("ghs", "svd", "normal")},
+    ("lenet-5-caffe", "mnist", "learned"): _code(1.8, 240, "8-12-32"),
+    **{
+        (net, data, prior): _CIFAR
+        for net in ("vgg-16", "resnet-18", "wrn-16-4")
+        for data in ("cifar-10", "cifar-10-jpeg")
+        for prior in ("gnj", "ghs", "svd", "normal")
+    },
+}
 
 
 def recipe(settings: Settings) -> Recipe:
-    """The recipe of a run, with what its settings override."""
-    plan = _recipe(settings)
-    if settings.pretrained is not None:
-        plan = replace(plan, pretrain_epochs=0)
-    return replace(plan, **_given(settings, Recipe))
+    """The recipe of a run, with what its settings override.
+
+    :raises UsageError: where there is no recipe for its network, data and prior, and its settings do not say what one
+        would.
+    """
+    plan = RECIPES.get((settings.net, settings.data, settings.prior), _UNKNOWN)
+    if settings.dense.weights is not None:
+        plan = replace(plan, dense=replace(plan.dense, epochs=0))
+    stages = {name: _overridden(getattr(plan, name), getattr(settings, name)) for name in _STAGES}
+    plan = replace(plan, **stages)
+    if settings.widths is not None or settings.widths_from is not None:
+        plan = replace(plan, widths=settings.widths or "")
+    needed = {"--epochs": plan.fit.epochs, "--kl-weight": plan.fit.kl_weight, "--pretrain-epochs": plan.dense.epochs}
+    missing = [option for option, value in needed.items() if value is None]
+    if missing:
+        raise UsageError(
+            f"there is no recipe for {settings.net} on {settings.data} with the prior {settings.prior}: give "
+            f"{', '.join(missing)} (and other options as needed), or take one of {_like(settings)}"
+        )
+    return plan
 
 
-def rate_recipe(settings: Settings) -> RateRecipe:
-    """The recipe of a run under the objective ``rate``, with what its settings override."""
-    plan = _rate_recipe(settings)
-    if settings.pretrained is not None:
-        plan = replace(plan, pretrain_epochs=0)
-    return replace(plan, **_given(settings, RateRecipe))
+_STAGES = ("dense", "fit", "finetune", "distil")
 
 
-def _given(settings: Settings, kind: type[Any]) -> dict[str, Any]:
-    overridable = {field.name for field in fields(kind)}
-    return {name: value for name, value in asdict(settings).items() if name in overridable and value is not None}
+def _overridden(plan: Any, given: Any) -> Any:
+    return replace(plan, **{name: value for name, value in asdict(given).items() if value is not None})
 
 
-def _rate_recipe(settings: Settings) -> RateRecipe:
-    if settings.data == "digits" and settings.net == "lenet-300-100":
-        return RateRecipe(epochs=150, pretrain_epochs=100, kl_weight=0.1, widths="40-24", affine=0.5, batch_size=128)
-    if settings.net == "lenet-5-caffe":
-        return RateRecipe(epochs=240, pretrain_epochs=20, kl_weight=1.8, widths="8-12-32", affine=0.7)
-    if settings.net == "lenet-300-100":
-        return RateRecipe(epochs=250, pretrain_epochs=20, kl_weight=0.4, widths="40-20", affine=0.7)
-    return RateRecipe(epochs=200, pretrain_epochs=50, kl_weight=0.5, batch_size=128)  # a start, not run in full
-
-
-def _recipe(settings: Settings) -> Recipe:
-    if settings.data == "digits":
-        return Recipe(epochs=200, pretrain_epochs=100, kl_weight=0.02, log_learning_rate=2e-2)
-    if settings.net == "lenet-5-caffe":
-        plan = Recipe(
-            epochs=25, pretrain_epochs=5, kl_weight=1.0, log_learning_rate=2e-2, learning_rate=2e-3,
-            finetune_epochs=48, finetune_kl_weight=0.6, finetune_shift=1,
-        )  # fmt: skip
-        return replace(plan, log_learning_rate=5e-2, learning_rate=3e-3) if settings.prior == "gnj" else plan
-    if settings.data.startswith("cifar-10"):
-        # Weights of deep networks are small, and once normalisation is folded nothing makes up for a large step.
-        return Recipe(
-            epochs=100, pretrain_epochs=100, learning_rate=1e-4, pretrain_learning_rate=1e-3, log_learning_rate=1e-2,
-            kl_weight=0.2, finetune_epochs=40, finetune_kl_weight=0.2, shift=4, finetune_shift=4, flip=True,
-        )  # fmt: skip
-    if settings.prior == "gnj":
-        plan = Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.2, log_learning_rate=5e-2, finetune_kl_weight=0.2)
-        return replace(plan, finetune_epochs=20) if settings.net == "lenet-300-100" else plan
-    return Recipe(epochs=40, pretrain_epochs=10, kl_weight=0.1, log_learning_rate=2e-2)
+def _like(settings: Settings) -> str:
+    """Combinations that have a recipe and share the network, or else the data; or all of them."""
+    for share in (lambda key: key[0] == settings.net, lambda key: key[1] == settings.data, lambda key: True):
+        found = [" ".join(key) for key in RECIPES if share(key)]
+        if found:
+            return "; ".join(found)
+    return ""

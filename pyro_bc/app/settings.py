@@ -1,98 +1,189 @@
-"""What a user says of a run."""
+"""What a user says of a run, by stage; what they leave open, a recipe fills in.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+Every field that the command line can set carries its option: the parser, the command that a report prints, and
+:meth:`Settings.of` are made from the fields, so that a setting is said once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from ..errors import UsageError
+from ..priors.base import Prior
+from ..priors.horseshoe import GroupHorseshoe
+from ..priors.learned_code import LearnedCode
+from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform
+from ..priors.standard_normal import StandardNormal
+
+#: priors by the command's names: a scale for groups over a prior for weights.
+PRIORS: dict[str, Prior] = {
+    "gnj": GroupNormalJeffreys(),
+    "ghs": GroupHorseshoe(),
+    "svd": LogUniform(),
+    "normal": StandardNormal(),
+    "learned": LearnedCode(),
+    "gnj+svd": GroupNormalJeffreys(weights=LogUniform()),
+    "ghs+svd": GroupHorseshoe(weights=LogUniform()),
+    "gnj+learned": GroupNormalJeffreys(weights=LearnedCode()),
+    "ghs+learned": GroupHorseshoe(weights=LearnedCode()),
+}
+
+
+def _option(name: str, kind: type, text: str, metavar: str | None = None) -> Any:
+    """A field that the option ``--name`` sets; None for the recipe's."""
+    return field(default=None, metadata={"option": name, "type": kind, "help": text, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense network, from which the posterior starts."""
+
+    epochs: int | None = _option("pretrain-epochs", int, "epochs of the dense network")
+    learning_rate: float | None = _option("pretrain-learning-rate", float, "of the dense network")
+    weights: str | None = _option(
+        "pretrained", str, "weights of a trained dense network to start from", "FILE.safetensors"
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The Bayesian training. Augmentation and batch size are the dense network's, too."""
+
+    epochs: int | None = _option("epochs", int, "epochs of the Bayesian training")
+    kl_weight: float | None = _option("kl-weight", float, "weight of the KL, 1 for the ELBO")
+    learning_rate: float | None = _option("learning-rate", float, "of the means")
+    log_learning_rate: float | None = _option("log-learning-rate", float, "of log-variances")
+    code_learning_rate: float | None = _option("code-learning-rate", float, "of codes, in quantiser's steps")
+    decay: float | None = _option("decay", float, "last part of the training in which learning rates fall to 0")
+    rounding: float | None = _option("rounding", float, "codes: last part of the training, with rounded ones")
+    batch_size: int | None = _option("batch-size", int, "of both trainings")
+    shift: int | None = _option("shift", int, "move training pictures by up to so many pixels")
+    flip: bool | None = None
+    affine: float | None = _option(
+        "affine", float, "strength of random rotation, scaling, shear and shift; 1 is up to 8 degrees, 8 %%, 0.1, 1.5 px"
+    )
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The Bayesian training of what pruning left."""
+
+    epochs: int | None = _option("finetune-epochs", int, "epochs of training on after pruning, 0 for none")
+    kl_weight: float | None = _option("finetune-kl-weight", float, "weight of the KL there")
+    shift: int | None = _option("finetune-shift", int, "pixels that pictures move there")
+
+
+@dataclass(frozen=True)
+class Distil:
+    """A teacher, by whose probabilities the network learns as well as by labels."""
+
+    share: float | None = _option("teacher-share", float, "of a teacher in the targets, 0 to 1; the rest is labels")
+    teacher: str | None = _option("teacher", str, "network to learn from (default: the dense one)", "NET")
+    weights: str | None = _option("teacher-weights", str, "its trained weights", "FILE.safetensors")
+    passes: int | None = _option("passes", int, "augmented passes over the data that a teacher sees, once")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run is; two runs with equal settings give equal files on the same machine and threads.
 
-    :param epochs: of the Bayesian training; None for the recipe's.
-    :param pretrained: safetensors file with the weights of a trained dense network, by its parameters' names.
-    :param pretrain_epochs: of the dense network that the guide starts from, None for the recipe's, or for 0 where a
-        pretrained one is given.
-    :param batch_size: of both trainings, None for the recipe's.
-    :param shift: move training pictures at random by at most so many pixels, None for the recipe's.
-    :param finetune_shift: the same in the pruned network's training, None for the recipe's.
-    :param learning_rate: Adam's, of means, and of the dense network unless it has its own; None for the recipe's.
-    :param pretrain_learning_rate: of the dense network, None for the recipe's.
-    :param log_learning_rate: of log-variances and of the locations of log-normals, None for the recipe's.
-    :param kl_weight: weight of the KL after its warm-up, None for the recipe's; 1 is the ELBO.
-    :param finetune_epochs: of the pruned network's Bayesian training, None for the recipe's; 0 for none.
-    :param finetune_kl_weight: weight of the KL there, None for the recipe's.
+    :param net: name of a network.
+    :param prior: name of a prior, of :data:`PRIORS`.
+    :param data: name of a data set.
     :param thresholds: explicit pruning thresholds by layer, of the first training.
     :param batch_norm: ``fold`` it into the layers before the Bayesian training, or ``keep`` it there, with the batch's
         own statistics, and collect them anew after pruning.
-    :param precision: rule that sets the bits.
+    :param precision: rule that sets the bits, where weights are no codes.
     :param train_limit: train on the first so many examples only, None for all.
     :param development: hold out the end of the training set and report on it, instead of the test set.
-    :param objective: ``elbo``, a posterior that prunes and sets bits; or ``rate``, under the prior ``learned``, a
-        posterior whose KL is the file's size. What follows is for ``rate`` alone, None for the recipe's:
-    :param widths: outputs of every layer but the last that the training starts from, as ``8-12-32``.
+    :param widths: outputs of every layer but the last that the Bayesian training starts from, as ``8-12-32``; an empty
+        text for those of the dense network, None for the recipe's.
     :param widths_from: a ``.pbc`` file whose widths to start from instead.
-    :param teacher: network by whose probabilities the small one learns; it is trained first.
-    :param teacher_weights: safetensors file with its trained weights.
-    :param teacher_share: of its probabilities in the targets, 0 to 1; the rest is the label.
-    :param affine: strength of random rotations, scalings, shears and shifts; 1 is up to 8 degrees, 8 %, 0.1 and 1.5
-        pixels.
-    :param passes: augmented passes over the data that are made and taught once.
-    :param rounding: part of the training, at its end, with rounded codes.
     """
 
     net: str
     prior: str
     data: str
-    epochs: int | None = None
-    pretrained: str | None = None
-    pretrain_epochs: int | None = None
-    batch_size: int | None = None
-    shift: int | None = None
-    learning_rate: float | None = None
-    pretrain_learning_rate: float | None = None
-    log_learning_rate: float | None = None
-    kl_weight: float | None = None
-    finetune_epochs: int | None = None
-    finetune_kl_weight: float | None = None
-    finetune_shift: int | None = None
-    train_limit: int | None = None
+    dense: Dense = field(default_factory=Dense)
+    fit: Fit = field(default_factory=Fit)
+    finetune: Finetune = field(default_factory=Finetune)
+    distil: Distil = field(default_factory=Distil)
+    widths: str | None = _option("widths", str, "outputs of every layer but the last at the start", "N-N-…")
+    widths_from: str | None = _option("widths-from", str, "start from the widths of a compressed network", "FILE.pbc")
+    train_limit: int | None = _option("train-limit", int, "train on the first N examples only", "N")
     batch_norm: str = "fold"
     seed: int = 0
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
     development: bool = False
-    objective: str = "elbo"
-    widths: str | None = None
-    widths_from: str | None = None
-    teacher: str | None = None
-    teacher_weights: str | None = None
-    teacher_share: float | None = None
-    affine: float | None = None
-    passes: int | None = None
-    rounding: float | None = None
+
+    @staticmethod
+    def of(net: str, prior: str, data: str, **options: Any) -> "Settings":
+        """Settings from options of the command by their names, with ``_`` for ``-``: ``pretrain_epochs=3``.
+
+        :raises UsageError: where there is no such option.
+
+        >>> Settings.of("lenet-300-100", "gnj", "digits", pretrain_epochs=3).dense.epochs
+        3
+        """
+        settings = Settings(net, prior, data)
+        where = {_name(own): (stage, own.name) for stage, own in options_of(settings)}
+        for name, value in options.items():
+            if name in where:
+                stage, key = where[name]
+                changed = {key: value} if not stage else {stage: replace(getattr(settings, stage), **{key: value})}
+            elif name in {own.name for own in fields(Settings)}:
+                changed = {name: value}
+            else:
+                raise UsageError(f"a run has no option '{name}'")
+            settings = replace(settings, **changed)
+        return settings
 
 
-_OF_ELBO = (
-    "shift", "log_learning_rate", "finetune_epochs", "finetune_kl_weight", "finetune_shift", "thresholds", "batch_norm",
-    "precision",
-)  # fmt: skip
-
-_OF_RATE = (
-    "widths", "widths_from", "teacher", "teacher_weights", "teacher_share", "affine", "passes", "rounding",
-)  # fmt: skip
+def _name(own: "Field[Any]") -> str:
+    return str(own.metadata["option"]).replace("-", "_")
 
 
-def check_objective(settings: Settings, objective: str) -> None:
-    """Whether a run's settings are for this objective.
+def options_of(settings: Any) -> Iterator[tuple[str, "Field[Any]"]]:
+    """The fields that options set, each with the name of the stage that holds it, empty for the run itself."""
+    for own in fields(settings):
+        value = getattr(settings, own.name)
+        if is_dataclass(value):
+            yield from ((own.name, inner) for inner in fields(value) if "option" in inner.metadata)
+        elif "option" in own.metadata:
+            yield "", own
 
-    :raises UsageError: where they name another one, or what only another one knows.
+
+def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping, ``fit.epochs`` to its value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping) and key in ("dense", "fit", "finetune", "distil"):
+            found |= flat(value, name)
+        else:
+            found[name] = value
+    return found
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command line that made a run, without its ``--out``.
+
+    :param settings: as ``run.json`` holds them.
     """
-    if settings.objective != objective:
-        raise UsageError(f"these settings are for the objective '{settings.objective}', not '{objective}'")
+    words = ["pyro-bc run", f"--net {settings['net']}", f"--prior {settings['prior']}", f"--data {settings['data']}"]
     plain = Settings("", "", "")
-    names = _OF_RATE if objective == "elbo" else _OF_ELBO
-    given = [name for name in names if getattr(settings, name) != getattr(plain, name)]
-    if given:
-        raise UsageError(f"the objective '{objective}' does not know {', '.join(given)}; leave that out")
+    for stage, own in options_of(plain):
+        value = (settings.get(stage, {}) if stage else settings).get(own.name)
+        if value is not None:
+            words.append(f"--{own.metadata['option']} {value}".rstrip())
+    for name in ("batch_norm", "seed", "precision"):
+        if settings.get(name, getattr(plain, name)) != getattr(plain, name):
+            words.append(f"--{name.replace('_', '-')} {settings[name]}")
+    words += [f"--threshold {layer}={cut:g}" for layer, cut in (settings.get("thresholds") or {}).items()]
+    return " ".join([*words, "--development"] if settings.get("development") else words)
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """The settings as ``run.json`` holds them."""
+    return asdict(settings)

@@ -46,7 +46,8 @@ class LayerType:
         size = weight_shape[self.group_axis]
         if size != len(value):
             value = value.repeat_interleave(size // len(value))
-        return value.reshape(-1, *[1] * (len(weight_shape) - 1 - self.group_axis))
+        behind = len(weight_shape) - 1 - self.group_axis
+        return value.reshape(-1, *[1] * behind) if behind else value
 
     def fan_in(self, weight_shape: Sequence[int]) -> int:
         """How many weights an output is the sum of."""
