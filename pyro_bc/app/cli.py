@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,12 +13,14 @@ from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
 from ..inspection.diagnostics import error_percent
 from ..quantisation.rounding import RULES
 from .datasets import DATASETS, Dataset, load_dataset
-from .job import PRIORS, run
+from .job import run
 from .networks import NETWORKS
-from .rate_job import LEARNED, run_rate
 from .report import write_report
-from .settings import Settings
-from .tables import markdown, rate_markdown
+from .settings import PRIORS, Settings, options_of
+from .tables import markdown
+
+#: what ``--objective rate`` means.
+LEARNED = "learned"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,46 +39,18 @@ def parser() -> argparse.ArgumentParser:
 
     job = commands.add_parser("run", help="train, compress and measure, into a folder")
     job.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
-    job.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}; learned with --objective rate")
-    job.add_argument(
-        "--objective", default="elbo", choices=("elbo", "rate"),
-        help="elbo: the posterior prunes and sets bits; rate: its KL is the file's size, for the smallest files",
-    )  # fmt: skip
-    job.add_argument("--widths", metavar="N-N-…", help="rate: outputs of every layer but the last at the start")
-    job.add_argument("--widths-from", metavar="FILE.pbc", help="rate: start from the widths of a compressed network")
-    job.add_argument("--teacher", metavar="NET", help="rate: network to learn from (default: the dense one)")
-    job.add_argument("--teacher-weights", metavar="FILE.safetensors", help="rate: its trained weights")
-    job.add_argument("--teacher-share", type=float, help="rate: its share in the targets, 0 to 1; the rest is labels")
-    job.add_argument("--affine", type=float, help="rate: strength of random rotation, scaling, shear and shift")
-    job.add_argument("--passes", type=int, help="rate: augmented passes over the data that are made once")
-    job.add_argument("--rounding", type=float, help="rate: part of the training, at its end, with rounded codes")
+    job.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}")
+    job.add_argument("--objective", choices=("elbo", "rate"), help="rate is another spelling of --prior learned")
     job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
     job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     job.add_argument("--device", default="cpu", help="of torch, where the training is: cpu (default), cuda, …")
     job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
-    job.add_argument("--epochs", type=int, help="epochs of the Bayesian training (default: the recipe's)")
-    job.add_argument(
-        "--pretrain-epochs", type=int, help="epochs of the dense network before it (default: the recipe's)"
-    )
-    job.add_argument(
-        "--pretrained", metavar="FILE.safetensors", help="weights of a trained dense network to start from"
-    )
-    job.add_argument("--batch-size", type=int, help="(default: the recipe's)")
-    job.add_argument("--shift", type=int, help="move training pictures by up to so many pixels (default: the recipe's)")
-    job.add_argument(
-        "--learning-rate",
-        type=float,
-        help="of the means, and of the dense network; rate: of the codes, in quantiser's steps (default: the recipe's)",
-    )
-    job.add_argument("--pretrain-learning-rate", type=float, help="of the dense network alone (default: the recipe's)")
-    job.add_argument("--log-learning-rate", type=float, help="of log-variances (default: the recipe's)")
-    job.add_argument("--kl-weight", type=float, help="weight of the KL, 1 for the ELBO (default: the recipe's)")
-    job.add_argument(
-        "--finetune-epochs", type=int, help="epochs of training on after pruning, 0 for none (default: the recipe's)"
-    )
-    job.add_argument("--finetune-kl-weight", type=float, help="weight of the KL there (default: the recipe's)")
-    job.add_argument("--finetune-shift", type=int, help="pixels that pictures move there (default: the recipe's)")
-    job.add_argument("--train-limit", type=int, metavar="N", help="train on the first N examples only")
+    for _, own in options_of(Settings("", "", "")):
+        told = own.metadata
+        job.add_argument(
+            f"--{told['option']}", type=told["type"], metavar=told["metavar"],
+            help=f"{told['help']} (default: the recipe's)",
+        )  # fmt: skip
     job.add_argument("--batch-norm", default="fold", help="fold it before the Bayesian training, or keep it in it")
     job.add_argument("--seed", type=int, default=0)
     job.add_argument(
@@ -128,14 +101,16 @@ def _run(args: argparse.Namespace) -> None:
             thresholds[layer] = float(value)
         except ValueError:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
-    given = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "thresholds"}
-    if args.objective == "rate":
-        given["prior"] = given["prior"] or LEARNED
-    elif not args.prior:
-        raise UsageError(f"--prior is needed: {', '.join(PRIORS)} (or --objective rate, which learns its own)")
-    settings = Settings(**given, thresholds=thresholds or None)
-    job, table = (run_rate, rate_markdown) if args.objective == "rate" else (run, markdown)
-    metrics = job(
+    prior = args.prior or (LEARNED if args.objective == "rate" else None)
+    if prior is None:
+        raise UsageError(f"--prior is needed: {', '.join(PRIORS)}")
+    if args.objective == "rate" and prior != LEARNED:
+        raise UsageError(f"--objective rate is the prior {LEARNED}; leave out --prior {prior}")
+    names = [own.metadata["option"].replace("-", "_") for _, own in options_of(Settings("", "", ""))]
+    names += ["batch_norm", "seed", "precision", "development"]
+    given = {name: getattr(args, name) for name in names}
+    settings = Settings.of(args.net, prior, args.data, **given, thresholds=thresholds or None)
+    metrics = run(
         settings,
         args.out,
         args.data_dir,
@@ -144,7 +119,7 @@ def _run(args: argparse.Namespace) -> None:
         say=lambda line: print(line, file=sys.stderr),
         device=args.device,
     )
-    print(json.dumps(metrics, indent=2) if args.json else table(metrics))
+    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:

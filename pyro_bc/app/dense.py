@@ -1,13 +1,15 @@
 """The data and the dense network of a run."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
-from ..data.augment import ShiftAndFlip
+from ..data.augment import Affine, ShiftAndFlip
 from ..data.batches import Batches
 from ..errors import NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
@@ -72,5 +74,18 @@ def dense_network(
 
 
 def batches_of(data: Dataset, plan: Recipe) -> Batches:
-    augment = ShiftAndFlip(plan.shift, plan.flip) if plan.shift or plan.flip else None
-    return Batches(data.train_x, data.train_y, plan.batch_size, augment=augment)
+    """Training batches, augmented as the recipe says."""
+    shift, affine = plan.fit.shift or 0, plan.fit.affine or 0.0
+    changes: list[Callable[[Tensor], Tensor]] = []
+    if affine:
+        changes.append(Affine.of_strength(affine))
+    if shift or plan.fit.flip:
+        changes.append(ShiftAndFlip(shift, bool(plan.fit.flip)))
+    augment = partial(_in_turn, changes) if changes else None
+    return Batches(data.train_x, data.train_y, plan.fit.batch_size or 1, augment=augment)
+
+
+def _in_turn(changes: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for change in changes:
+        x = change(x)
+    return x

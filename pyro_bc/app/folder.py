@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError, UsageError
 from ..runtime.files import is_empty, only_run_in, write_atomically
-from .settings import Settings
+from .settings import Settings, as_json, flat
 
 
 def in_folder(
@@ -36,7 +35,7 @@ def in_folder(
         if not resume:
             if not is_empty(out):  # another run came first
                 raise in_use
-            write_atomically(out / "run.json", (json.dumps(asdict(settings), indent=2) + "\n").encode())
+            write_atomically(out / "run.json", (json.dumps(as_json(settings), indent=2) + "\n").encode())
         if (out / "metrics.json").exists():
             say(f"{out} is complete; nothing to resume")
             return json.loads((out / "metrics.json").read_text())
@@ -52,9 +51,9 @@ def _check_settings(out: Path, settings: Settings) -> None:
         assert isinstance(saved, dict)
     except (OSError, ValueError, AssertionError):
         raise CheckpointError(f"'{file}' is damaged; start the run anew in another folder") from None
-    saved = asdict(Settings(settings.net, settings.prior, settings.data)) | saved  # older runs lack newer settings
-    given = json.loads(json.dumps(asdict(settings)))
-    differing = [key for key, value in given.items() if saved.get(key) != value]
+    saved = flat(saved)
+    given = flat(json.loads(json.dumps(as_json(settings))))
+    differing = [key for key in sorted({*given, *saved}) if saved.get(key) != given.get(key)]
     if differing:
         text = ", ".join(f"{key} {saved.get(key)!r}" for key in differing)
         raise CheckpointError(

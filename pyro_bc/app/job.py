@@ -1,28 +1,29 @@
-"""The main job: train dense, fit the posterior, prune, train on what is left, compress, measure what was stored.
+"""The main job, in stages: dense, fit, prune and fine-tune, compress, measure.
 
-Everything goes into one folder, from which an interrupted run continues:
+Everything goes into one folder. A stage leaves a file, and a run that was interrupted goes on where there is none yet:
 
-=====================  ===========================================================================
-``run.json``           the settings, written first
-``dense.safetensors``  the dense network trained in this run
-``checkpoint``         guide, optimiser and random state after the last whole epoch
-``finetune``           the same, of the pruned network's training
-``network.pbc``        the compressed network
-``posterior.nc``       the posterior for ArviZ, of the first training
-``finetune.nc``        the same, of the pruned network's training
-``report.md``          the figures as a table
-``plots``              pictures, refreshed while training goes on
-``report.html``        figures, pictures and diagnostics on one page
-``metrics.json``       the figures, written last
-``.lock``              held by the process that works in the folder
-=====================  ===========================================================================
+=======================  =====================================================================================
+``run.json``             the settings, written first
+``dense.safetensors``    the dense network trained in this run
+``teacher.safetensors``  the teacher, where it is another network
+``checkpoint``           guide, model, optimiser and random state of the fit, after its last whole epoch
+``posterior.nc``         the posterior for ArviZ
+``finetune``             a checkpoint of the pruned network's training, where there is one
+``finetune.nc``          its posterior for ArviZ
+``network.pbc``          the compressed network
+``report.md``            the figures as a table
+``plots``                pictures, refreshed while training goes on
+``report.html``          figures, pictures and diagnostics on one page
+``metrics.json``         the figures, written last
+``.lock``                held by the process that works in the folder
+=======================  =====================================================================================
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,43 +33,85 @@ from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
+from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
+from ..graph.fast import arranged
+from ..graph.module import GraphNetwork
 from ..graph.nodes import is_layer, layer_name
 from ..graph.read import read_graph
 from ..inference.checkpoint import load_checkpoint
 from ..inference.fit import fit
 from ..inference.history import Epoch
+from ..inference.schedule import Schedule
 from ..inspection.diagnostics import error_percent
 from ..model.guide import FactorizedGuide
+from ..model.likelihoods import Categorical, SoftCategorical
 from ..model.network import BayesianNetwork
 from ..posterior.summary import summarize
-from ..priors.base import Prior
-from ..priors.horseshoe import GroupHorseshoe
-from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform
-from ..priors.standard_normal import StandardNormal
+from ..priors.base import GroupPrior
+from ..priors.learned_code import LearnedCode
 from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
 from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, thresholds_of, without_nan
+from .narrow import narrowed
 from .networks import network
 from .recipes import Recipe, recipe
 from .report import progress_pictures, write_report
-from .settings import Settings, check_objective
+from .settings import PRIORS, Settings
 from .tables import markdown
 
-#: priors by the command's names.
-PRIORS: dict[str, type[Prior]] = {
-    "gnj": GroupNormalJeffreys,
-    "ghs": GroupHorseshoe,
-    "svd": LogUniform,
-    "normal": StandardNormal,
-}
-
-
 _SECONDS_BETWEEN_PICTURES = 60
+# Of a teacher that is trained where the dense network is given.
+_TEACHER_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what is done, with what, and where it is written.
+
+    :param widths: outputs of every layer but the last that the fit starts from; empty for those of the dense network.
+    :param after_epoch: called with each new epoch of a fit.
+    """
+
+    settings: Settings
+    plan: Recipe
+    widths: tuple[int, ...]
+    data: Dataset
+    out: Path
+    resume: bool
+    progress: bool
+    say: Callable[[str], None]
+    after_epoch: Callable[[Epoch], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fit starts from.
+
+    :param net: the network.
+    :param stored_as: the network whose graph the file holds; the same function.
+    :param dense: the network to compare with.
+    :param collect: batches for new statistics of batch normalisation after pruning, where it is kept.
+    """
+
+    net: nn.Module
+    stored_as: nn.Module | None
+    dense: nn.Module | compressed.CompressedNetwork | None
+    collect: Sequence[Tensor] | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit, and how to compress it."""
+
+    model: BayesianNetwork
+    guide: FactorizedGuide
+    history: tuple[Epoch, ...]
+    compressed: Callable[..., compressed.CompressedNetwork]
 
 
 def run(
@@ -78,6 +121,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the whole job into a folder and return its metrics.
@@ -85,145 +129,248 @@ def run(
     :param device: where the networks and the data are; a run may be resumed on another one.
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
-    check_objective(settings, "elbo")
     build = network(settings.net)
+    plan = _checked(settings)
+    data = chosen_data(settings, data_dir).to(device)
+    widths = _widths(settings, plan)
+    pyro.set_rng_seed(settings.seed)
+    net = build(data.picture_shape, data.classes).to(device)
+    if settings.dense.weights is not None:
+        load_weights(net, settings.dense.weights)  # a file that does not fit is said before anything is written
+    teacher = net
+    if plan.distil.teacher not in (None, settings.net):
+        teacher = network(str(plan.distil.teacher))(data.picture_shape, data.classes).to(device)
+        if plan.distil.weights is not None:
+            load_weights(teacher, plan.distil.weights)
+    if settings.thresholds or widths:
+        graph = read_graph(net, data.train_x[:2])
+        layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
+        for layer in settings.thresholds or {}:
+            if layer not in layers:
+                raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
+        if widths:
+            narrowed(graph, widths)
+
+    def job(folder: Path) -> dict[str, Any]:
+        return _run(Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch), net, teacher)
+
+    return in_folder(Path(out), settings, resume, say, job)
+
+
+def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+    """What :func:`run` does in a folder of its own, stage by stage."""
+    started = time.perf_counter()
+    epochs_here: list[Epoch] = []
+
+    def after_epoch(epoch: Epoch) -> None:
+        epochs_here.append(epoch)
+        job.after_epoch(epoch)
+
+    job = replace(job, after_epoch=after_epoch)
+    whole = _widest_graph(job, net)
+    dense, dense_error = _dense_stage(job, net)
+    taught_by, teacher_error = _teacher_stage(job, teacher, dense, dense_error)
+    start = _start(job, dense, whole)
+    fitted = _fit_stage(job, start, taught_by, "checkpoint", job.plan)
+    first: compressed.CompressedNetwork | None = None
+    history = fitted.history
+    if job.plan.finetune.epochs:
+        first = fitted.compressed()
+        fitted = _finetune_stage(job, first, taught_by)
+        history = (*history, *fitted.history)
+    small = fitted.compressed(precision=job.settings.precision)
+    file_bytes = small.save(job.out / "network.pbc")
+    decoded = compressed.load(job.out / "network.pbc").to(job.data.test_x.device)
+    metrics = metrics_of(job.settings, job.data, dense, dense_error, small, decoded, file_bytes, history, fitted.guide)
+    metrics["started_from"] = list(job.widths)
+    if job.plan.distil.share:
+        metrics["teacher"] = {"net": job.plan.distil.teacher or job.settings.net, "error_percent": teacher_error}
+    if first is not None:
+        metrics["pruning_thresholds"] = thresholds_of(first)
+    kl_weight = job.plan.finetune.kl_weight if first is not None else job.plan.fit.kl_weight
+    metrics["diagnostics"] = diagnostics_of(
+        fitted.model, fitted.guide, decoded, job.data, float(kl_weight or 0), metrics["measured_on"], job.out
+    )
+    metrics["other_precision"] = other_precision(fitted.compressed, metrics["precision"], job.data)
+    before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
+    metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
+    metrics = without_nan(metrics)
+    write_atomically(job.out / "report.md", markdown(metrics).encode())
+    write_report(job.out, metrics)
+    write_atomically(job.out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+    return metrics
+
+
+def _checked(settings: Settings) -> Recipe:
+    """The run's recipe.
+
+    :raises UsageError: where settings are impossible, or do not go together.
+    """
     if settings.prior not in PRIORS:
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     if settings.precision not in RULES:
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
     if settings.batch_norm not in ("fold", "keep"):
         raise UsageError(f"batch_norm is fold or keep, not '{settings.batch_norm}'")
-    data = chosen_data(settings, data_dir).to(device)
+    if settings.widths is not None and settings.widths_from is not None:
+        raise UsageError("give widths, or a file to take them from, not both")
+    if settings.thresholds and PRIORS[settings.prior].roles == ("weight",) and has_codes(settings):
+        raise UsageError(f"the prior '{settings.prior}' prunes nothing by a threshold: its codes say what is left")
     plan = recipe(settings)
-    if (
-        plan.epochs < 1
-        or min(plan.pretrain_epochs, plan.finetune_epochs, plan.shift, plan.finetune_shift) < 0
-        or plan.batch_size < 1
-    ):
+    counts = (plan.dense.epochs, plan.finetune.epochs, plan.fit.shift, plan.finetune.shift)
+    if (plan.fit.epochs or 0) < 1 or min(count or 0 for count in counts) < 0 or (plan.fit.batch_size or 0) < 1:
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
-    rates = [plan.learning_rate, plan.log_learning_rate]
-    if plan.pretrain_learning_rate is not None:
-        rates.append(plan.pretrain_learning_rate)
-    weights = [plan.kl_weight, plan.finetune_kl_weight]
-    if not (all(0 < rate < math.inf for rate in rates) and all(0 <= weight < math.inf for weight in weights)):
-        raise UsageError("learning rates must be positive and KL weights not negative, all finite")
-    if settings.thresholds:
-        graph = read_graph(build(data.picture_shape, data.classes).to(device), data.train_x[:2])
-        layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
-        for layer in settings.thresholds:
-            if layer not in layers:
-                raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
-    pyro.set_rng_seed(settings.seed)
-    net = build(data.picture_shape, data.classes).to(device)
-    if settings.pretrained is not None:
-        load_weights(net, settings.pretrained)  # a file that does not fit is said before anything is written
-    return in_folder(
-        Path(out), settings, resume, say, lambda folder: _job(settings, plan, net, data, folder, resume, progress, say)
+    if (plan.distil.passes or 0) < 1:
+        raise UsageError("passes must be at least 1")
+    fit_rates = (plan.fit.learning_rate, plan.fit.log_learning_rate, plan.fit.code_learning_rate)
+    if not all(rate is not None and 0 < rate < math.inf for rate in (*fit_rates, plan.dense.learning_rate)):
+        raise UsageError("learning rates must be positive and finite")
+    if not all(0 <= (weight or 0) < math.inf for weight in (plan.fit.kl_weight, plan.finetune.kl_weight)):
+        raise UsageError("KL weights must not be negative, and finite")
+    if not 0 <= (plan.fit.affine or 0) < math.inf:
+        raise UsageError("affine must be 0 or more, and finite")
+    for name, part in (
+        ("decay", plan.fit.decay),
+        ("rounding", plan.fit.rounding),
+        ("teacher-share", plan.distil.share),
+    ):
+        if not 0 <= (part or 0) <= 1:
+            raise UsageError(f"{name} lies between 0 and 1")
+    if plan.distil.teacher is not None:
+        network(plan.distil.teacher)
+    if plan.distil.weights is not None and plan.distil.teacher in (None, settings.net):
+        raise UsageError("teacher-weights are those of another network than the dense one: name it with teacher")
+    return plan
+
+
+def has_codes(settings: Settings) -> bool:
+    """Whether the weights of a run are codes."""
+    prior = PRIORS[settings.prior]
+    return isinstance(prior.weights if isinstance(prior, GroupPrior) else prior, LearnedCode)
+
+
+def _widths(settings: Settings, plan: Recipe) -> tuple[int, ...]:
+    """Outputs of every layer but the last at the start; empty for all that the network has."""
+    if settings.widths_from is not None:
+        return tuple(len(layer.weight.codes) for layer in compressed.read(settings.widths_from).layers[:-1])
+    if not plan.widths:
+        return ()
+    try:
+        return tuple(int(width) for width in plan.widths.split("-"))
+    except ValueError:
+        raise UsageError(f"widths are numbers with hyphens between, as 8-12-32, not '{plan.widths}'") from None
+
+
+def _widest_graph(job: Job, net: nn.Module) -> Any:
+    return read_graph(net, job.data.train_x[:2]) if job.widths else None
+
+
+def _dense_stage(job: Job, net: nn.Module) -> tuple[nn.Module, float]:
+    """The dense network and its error; ``dense.safetensors``."""
+    stage = job.plan.dense
+    batches = batches_of(job.data, job.plan)
+    dense = dense_network(
+        net, batches, stage.epochs or 0, stage.learning_rate or 0, job.out / "dense.safetensors", job.progress
     )
+    error = error_percent(dense, job.data.test_x, job.data.test_y)
+    job.say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {error:.2f} %")
+    return dense, error
 
 
-def _job(
-    settings: Settings,
-    plan: Recipe,
-    net: nn.Module,
-    data: Dataset,
-    out: Path,
-    resume: bool,
-    progress: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """What :func:`run` does in a folder of its own."""
-    started = time.perf_counter()
-    epochs_here: list[Epoch] = []
+def _teacher_stage(job: Job, teacher: nn.Module, dense: nn.Module, dense_error: float) -> tuple[nn.Module, float]:
+    """By whose probabilities the network learns, and its error; ``teacher.safetensors`` where it is another network."""
+    if job.plan.distil.teacher in (None, job.settings.net):
+        return dense, dense_error
+    pyro.set_rng_seed(job.settings.seed)  # as if the dense network had just been read back, by a resumed run
+    epochs = 0 if job.plan.distil.weights is not None else job.plan.dense.epochs or _TEACHER_EPOCHS
+    rate = job.plan.dense.learning_rate or 0
+    file = job.out / "teacher.safetensors"
+    taught_by = dense_network(teacher, batches_of(job.data, job.plan), epochs, rate, file, job.progress)
+    error = error_percent(taught_by, job.data.test_x, job.data.test_y)
+    job.say(f"teacher, {job.plan.distil.teacher}: error {error:.2f} %")
+    return taught_by, error
 
-    rate = plan.learning_rate if plan.pretrain_learning_rate is None else plan.pretrain_learning_rate
-    batches = batches_of(data, plan)
-    dense = dense_network(net, batches, plan.pretrain_epochs, rate, out / "dense.safetensors", progress)
-    dense_error = error_percent(dense, data.test_x, data.test_y)
-    parameters = sum(p.numel() for p in dense.parameters())
-    say(f"dense network: {parameters:,} parameters, error {dense_error:.2f} %")
+
+def _start(job: Job, dense: nn.Module, whole: Any) -> Start:
+    """The network that the fit starts from: the dense one, its batch normalisation folded or kept, or a narrower one."""
+    pyro.set_rng_seed(job.settings.seed)
+    device = job.data.train_x.device
     collect: Sequence[Tensor] | None = None
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
-        if settings.batch_norm == "keep":
-            dense.train()
-            collect = data.train_x[:2000].split(plan.batch_size)
-        else:
-            dense = fold_batch_norm(dense, data.train_x[:2])
-
-    train = partial(
-        _fit, data=data, seed=settings.seed, prior=PRIORS[settings.prior](), resume=resume, progress=progress
-    )
-    model, guide, history = train(dense, plan=plan, checkpoint=out / "checkpoint", after_epoch=epochs_here.append)
-    export_posterior(out / "posterior.nc", model, guide, data, history)
-    how = partial(compress, model, guide, thresholds=settings.thresholds, batch_norm_loader=collect)
-    if plan.finetune_epochs:
-        first = how()
-        left = "-".join(map(str, first.architecture))
-        say(f"pruned to {left}; training on for {plan.finetune_epochs} epochs")
-        plan = replace(plan, epochs=plan.finetune_epochs, kl_weight=plan.finetune_kl_weight, shift=plan.finetune_shift)
-        net = first.network().to(data.train_x.device)
-        model, guide, more = train(net, plan=plan, checkpoint=out / "finetune", after_epoch=epochs_here.append)
-        export_posterior(out / "finetune.nc", model, guide, data, more)
-        history = (*history, *more)
-        how = partial(compress, model, guide, dense=first)
-    small = how(precision=settings.precision)
-    file_bytes = small.save(out / "network.pbc")
-    decoded = compressed.load(out / "network.pbc").to(data.test_x.device)
-    metrics = metrics_of(settings, data, dense, dense_error, small, decoded, file_bytes, history)
-    if plan.finetune_epochs:
-        metrics["pruning_thresholds"] = thresholds_of(first)
-    metrics["diagnostics"] = diagnostics_of(model, guide, decoded, data, plan, metrics["measured_on"], out)
-    metrics["other_precision"] = other_precision(how, settings, data)
-    before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
-    metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
-    metrics["file_bytes"] = (out / "network.pbc").stat().st_size
-    metrics = without_nan(metrics)
-    write_atomically(out / "report.md", markdown(metrics).encode())
-    write_report(out, metrics)
-    write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
-    return metrics
+    if job.widths:
+        graph = narrowed(whole, job.widths)
+    else:
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
+            if job.settings.batch_norm == "keep":
+                dense.train()
+                collect = job.data.train_x[:2000].split(job.plan.fit.batch_size or 1)
+            else:
+                dense = fold_batch_norm(dense, job.data.train_x[:2])
+        if collect is not None or not has_codes(job.settings):
+            return Start(dense, None, None, collect)
+        graph = read_graph(dense, job.data.train_x[:2])
+    net = GraphNetwork(arranged(graph.nodes), graph.tensors, graph.buffers).to(device)
+    stored_as = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    return Start(net, stored_as, dense if job.widths else None, None)
 
 
-def _fit(
-    net: nn.Module,
-    *,
-    data: Dataset,
-    plan: Recipe,
-    prior: Prior,
-    seed: int,
-    checkpoint: Path,
-    resume: bool,
-    progress: bool,
-    after_epoch: Callable[[Epoch], None],
-) -> tuple[BayesianNetwork, FactorizedGuide, tuple[Epoch, ...]]:
-    """A network's posterior; its training continues where there is a checkpoint to resume."""
+def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, plan: Recipe) -> Fitted:
+    """A network's posterior; ``checkpoint`` (or ``finetune``), from which its training continues, and its export."""
     pyro.clear_param_store()
-    model = BayesianNetwork(net, prior, num_data=len(data.train_x))
+    file = job.out / checkpoint
+    share = plan.distil.share or 0.0
+    likelihood = SoftCategorical() if share else Categorical()
+    model = BayesianNetwork(
+        start.net, PRIORS[job.settings.prior], num_data=len(job.data.train_x), likelihood=likelihood
+    )
     guide = FactorizedGuide(model)
-    resume = resume and checkpoint.exists()
-    course = [Epoch(**record) for record in load_checkpoint(checkpoint)[1]["history"]] if resume else []
+    resume = job.resume and file.exists()
+    course = [Epoch(**record) for record in load_checkpoint(file)[1]["history"]] if resume else []
     drawn = time.monotonic()
 
     def refresh(epoch: Epoch) -> None:
         nonlocal drawn
         course.append(epoch)
-        after_epoch(epoch)
+        job.after_epoch(epoch)
         if time.monotonic() > drawn + _SECONDS_BETWEEN_PICTURES:
-            progress_pictures(checkpoint.parent / "plots", course, summarize(guide))
+            progress_pictures(job.out / "plots", course, summarize(guide))
             drawn = time.monotonic()
 
     result = fit(
-        model,
-        guide,
-        batches_of(data, plan),
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-        log_learning_rate=plan.log_learning_rate,
-        kl_weight=plan.kl_weight,
-        seed=seed,
-        checkpoint=checkpoint,
-        resume=resume,
-        progress=progress,
-        after_epoch=refresh,
-    )
-    return model, guide, result.history
+        model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs or 1, schedule=_schedule(plan),
+        seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress, after_epoch=refresh,
+    )  # fmt: skip
+    model.likelihood = Categorical()  # whoever taught it, it is judged by labels
+    name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
+    export_posterior(job.out / name, model, guide, job.data, result.history)
+    thresholds = job.settings.thresholds if checkpoint == "checkpoint" else None
+    how = partial(
+        compress, model, guide, thresholds=thresholds, net=start.stored_as, dense=start.dense,
+        batch_norm_loader=start.collect,
+    )  # fmt: skip
+    return Fitted(model, guide, result.history, how)
+
+
+def _taught(job: Job, taught_by: nn.Module, plan: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches with labels, or with a teacher's probabilities."""
+    batches = batches_of(job.data, plan)
+    if not plan.distil.share:
+        return batches
+    return TaughtBatches(
+        job.data.train_x, job.data.train_y, taught_by, classes=job.data.classes, share=plan.distil.share,
+        augment=batches.augment, passes=plan.distil.passes or 1, batch_size=plan.fit.batch_size or 1,
+    )  # fmt: skip
+
+
+def _schedule(plan: Recipe) -> Schedule:
+    given = plan.fit
+    names = ("learning_rate", "log_learning_rate", "code_learning_rate", "kl_weight", "decay", "rounding")
+    return Schedule(**{name: getattr(given, name) for name in names})
+
+
+def _finetune_stage(job: Job, first: compressed.CompressedNetwork, taught_by: nn.Module) -> Fitted:
+    """The posterior of what pruning left; ``finetune`` and ``finetune.nc``."""
+    own = job.plan.finetune
+    job.say(f"pruned to {'-'.join(map(str, first.architecture))}; training on for {own.epochs} epochs")
+    fit_again = replace(job.plan.fit, epochs=own.epochs, kl_weight=own.kl_weight, shift=own.shift)
+    net = first.network().to(job.data.train_x.device)
+    return _fit_stage(job, Start(net, None, first, None), taught_by, "finetune", replace(job.plan, fit=fit_again))

@@ -24,20 +24,28 @@ from ..inspection.diagnostics import (
 )
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.summary import code_bytes
+from ..priors.cells import Cell
 from ..quantisation.rounding import RULES
 from .datasets import Dataset
-from .recipes import Recipe, recipe
+from .recipes import recipe
 from .settings import Settings
 
 # What predictions under drawn weights may cost, in floating point operations: some seconds of a processor.
 _OPERATIONS = 1e11
+# Draws of codes are exported where there are no more than this.
+_MOST_CODES = 20_000
 
 
 def export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Dataset, history: Sequence[Epoch]) -> None:
     """Write a fit for ArviZ, with predictions of a spread of training points; fewer of them for a large network."""
     points, draws = _effort(model, data.train_x)
     index = torch.linspace(0, len(data.train_x) - 1, min(points, len(data.train_x))).long()
-    save_inference_data(path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history)
+    codes = sum(code.centre.numel() for code in guide.posterior().values() if isinstance(code, Cell))
+    save_inference_data(
+        path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history,
+        weights=0 < codes <= _MOST_CODES,
+    )  # fmt: skip
 
 
 def _effort(model: BayesianNetwork, x: Tensor) -> tuple[int, int]:
@@ -55,7 +63,7 @@ def diagnostics_of(
     guide: FactorizedGuide,
     decoded: nn.Module,
     data: Dataset,
-    plan: Recipe,
+    kl_weight: float,
     measured_on: str,
     out: Path,
 ) -> dict[str, Any]:
@@ -63,8 +71,8 @@ def diagnostics_of(
     points, draws = _effort(model, data.train_x)
     found: dict[str, Any] = {"measured_on": measured_on}
     x, y = data.train_x[: 2 * points], data.train_y[: 2 * points]
-    if plan.kl_weight > 0:
-        ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=plan.kl_weight)
+    if kl_weight > 0:
+        ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=kl_weight)
         found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
     x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
     with torch.no_grad():
@@ -95,9 +103,13 @@ def metrics_of(
     decoded: nn.Module,
     file_bytes: int,
     history: tuple[Epoch, ...],
+    guide: FactorizedGuide,
 ) -> dict[str, Any]:
+    """The figures of a run; error and loss are those of the network decoded from the file."""
     figures = small.compression(file_bytes)
     last = history[-1]
+    coded = Cell in guide.families.values()
+    length = {"code_bytes": round(code_bytes(guide), 1)} if coded else {}
     return {
         "net": settings.net,
         "prior": settings.prior,
@@ -108,13 +120,18 @@ def metrics_of(
         "seed": settings.seed,
         "recipe": asdict(recipe(settings)),
         "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
-        "compressed": {"error_percent": error_percent(decoded, data.test_x, data.test_y)},
+        "compressed": {
+            "error_percent": error_percent(decoded, data.test_x, data.test_y),
+            "negative_log_likelihood": _loss(decoded, data),
+        },
+        "train_error_percent": error_percent(decoded, data.train_x[:10000], data.train_y[:10000]),
         "architecture": list(small.architecture),
         "bits": list(small.bits),
         "thresholds": thresholds_of(small),
-        "precision": settings.precision,
+        "precision": "learned" if coded else settings.precision,
         "compression": {name: round(value, 3) for name, value in asdict(figures).items()},
         "file_bytes": file_bytes,
+        **length,
         "loss_nats": {
             "negative_elbo_per_example": last.loss,
             "negative_log_likelihood_per_example": last.negative_log_likelihood,
@@ -137,13 +154,14 @@ def thresholds_of(small: compressed.CompressedNetwork) -> dict[str, dict[str, An
     return {name: asdict(threshold) for name, threshold in small.thresholds.items()}
 
 
-def other_precision(
-    how: Callable[..., compressed.CompressedNetwork], settings: Settings, data: Dataset
-) -> dict[str, Any]:
-    """The figures under the rules that were not chosen, for comparison; nothing is written."""
-    others = {}
-    for rule in RULES:
-        if rule == settings.precision:
+def other_precision(how: Callable[..., compressed.CompressedNetwork], precision: str, data: Dataset) -> dict[str, Any]:
+    """The figures under the rules that were not chosen, for comparison; nothing is written.
+
+    :param precision: the rule that was chosen; none of them where weights are codes, and nothing is to compare.
+    """
+    others: dict[str, Any] = {}
+    for rule in RULES if precision in RULES else ():
+        if rule == precision:
             continue
         small = how(precision=rule)
         others[rule] = {
@@ -152,3 +170,13 @@ def other_precision(
             "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
         }
     return others
+
+
+@torch.no_grad()
+def _loss(net: nn.Module, data: Dataset) -> float:
+    """Mean negative log-likelihood of the labels, in nats."""
+    losses = [
+        nn.functional.cross_entropy(net(x), y, reduction="sum")
+        for x, y in zip(data.test_x.split(1000), data.test_y.split(1000), strict=True)
+    ]
+    return float(sum(losses)) / len(data.test_x)

@@ -1,4 +1,4 @@
-"""A narrower network in place of a dense one: where a training under the objective ``rate`` may start."""
+"""A narrower network in place of a dense one: where a training under a learned code may start."""
 
 import math
 from collections.abc import Mapping
@@ -13,18 +13,16 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, is_layer
 
 
-def narrowed(graph: Graph, widths: tuple[int, ...]) -> tuple[Graph, dict[str, tuple[int, int]], int]:
+def narrowed(graph: Graph, widths: tuple[int, ...]) -> Graph:
     """A chain with fewer hidden units, freshly initialised, in place of the dense network.
 
     :param graph: the dense network's; a chain (:mod:`pyro_bc.file.chain`).
     :param widths: outputs of every layer but the last.
-    :returns: the narrower graph, and the dense network's shapes and parameters, for :func:`~pyro_bc.compress_codes`.
     :raises UsageError: where the network is no chain, or a width is impossible.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
     weights = [node.args[1].name for node in graph.nodes if is_layer(node)]
     dense_shapes = {name: (shapes[name][0], shapes[name][1]) for name in weights}
-    parameters = sum(tensor.numel() for tensor in graph.tensors.values())
     input_shape = tuple(size for size in graph.shapes[0] or () if isinstance(size, int))
     found = find_chain(graph.nodes, shapes, dense_shapes, input_shape)
     if found is None:
@@ -40,7 +38,7 @@ def narrowed(graph: Graph, widths: tuple[int, ...]) -> tuple[Graph, dict[str, tu
         if len(shape) > 1:
             tensors[name].normal_(0, math.sqrt(2 / math.prod(shape[1:])))  # He et al. 2015, for rectified units
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    return Graph(graph.nodes, tensors, _shapes(graph, meta), graph.buffers), dense_shapes, parameters
+    return Graph(graph.nodes, tensors, _shapes(graph, meta), graph.buffers)
 
 
 def _shapes(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...] | None, ...]:

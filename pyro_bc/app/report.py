@@ -10,7 +10,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 
 from ..errors import UsageError
 from ..file import compressed
-from ..inference.checkpoint import load_checkpoint
 from ..inference.history import Epoch
 from ..inspection import plots
 from ..inspection.arviz import arviz_package, history_of, layer_posteriors
@@ -27,7 +25,7 @@ from ..inspection.diagnostics import Calibration
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.files import write_atomically
-from .settings import Settings
+from .settings import command, flat
 from .tables import cuts_in_words, rows
 
 
@@ -76,8 +74,6 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     :raises UsageError: where the folder holds no finished run.
     """
     folder = Path(folder)
-    if metrics is None and _is_coded(folder):
-        return write_rate_report(folder)
     for name in ("run.json", "network.pbc", "posterior.nc", "metrics.json")[: 4 if metrics is None else 3]:
         if not (folder / name).is_file():
             raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
@@ -132,47 +128,9 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
             for label, c in checks["calibration"].items()
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
-    page = _page(metrics, settings, f"Thresholds: {cuts_in_words(cuts)}.", checks, pages.pictures)
+    page = _page(metrics, settings, f"{cuts_in_words(cuts)}.", checks, pages.pictures)
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
-
-
-def _is_coded(folder: Path) -> bool:
-    """Whether a folder is of a run under the objective ``rate``."""
-    file = folder / "run.json"
-    return file.is_file() and json.loads(file.read_text()).get("objective") == "rate"
-
-
-def write_rate_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` of a run under the objective ``rate``, from the files in its folder.
-
-    :param metrics: None for those in ``metrics.json``.
-    :returns: the page's path.
-    :raises UsageError: where the folder holds no finished run.
-    """
-    folder = Path(folder)
-    for name in ("run.json", "network.pbc", "checkpoint", "metrics.json")[: 4 if metrics is None else 3]:
-        if not (folder / name).is_file():
-            raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
-    if metrics is None:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics is not None
-    small = compressed.read(folder / "network.pbc")
-    history = [Epoch(**record) for record in load_checkpoint(folder / "checkpoint")[1]["history"]]
-    pages = _Pages(folder)
-    pages.add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
-    pages.add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
-    pages.add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
-    pages.add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
-    pages.add("Training", "codes_left", partial(_codes_left, history), plots.groups_left)
-    settings = json.loads((folder / "run.json").read_text())
-    how = "The KL is the length of the code, and steps are learned: nothing was cut by a threshold."
-    write_atomically(folder / "report.html", _page(metrics, settings, how, {}, pages.pictures).encode())
-    return folder / "report.html"
-
-
-def _codes_left(history: Sequence[Epoch], ax: Any) -> Any:
-    return plots.groups_left(history, ax).set_ylabel("codes that are not 0")
 
 
 class _Pages:
@@ -191,22 +149,6 @@ class _Pages:
             how = how[:1].upper() + how[1:]
         picture = _save(self.folder / "plots" / f"{name}.png", draw)
         self.pictures.append((section, name, how, picture, function))
-
-
-def command(settings: Mapping[str, Any]) -> str:
-    """The command line that made a run, without its ``--out``."""
-    plain = Settings("", "", "")
-    words = ["pyro-bc run"]
-    for field in fields(Settings):
-        value = settings.get(field.name)
-        if value is None or (value == getattr(plain, field.name) and value != ""):
-            continue
-        option = "--" + field.name.replace("_", "-")
-        if field.name == "thresholds":
-            words += [f"--threshold {layer}={cut:g}" for layer, cut in value.items()]
-        else:
-            words.append(option if value is True else f"{option} {value}")
-    return " ".join(words)
 
 
 def findings(checks: Mapping[str, Any]) -> list[str]:
@@ -291,9 +233,8 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
                 caption = f"<figcaption>{html.escape(how)}</figcaption>" if how else ""
                 parts.append(f'<figure><img alt="{html.escape(name)}" src="{source}">{caption}</figure>')
         parts.append("</div>")
-    recipe = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in metrics["recipe"].items() if value is not None
-    )
+    told = {name: value for name, value in flat(metrics["recipe"]).items() if value not in (None, "")}
+    recipe = ", ".join(f"{name.replace('.', ' ').replace('_', ' ')} {value}" for name, value in told.items())
     parts += [
         "<h2>How it was made</h2>",
         f"<pre>{html.escape(command(settings))}</pre>",

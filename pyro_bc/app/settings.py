@@ -60,7 +60,9 @@ class Fit:
     shift: int | None = _option("shift", int, "move training pictures by up to so many pixels")
     flip: bool | None = None
     affine: float | None = _option(
-        "affine", float, "strength of random rotation, scaling, shear and shift; 1 is up to 8 degrees, 8 %%, 0.1, 1.5 px"
+        "affine",
+        float,
+        "strength of random rotation, scaling, shear and shift; 1 is up to 8 degrees, 8 %%, 0.1, 1.5 px",
     )
 
 

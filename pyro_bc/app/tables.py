@@ -34,50 +34,38 @@ def markdown(metrics: Mapping[str, Any]) -> str:
             f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
-    recipe, also = metrics["recipe"], ""
-    if recipe["finetune_epochs"]:
-        also = f"{recipe['finetune_epochs']} epochs of what was left, KL weight {recipe['finetune_kl_weight']:g}, "
-    for phase, pixels in (("", recipe["shift"]), (" of what was left", recipe["finetune_shift"])):
+    recipe = metrics["recipe"]
+    own, again = recipe["fit"], recipe["finetune"]
+    how = [f"{own['epochs']} epochs", f"KL weight {own['kl_weight']:g}"]
+    if metrics["started_from"]:
+        how.append(f"started from widths {'-'.join(map(str, metrics['started_from']))}")
+    if "teacher" in metrics:
+        teacher = metrics["teacher"]
+        how.append(f"taught by {teacher['net']} ({teacher['error_percent']:.2f} %)")
+    if again["epochs"]:
+        how.append(f"{again['epochs']} epochs of what was left, KL weight {again['kl_weight']:g}")
+    for phase, pixels in (("", own["shift"]), (" of what was left", again["shift"])):
         if pixels:
-            also += f"training pictures{phase} moved by up to {pixels} pixels, "
-    if recipe["flip"]:
-        also += "and mirrored, "
-    how = cuts_in_words(metrics["thresholds"])
+            how.append(f"training pictures{phase} moved by up to {pixels} pixels")
+    if own["flip"]:
+        how.append("and mirrored")
+    if own["affine"]:
+        how.append(f"affine augmentation {own['affine']:g}")
+    cut = cuts_in_words(metrics["thresholds"])
     lines += [
         "",
-        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). Thresholds: {how}. "
-        f"{recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, {also}{metrics['seconds']:.0f} s in all.",
+        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). {cut}. {', '.join(how)}, "
+        f"{metrics['seconds']:.0f} s in all.",
         "",
     ]
     return "\n".join(lines)
 
 
-def rate_markdown(metrics: Mapping[str, Any]) -> str:
-    """The metrics of a run under the objective ``rate`` as a Markdown page."""
-    dense, teacher, recipe, c = (metrics[key] for key in ("dense", "teacher", "recipe", "compression"))
-    shape, bits = ("-".join(map(str, metrics[key])) for key in ("architecture", "bits"))
-    return "\n".join([
-        f"# {metrics['net']} on {metrics['data_name']}, objective rate, seed {metrics['seed']}",
-        "",
-        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
-        f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
-        "",
-        "| error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
-        "|---|---|---|---|---|---|---|",
-        f"| {metrics['compressed']['error_percent']:.2f} | {shape} | {bits} | {c['pruning']:.1f} | "
-        f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |",
-        "",
-        f"File: {metrics['file_bytes']:,} bytes. {recipe['epochs']} epochs, KL weight {recipe['kl_weight']:g}, started "
-        f"from widths {'-'.join(map(str, metrics['started_from'])) or 'of the dense network'}, taught by "
-        f"{teacher['net']} ({teacher['error_percent']:.2f} %), affine augmentation {recipe['affine']:g}, "
-        f"{metrics['seconds']:.0f} s in all.",
-        "",
-    ])  # fmt: skip
-
-
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Thresholds in words."""
-    return ", ".join(
+    """Where layers were cut."""
+    if all(cut["value"] is None for cut in thresholds.values()):
+        return "Nothing was cut by a threshold"
+    return "Thresholds: " + ", ".join(
         f"{name} none" if cut["value"] is None else f"{name} {cut['value']:.2f} ({cut['method']})"
         for name, cut in thresholds.items()
     )
