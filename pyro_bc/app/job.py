@@ -162,9 +162,11 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     started = time.perf_counter()
     epochs_here: list[Epoch] = []
 
+    told = job.after_epoch
+
     def after_epoch(epoch: Epoch) -> None:
         epochs_here.append(epoch)
-        job.after_epoch(epoch)
+        told(epoch)
 
     job = replace(job, after_epoch=after_epoch)
     whole = _widest_graph(job, net)
@@ -229,11 +231,8 @@ def _checked(settings: Settings) -> Recipe:
         raise UsageError("KL weights must not be negative, and finite")
     if not 0 <= (plan.fit.affine or 0) < math.inf:
         raise UsageError("affine must be 0 or more, and finite")
-    for name, part in (
-        ("decay", plan.fit.decay),
-        ("rounding", plan.fit.rounding),
-        ("teacher-share", plan.distil.share),
-    ):
+    parts = {"decay": plan.fit.decay, "rounding": plan.fit.rounding, "teacher-share": plan.distil.share}
+    for name, part in parts.items():
         if not 0 <= (part or 0) <= 1:
             raise UsageError(f"{name} lies between 0 and 1")
     if plan.distil.teacher is not None:
@@ -292,7 +291,7 @@ def _teacher_stage(job: Job, teacher: nn.Module, dense: nn.Module, dense_error: 
 
 
 def _start(job: Job, dense: nn.Module, whole: Any) -> Start:
-    """The network that the fit starts from: the dense one, its batch normalisation folded or kept, or a narrower one."""
+    """The network that the fit starts from: the dense one, batch normalisation folded or kept, or a narrower one."""
     pyro.set_rng_seed(job.settings.seed)
     device = job.data.train_x.device
     collect: Sequence[Tensor] | None = None

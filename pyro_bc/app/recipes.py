@@ -10,6 +10,9 @@ from typing import Any
 from ..errors import UsageError
 from .settings import Dense, Distil, Finetune, Fit, Settings
 
+_NO_FINETUNE = Finetune(epochs=0, kl_weight=0.1, shift=0)
+_NO_TEACHER = Distil(share=0.0, passes=12)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,8 +23,8 @@ class Recipe:
 
     dense: Dense
     fit: Fit
-    finetune: Finetune = Finetune(epochs=0, kl_weight=0.1, shift=0)
-    distil: Distil = Distil(share=0.0, passes=12)
+    finetune: Finetune = _NO_FINETUNE
+    distil: Distil = _NO_TEACHER
     widths: str = ""
 
 

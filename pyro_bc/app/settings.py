@@ -62,7 +62,7 @@ class Fit:
     affine: float | None = _option(
         "affine",
         float,
-        "strength of random rotation, scaling, shear and shift; 1 is up to 8 degrees, 8 %%, 0.1, 1.5 px",
+        "strength of random rotation, scaling, shear and shift; 1 is 8 degrees, 8 %%, 0.1, 1.5 px",
     )
 
 

@@ -297,7 +297,9 @@ def add_history(history: list[Epoch], add_values: Callable[..., None], coords: d
 
 def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence[int]) -> dict[str, Any]:
     (model,) = guide._source
-    layers = {name: {"prior": prior.description(), "type": kind.op} for name, (prior, _, kind) in guide.layers.items()}
+    layers: dict[str, dict[str, Any]] = {
+        name: {"prior": prior.description(), "type": kind.op} for name, (prior, _, kind) in guide.layers.items()
+    }
     attributes = {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "inference_library": "pyro_bc",

@@ -34,7 +34,7 @@ recognised by them (:func:`find_layers`).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import pyro
@@ -218,7 +218,8 @@ class Prior(ABC):
 
     def description(self) -> dict[str, Any]:
         """The prior as JSON-able values, from which :func:`described_prior` makes an equal one."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)} if _is_dataclass(self) else {}
+        itself: Any = self
+        values = {own.name: getattr(self, own.name) for own in fields(itself)} if is_dataclass(self) else {}
         told = {name: v.description() if isinstance(v, Prior) else v for name, v in values.items()}
         return {"type": type(self).__name__, **told}
 
@@ -251,10 +252,6 @@ class GroupPrior(Prior):
 
     def weight_statistic(self, q: Mapping[str, Any]) -> Tensor | None:
         return self.weights.statistic(q)
-
-
-def _is_dataclass(value: Any) -> bool:
-    return hasattr(type(value), "__dataclass_fields__")
 
 
 def described_prior(description: Mapping[str, Any]) -> Prior:
