@@ -219,7 +219,9 @@ class Prior(ABC):
     def description(self) -> dict[str, Any]:
         """The prior as JSON-able values, from which :func:`described_prior` makes an equal one."""
         itself: Any = self
-        values = {own.name: getattr(self, own.name) for own in fields(itself)} if is_dataclass(self) else {}
+        values: dict[str, Any] = {}
+        if is_dataclass(self):
+            values = {own.name: getattr(self, own.name) for own in fields(itself)}
         told = {name: v.description() if isinstance(v, Prior) else v for name, v in values.items()}
         return {"type": type(self).__name__, **told}
 

@@ -11,6 +11,7 @@ is the rate (Ballé et al. 2017, 1611.01704, section 2; Oktay et al. 2020, 1906.
 are in units of the step.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -71,13 +72,13 @@ class LaplaceCells(TorchDistribution):
     a Laplace density of scale :math:`b_k`. A narrow component is the probability of a zero, the others say how large
     what is left may be.
 
-    :param log_scales: :math:`\log b_k`, ``(components,)``, or ``(classes, components)``.
+    :param log_scales: :math:`\log b_k`, ``(classes, components)``.
     :param logits: of :math:`\pi_k`, same shape.
-    :param classes: of the last entries of the batch, int64, ``(cells,)``, the same for all that come before them; None
-        where there is one class.
+    :param membership: to which class each of the batch's last entries belongs, the same for all that come before them:
+        ``(classes, cells)``, a 1 in each column; None where there is one class.
     :param shape: batch shape.
 
-    >>> p = LaplaceCells(torch.zeros(1), torch.zeros(1), shape=(3,))
+    >>> p = LaplaceCells(torch.zeros(1, 1), torch.zeros(1, 1), shape=(3,))
     >>> p.log_prob(torch.arange(3.0)).exp()
     tensor([0.3935, 0.1917, 0.0705])
     """
@@ -85,24 +86,29 @@ class LaplaceCells(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real
 
-    def __init__(self, log_scales: Tensor, logits: Tensor, classes: Tensor | None = None, shape: Sequence[int] = ()):
-        self.log_scales, self.logits, self.classes = log_scales, logits, classes
+    def __init__(
+        self, log_scales: Tensor, logits: Tensor, membership: Tensor | None = None, shape: Sequence[int] = ()
+    ):
+        self.log_scales, self.logits, self.membership = log_scales, logits, membership
         super().__init__(torch.Size(shape), torch.Size(), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LaplaceCells":
-        new = LaplaceCells(self.log_scales, self.logits, self.classes, batch_shape)
-        new.__dict__ |= {key: value for key, value in self.__dict__.items() if key not in new.__dict__}
-        return new
+        return LaplaceCells(self.log_scales, self.logits, self.membership, batch_shape)
 
-    def _by_cell(self, table: Tensor) -> Tensor:
-        """A table of ``(components,)`` or ``(classes, components)`` as ``(components, cells)``."""
-        return (table[None] if self.classes is None else table[self.classes]).T
+    def _by_cell(self, *tables: Tensor) -> tuple[Tensor, ...]:
+        """Tables of ``(classes, components)`` as ``(components, cells)`` each.
+
+        A product with ones and zeros: a compiler then computes a table's entries once, instead of for every code.
+        """
+        table = torch.cat(tables, 1)
+        membership = table.new_ones(1, 1) if self.membership is None else self.membership
+        return (table.T @ membership).split(tables[0].shape[1])
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        rows = torch.empty(shape, device=self.logits.device).reshape(-1, self._by_cell(self.logits).shape[1])
-        scales = self._by_cell(self.log_scales.exp()).T.expand(*rows.shape, -1)
-        probabilities = self._by_cell(self.logits.softmax(-1)).T.expand(*rows.shape, -1)
+        scales, probabilities = (t.T for t in self._by_cell(self.log_scales.exp(), self.logits.softmax(-1)))
+        rows = math.prod(shape) // len(scales)
+        scales, probabilities = (table.expand(rows, *table.shape) for table in (scales, probabilities))
         chosen = torch.distributions.Categorical(probabilities).sample()
         scale = scales.gather(-1, chosen[..., None])[..., 0].reshape(shape)
         noise = torch.rand(shape, dtype=scale.dtype, device=scale.device) - 0.5
@@ -110,14 +116,15 @@ class LaplaceCells(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:returns: the logarithm of the cell's probability around ``value``, of its shape; at least −20.7."""
-        inverse, probabilities = self._by_cell((-self.log_scales).exp()), self._by_cell(self.logits.softmax(-1))
-        v = value.abs().reshape(-1, inverse.shape[1])
-        beside, inside = v + 0.5, v < 0.5
-        gap = (v - 0.5).abs()  # no branch below may overflow, as both are computed
+        rates = (-self.log_scales).exp()  # 1/b of each component
+        halves, sides = torch.exp(-0.5 * rates), torch.sinh(0.5 * rates)
+        tables = self._by_cell(rates, halves, sides, self.logits.softmax(-1))
+        v = value.abs().reshape(-1, tables[0].shape[1])
+        holds_zero = v < 0.5
         total: Any = 0.0
-        for component, probability in zip(inverse, probabilities, strict=True):
-            above = -0.5 * torch.exp(-beside * component)  # F(v + 1/2) - 1
-            tail = 0.5 * torch.exp(-gap * component)
-            below = torch.where(inside, tail - 1, -tail)  # F(v - 1/2) - 1
-            total = total + (above - below) * probability
+        for rate, half, side, probability in zip(*tables, strict=True):
+            tail = torch.exp(-v * rate)
+            # Of the cell that holds 0: 1 - exp(-1/2b) cosh(v/b). Both branches are computed, so neither may overflow.
+            around = 1 - 0.5 * half * (tail + 1 / torch.maximum(tail, half))
+            total = total + torch.where(holds_zero, around, tail * side) * probability
         return total.clamp_min(_LEAST).log().reshape(value.shape)

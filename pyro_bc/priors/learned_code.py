@@ -49,7 +49,7 @@ class Code(nn.Module):
     :raises UsageError: where the grid does not fit the tensor.
     """
 
-    classes: Tensor | None
+    membership: Tensor | None
 
     def __init__(self, values: Tensor, grid: Sequence[int] = ()):
         super().__init__()
@@ -59,12 +59,12 @@ class Code(nn.Module):
         spread = float(values.detach().double().square().mean().sqrt())
         step = spread / _INITIAL_CODES if spread > 0 else 0.1
         self.log_step = nn.Parameter(values.new_tensor(math.log(step)))
-        classes = frequencies(self.grid).to(values.device) if self.grid else None
-        self.register_buffer("classes", classes, persistent=False)
+        membership = nn.functional.one_hot(frequencies(self.grid)).T.to(values) if self.grid else None
+        self.register_buffer("membership", membership, persistent=False)
         for dim, size in enumerate(self.grid):
             basis = cosine_basis(size, values.dtype, values.device)
             self.register_buffer(f"basis{dim}", basis, persistent=False)
-        count = 1 if classes is None else int(classes.max()) + 1
+        count = 1 if membership is None else len(membership)
         apart = torch.linspace(-1.5, 1.5, COMPONENTS, dtype=values.dtype, device=values.device)
         self.log_scales = nn.Parameter(apart.repeat(count, 1))
         self.logits = nn.Parameter(torch.zeros_like(self.log_scales))
@@ -79,10 +79,7 @@ class Code(nn.Module):
 
     def density(self) -> LaplaceCells:
         """Prior over the codes, batch shape that of the tensor, as it has been learned so far."""
-        log_scales = self.log_scales.clamp(*_LOG_SCALES)
-        if self.classes is None:
-            return LaplaceCells(log_scales[0], self.logits[0], shape=self.shape)
-        return LaplaceCells(log_scales, self.logits, self.classes, self.shape)
+        return LaplaceCells(self.log_scales.clamp(*_LOG_SCALES), self.logits, self.membership, self.shape)
 
     def decoded(self, codes: Tensor) -> Tensor:
         """The tensor that codes stand for."""
