@@ -26,6 +26,8 @@ from .inference.elbo import ElboTerms, elbo_terms
 from .inference.fit import fit
 from .inference.history import Epoch, FitResult
 from .inference.local_reparameterization import local_reparameterization
+from .inference.schedule import Schedule
+from .inference.straight_through import rounded_codes
 from .inspection import diagnostics, plots
 from .inspection.arviz import save_inference_data, to_inference_data
 from .model.guide import FactorizedGuide
@@ -36,8 +38,6 @@ from .posterior.summary import LayerPosterior, summarize
 from .priors.base import Prior
 from .priors.horseshoe import GroupHorseshoe, half_cauchy_factors
 from .priors.learned_code import LearnedCode
-from .inference.schedule import Schedule
-from .inference.straight_through import rounded_codes
 from .priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
 from .priors.standard_normal import StandardNormal
 
@@ -90,8 +90,8 @@ __all__ = [
     "plots",
     "read",
     "read_graph",
-    "save_inference_data",
     "rounded_codes",
+    "save_inference_data",
     "summarize",
     "to_inference_data",
     "to_int8",
