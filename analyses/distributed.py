@@ -14,6 +14,7 @@ import torch
 import torch.distributed as distributed
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.networks import lenet_300_100
 from pyro_bc.inspection.diagnostics import error_percent
 
@@ -30,12 +31,12 @@ def main() -> None:
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     first = distributed.get_rank() == 0
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data = pyro_bc.load_dataset(arguments.data, arguments.data_dir)
+    data = load_dataset(arguments.data, arguments.data_dir)
     pyro.set_rng_seed(0)
     net = lenet_300_100(data.picture_shape, data.classes)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y, arguments.batch_size)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y, arguments.batch_size)
     checkpoint = arguments.out / "checkpoint"
     result = pyro_bc.fit(
         model, guide, batches, epochs=arguments.epochs, kl_weight=0.2, checkpoint=checkpoint, resume=checkpoint.exists()

@@ -17,7 +17,9 @@ import torch
 from pyro import poutine
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.networks import lenet_300_100
+from pyro_bc.inference.elbo import elbo_terms
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 200
@@ -49,16 +51,16 @@ def gradient_variance(estimate, parameters: list[torch.Tensor]) -> list[float]:
 def ratios(prior: pyro_bc.Prior) -> dict[str, float]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     model = pyro_bc.BayesianNetwork(lenet_300_100(data.picture_shape), prior, num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y)
     pyro_bc.fit(model, guide, batches, epochs=60, kl_weight=0.02, log_learning_rate=2e-2, progress=False)
     x, y = data.train_x[:128], data.train_y[:128]
     names = [f"locs.{layer}.weight" for layer in guide.layers]
     parameters = [dict(guide.named_parameters())[name] for name in names]
     by_weights = gradient_variance(lambda: log_likelihood_by_weights(model, guide, x, y), parameters)
-    local = gradient_variance(lambda: pyro_bc.elbo_terms(model, guide, x, y).log_likelihood, parameters)
+    local = gradient_variance(lambda: elbo_terms(model, guide, x, y).log_likelihood, parameters)
     result = {name.split(".")[2]: w / v for name, w, v in zip(names, by_weights, local, strict=True)}
     return result | {"all": sum(by_weights) / sum(local)}
 

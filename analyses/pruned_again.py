@@ -45,7 +45,7 @@ def main() -> None:
     data = data.development() if args.development else data
     first = pyro_bc.read(START)
     pyro.set_rng_seed(args.seed)
-    likelihood = pyro_bc.SoftCategorical() if args.teacher else pyro_bc.Categorical()
+    likelihood = pyro_bc.likelihoods.SoftCategorical() if args.teacher else pyro_bc.likelihoods.Categorical()
     model = pyro_bc.BayesianNetwork(
         first.network(), pyro_bc.GroupHorseshoe(), num_data=len(data.train_x), likelihood=likelihood
     )
@@ -55,7 +55,7 @@ def main() -> None:
     if args.teacher:
         teacher = network("lenet-5-caffe")(data.picture_shape, data.classes).eval()
         load_weights(teacher, args.teacher)
-        batches = pyro_bc.TaughtBatches(
+        batches = pyro_bc.data.TaughtBatches(
             data.train_x, data.train_y, teacher, classes=10, augment=augment, passes=9, batch_size=128
         )
     pyro_bc.fit(

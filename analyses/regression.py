@@ -24,6 +24,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import pyro_bc
+from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -47,7 +48,7 @@ def standardised() -> tuple[torch.Tensor, ...]:
 def make_model(num_data: int, inputs: int, prior: pyro_bc.Prior):
     def model(x, y=None):
         # One layer in full: a scale per input, a weight per connection, a bias. `prior.sample` writes the same sites.
-        z = pyro.sample("fc1.scale", pyro_bc.NormalJeffreys().expand([inputs]).to_event(1))
+        z = pyro.sample("fc1.scale", NormalJeffreys().expand([inputs]).to_event(1))
         w = pyro.sample("fc1.weight", dist.Normal(0.0, 1.0).expand([HIDDEN, inputs]).to_event(2))
         b = pyro.sample("fc1.bias", dist.Normal(0.0, 1.0).expand([HIDDEN]).to_event(1))
         hidden = torch.tanh(F.linear(x, z * w, b))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.inspection.diagnostics import error_percent
 from pyro_bc.runtime.files import write_atomically
 
@@ -43,7 +44,7 @@ def pretrain(net, data, epochs):
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     net.train()
     for _ in range(epochs):
-        for x, y in pyro_bc.Batches(data.train_x, data.train_y, 64):
+        for x, y in pyro_bc.data.Batches(data.train_x, data.train_y, 64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), y).backward()
             optimizer.step()
@@ -60,14 +61,14 @@ def main() -> None:
     parser.add_argument("--development", action="store_true", help="measure on held-out training data")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     if args.development:
         data = data.development()
     net = pretrain(RowTransformer(), data, args.pretrain_epochs)
     dense_error = error_percent(net, data.test_x, data.test_y)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y, 64)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y, 64)
     pyro_bc.fit(
         model, guide, batches, epochs=args.epochs, log_learning_rate=2e-2, kl_weight=args.kl_weight, seed=args.seed,
         progress=sys.stderr.isatty(),

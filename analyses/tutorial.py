@@ -13,6 +13,7 @@ import pyro
 import torch
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.inspection import diagnostics, plots
 
 matplotlib.use("Agg")  # a notebook shows pictures without this line
@@ -33,7 +34,7 @@ def keep(ax, name):
 
 # %%
 pyro.set_rng_seed(0)
-data = pyro_bc.load_dataset("digits").development()  # choices are made on held-out training data
+data = load_dataset("digits").development()  # choices are made on held-out training data
 net = torch.nn.Sequential(
     torch.nn.Flatten(), torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 50), torch.nn.ReLU(),
     torch.nn.Linear(50, 10),
@@ -51,7 +52,7 @@ print("\n".join(f"{name:20} {tuple(site['value'].shape)}" for name, site in trac
 
 # %%
 guide = pyro_bc.FactorizedGuide(model)
-batches = pyro_bc.Batches(data.train_x, data.train_y, 128)
+batches = pyro_bc.data.Batches(data.train_x, data.train_y, 128)
 frames = []
 result = pyro_bc.fit(
     model, guide, batches, epochs=200, learning_rate=3e-3, log_learning_rate=2e-2, kl_weight=0.05,

@@ -6,94 +6,110 @@
 >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
 >>> model = pyro_bc.BayesianNetwork(net, prior=pyro_bc.GroupNormalJeffreys(), num_data=64)
 >>> guide = pyro_bc.FactorizedGuide(model)
->>> result = pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 32), epochs=2, progress=False)
+>>> result = pyro_bc.fit(model, guide, pyro_bc.data.Batches(x, y, 32), epochs=2, progress=False)
 >>> small = pyro_bc.compress(model, guide)
+
+Names are imported where they are first used: loading a compressed network needs neither Pyro nor ArviZ.
 """
 
-from .app.datasets import load_dataset
-from .compression.batch_norm import fold_batch_norm
-from .compression.compress import compress
-from .data.augment import Affine, ShiftAndFlip
-from .data.batches import Batches
-from .data.teacher import TaughtBatches
-from .errors import OutputError, PyroBCError
-from .file.compressed import CompressedNetwork, Compression, load, read
-from .graph.module import GraphNetwork
-from .graph.nodes import Graph
-from .graph.onnx import OnnxNetwork, to_int8, to_onnx
-from .graph.read import read_graph
-from .inference.elbo import ElboTerms, elbo_terms
-from .inference.fit import fit
-from .inference.history import Epoch, FitResult
-from .inference.local_reparameterization import local_reparameterization
-from .inference.schedule import Schedule
-from .inference.straight_through import rounded_codes
-from .inspection import diagnostics, plots
-from .inspection.arviz import save_inference_data, to_inference_data
-from .model.guide import FactorizedGuide
-from .model.layers import BayesianConv1d, BayesianConv2d, BayesianLinear
-from .model.likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
-from .model.network import BayesianNetwork, bayesianize
-from .posterior.summary import LayerPosterior, summarize
-from .priors.base import Prior
-from .priors.horseshoe import GroupHorseshoe, half_cauchy_factors
-from .priors.learned_code import LearnedCode
-from .priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
-from .priors.standard_normal import StandardNormal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data as data
+    from . import errors as errors
+    from . import graph as graph
+    from .compression.compress import compress as compress
+    from .errors import PyroBCError as PyroBCError
+    from .file.compressed import CompressedNetwork as CompressedNetwork
+    from .file.compressed import Compression as Compression
+    from .file.compressed import load as load
+    from .file.compressed import read as read
+    from .graph import onnx as onnx
+    from .inference.fit import fit as fit
+    from .inference.history import Epoch as Epoch
+    from .inference.history import FitResult as FitResult
+    from .inference.local_reparameterization import local_reparameterization as local_reparameterization
+    from .inference.schedule import Schedule as Schedule
+    from .inference.straight_through import rounded_codes as rounded_codes
+    from .inspection import diagnostics as diagnostics
+    from .inspection import plots as plots
+    from .inspection.arviz import save_inference_data as save_inference_data
+    from .inspection.arviz import to_inference_data as to_inference_data
+    from .model import likelihoods as likelihoods
+    from .model.guide import FactorizedGuide as FactorizedGuide
+    from .model.layers import BayesianConv1d as BayesianConv1d
+    from .model.layers import BayesianConv2d as BayesianConv2d
+    from .model.layers import BayesianLinear as BayesianLinear
+    from .model.network import BayesianNetwork as BayesianNetwork
+    from .model.network import bayesianize as bayesianize
+    from .posterior.summary import LayerPosterior as LayerPosterior
+    from .posterior.summary import summarize as summarize
+    from .priors.base import GroupPrior as GroupPrior
+    from .priors.base import Prior as Prior
+    from .priors.horseshoe import GroupHorseshoe as GroupHorseshoe
+    from .priors.learned_code import LearnedCode as LearnedCode
+    from .priors.normal_jeffreys import GroupNormalJeffreys as GroupNormalJeffreys
+    from .priors.normal_jeffreys import LogUniform as LogUniform
+    from .priors.standard_normal import StandardNormal as StandardNormal
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Affine",
-    "Batches",
-    "BayesianConv1d",
-    "BayesianConv2d",
-    "BayesianLinear",
-    "BayesianNetwork",
-    "Bernoulli",
-    "Categorical",
-    "CompressedNetwork",
-    "Compression",
-    "ElboTerms",
-    "Epoch",
-    "FactorizedGuide",
-    "FitResult",
-    "Graph",
-    "GraphNetwork",
-    "GroupHorseshoe",
-    "GroupNormalJeffreys",
-    "LayerPosterior",
-    "LearnedCode",
-    "Likelihood",
-    "LogUniform",
-    "Normal",
-    "NormalJeffreys",
-    "OnnxNetwork",
-    "OutputError",
-    "Prior",
-    "PyroBCError",
-    "Schedule",
-    "ShiftAndFlip",
-    "SoftCategorical",
-    "StandardNormal",
-    "TaughtBatches",
-    "bayesianize",
-    "compress",
-    "diagnostics",
-    "elbo_terms",
-    "fit",
-    "fold_batch_norm",
-    "half_cauchy_factors",
-    "load",
-    "load_dataset",
-    "local_reparameterization",
-    "plots",
-    "read",
-    "read_graph",
-    "rounded_codes",
-    "save_inference_data",
-    "summarize",
-    "to_inference_data",
-    "to_int8",
-    "to_onnx",
-]
+#: where each public name is.
+_NAMES = {
+    "BayesianConv1d": "model.layers",
+    "BayesianConv2d": "model.layers",
+    "BayesianLinear": "model.layers",
+    "BayesianNetwork": "model.network",
+    "CompressedNetwork": "file.compressed",
+    "Compression": "file.compressed",
+    "Epoch": "inference.history",
+    "FactorizedGuide": "model.guide",
+    "FitResult": "inference.history",
+    "GroupHorseshoe": "priors.horseshoe",
+    "GroupNormalJeffreys": "priors.normal_jeffreys",
+    "GroupPrior": "priors.base",
+    "LayerPosterior": "posterior.summary",
+    "LearnedCode": "priors.learned_code",
+    "LogUniform": "priors.normal_jeffreys",
+    "Prior": "priors.base",
+    "PyroBCError": "errors",
+    "Schedule": "inference.schedule",
+    "StandardNormal": "priors.standard_normal",
+    "bayesianize": "model.network",
+    "compress": "compression.compress",
+    "fit": "inference.fit",
+    "load": "file.compressed",
+    "local_reparameterization": "inference.local_reparameterization",
+    "read": "file.compressed",
+    "rounded_codes": "inference.straight_through",
+    "save_inference_data": "inspection.arviz",
+    "summarize": "posterior.summary",
+    "to_inference_data": "inspection.arviz",
+}
+_MODULES = {
+    "data": "data",
+    "diagnostics": "inspection.diagnostics",
+    "errors": "errors",
+    "graph": "graph",
+    "likelihoods": "model.likelihoods",
+    "onnx": "graph.onnx",
+    "plots": "inspection.plots",
+}
+
+__all__ = [*_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{_MODULES[name]}", __name__)
+    else:
+        raise AttributeError(f"module 'pyro_bc' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -20,9 +20,9 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS
-from pyro_bc.app.rate_job import LEARNED, run_rate
 from pyro_bc.app.settings import Settings
 from pyro_bc.inspection import diagnostics
 from pyro_bc.runtime.random_state import random_state
@@ -71,7 +71,7 @@ class Reseeded(list):
 
 
 def batches(device):
-    return list(pyro_bc.Batches(*data(device), 16, shuffle=False))
+    return list(pyro_bc.data.Batches(*data(device), 16, shuffle=False))
 
 
 def fresh(net, prior, device):
@@ -206,7 +206,7 @@ def files(folder):
         outputs = net(x)
         there = net.to(DEVICE)(x.to(DEVICE))
         difference_of_short = float((short(x) - outputs).abs().max())
-    onnx = pyro_bc.to_onnx(net, (1, 8, 8), folder / "net.onnx")
+    onnx = pyro_bc.onnx.to_onnx(net, (1, 8, 8), folder / "net.onnx")
     pyro.clear_param_store()
     again = pyro_bc.BayesianNetwork(net, PRIORS["gnj"], num_data=N)
     guide = pyro_bc.FactorizedGuide(again)
@@ -221,29 +221,27 @@ def files(folder):
     }
 
 
-def rates(folder):
-    """The other objective on both devices, and each one's checkpoint read on the other."""
+def codes(folder):
+    """Codes on both devices, and each one's checkpoint read on the other."""
     results = []
 
     def start(device):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        model = pyro_bc.RateNetwork(dense().to(device), num_data=N, grids={"1.weight": (8, 8)})
-        return model, pyro_bc.CellGuide(model)
+        model = pyro_bc.BayesianNetwork(dense().to(device), pyro_bc.LearnedCode(), num_data=N)
+        return model, pyro_bc.FactorizedGuide(model)
 
     def go(model, guide, device, **options):
-        return pyro_bc.fit_rate(
-            model, guide, batches(device), epochs=4, kl_weight=0.1, seed=0, progress=False, **options
-        )
+        return pyro_bc.fit(model, guide, batches(device), epochs=4, kl_weight=0.1, seed=0, progress=False, **options)
 
     for device, other in (("cpu", DEVICE), (DEVICE, "cpu")):
         model, guide = start(device)
-        history = go(model, guide, device, checkpoint=folder / f"rate-{device}").history
-        file = pyro_bc.compress_codes(model, guide, pyro_bc.read_graph(model.net, data(device)[0])).to_bytes()
-        pyro_bc.save_codes(folder / f"codes-{device}.nc", model, guide, draws=5)
+        history = go(model, guide, device, checkpoint=folder / f"codes-{device}").history
+        file = pyro_bc.compress(model, guide).to_bytes()
+        pyro_bc.save_inference_data(folder / f"codes-{device}.nc", guide, draws=5, weights=True)
         moved, moved_guide = start(device)
         moved.to(other), moved_guide.to(other)
-        go(moved, moved_guide, other, checkpoint=folder / f"rate-{device}", resume=True)
+        go(moved, moved_guide, other, checkpoint=folder / f"codes-{device}", resume=True)
         results.append({
             "loss": history[-1].loss, "file": file.hex(), "on": kinds(model, guide), "moved": kinds(moved, moved_guide),
             "read": difference(state(moved, moved_guide), state(model, guide)),
@@ -291,21 +289,21 @@ def by_hand(folder):
         with pyro_bc.local_reparameterization():
             written_losses = [svi.step(x, y) for _ in range(30)]
         pyro.clear_param_store()
-        model = pyro_bc.RateNetwork(dense(), num_data=N, grids={"1.weight": (8, 8)})
-        cells = pyro_bc.CellGuide(model)
-        pyro_bc.fit_rate(model, cells, batches(DEVICE), epochs=2, progress=False)
-        small = pyro_bc.compress_codes(model, cells, pyro_bc.read_graph(model.net, x))
+        model = pyro_bc.BayesianNetwork(dense(), pyro_bc.LearnedCode(), num_data=N)
+        cells = pyro_bc.FactorizedGuide(model)
+        pyro_bc.fit(model, cells, batches(DEVICE), epochs=2, progress=False)
+        small = pyro_bc.compress(model, cells)
         data_of_file = small.to_bytes()
         loaded = pyro_bc.CompressedNetwork.from_bytes(data_of_file).network()
         shapes = list(loaded(x.cpu()).shape)
         pyro.clear_param_store()
         model = pyro_bc.BayesianNetwork(convolutional(), PRIORS["gnj"], num_data=N)
         guide = pyro_bc.FactorizedGuide(model)
-        fit(model, guide, pyro_bc.Batches(x, y, 16))
+        fit(model, guide, pyro_bc.data.Batches(x, y, 16))
         resumed, resumed_guide = fresh("convolutional", "ghs", DEVICE)
         fit(resumed, resumed_guide, batches(DEVICE), checkpoint=folder / "half-cpu", resume=True)
         net = pyro_bc.compress(model, guide).network()
-        onnx = pyro_bc.to_onnx(net, (1, 8, 8), folder / "default.onnx")
+        onnx = pyro_bc.onnx.to_onnx(net, (1, 8, 8), folder / "default.onnx")
     finally:
         torch.set_default_device("cpu")
     return {
@@ -333,8 +331,9 @@ def wrong():
     found["later targets"] = message(lambda: fit(model, guide, [there, (there[0], y)]))
     found["other way"] = message(lambda: fit(*fresh("dense", "gnj", "cpu"), [there]))
     found["points"] = message(lambda: diagnostics.sampled_probabilities(guide, x, draws=2))
-    rate = pyro_bc.RateNetwork(dense().to(DEVICE), num_data=N)
-    found["rate"] = message(lambda: pyro_bc.fit_rate(rate, pyro_bc.CellGuide(rate), [(x, y)], epochs=2, progress=False))
+    coded = pyro_bc.BayesianNetwork(dense().to(DEVICE), pyro_bc.LearnedCode(), num_data=N)
+    guide = pyro_bc.FactorizedGuide(coded)
+    found["codes"] = message(lambda: pyro_bc.fit(coded, guide, [(x, y)], epochs=2, progress=False))
     return found
 
 
@@ -346,13 +345,13 @@ def small_and_normalised(picture_shape, classes):
 def runs(folder):
     """The main jobs on the device; stopped there, and resumed on the CPU."""
     NETWORKS["small"] = small_and_normalised
-    base = Settings("small", "ghs", "digits", epochs=4, pretrain_epochs=10, batch_size=20, train_limit=400)
-    rate = replace(base, prior=LEARNED, objective="rate", epochs=8, affine=0.2, passes=2)
+    base = {"epochs": 4, "pretrain_epochs": 10, "kl_weight": 0.02, "batch_size": 20, "train_limit": 400}
+    coded = base | {"epochs": 8, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
     jobs = {
-        "fold": (run, replace(base, finetune_epochs=2)),
-        "keep": (run, replace(base, batch_norm="keep", thresholds={"0": 5.0})),
-        "rate": (run_rate, rate),
-        "narrow": (run_rate, replace(rate, net="lenet-300-100", widths="24-16", teacher="small")),
+        "fold": Settings.of("small", "ghs", "digits", **base, finetune_epochs=2),
+        "keep": Settings.of("small", "ghs", "digits", **base, batch_norm="keep", thresholds={"0": 5.0}),
+        "learned": Settings.of("small", "learned", "digits", **coded),
+        "narrow": Settings.of("lenet-300-100", "learned", "digits", **coded, widths="24-16", teacher="small"),
     }
 
     def stop_training(line):
@@ -360,13 +359,13 @@ def runs(folder):
             raise Stop
 
     found = {}
-    for name, (job, settings) in jobs.items():
-        whole = job(settings, folder / name, progress=False, device=DEVICE)
+    for name, settings in jobs.items():
+        whole = run(settings, folder / name, progress=False, device=DEVICE)
         with contextlib.suppress(Stop):
-            job(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
-        resumed = job(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
+            run(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
+        resumed = run(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
         evaluated = pyro_bc.load(folder / name / "network.pbc")
-        test = pyro_bc.load_dataset("digits")
+        test = load_dataset("digits")
         found[name] = {
             "error": whole["compressed"]["error_percent"],
             "evaluated": diagnostics.error_percent(evaluated, test.test_x, test.test_y),
@@ -385,10 +384,10 @@ def loaders():
     x, y = data(DEVICE)
     teacher = convolutional().to(DEVICE).eval()
     found = set()
-    for augment in (pyro_bc.Affine(), pyro_bc.ShiftAndFlip(1, True)):
-        for batch in pyro_bc.Batches(x, y, 16, augment=augment):
+    for augment in (pyro_bc.data.Affine(), pyro_bc.data.ShiftAndFlip(1, True)):
+        for batch in pyro_bc.data.Batches(x, y, 16, augment=augment):
             found |= {part.device.type for part in batch}
-        for batch in pyro_bc.TaughtBatches(x, y, teacher, classes=3, augment=augment, passes=2):
+        for batch in pyro_bc.data.TaughtBatches(x, y, teacher, classes=3, augment=augment, passes=2):
             found |= {part.device.type for part in batch}
     return sorted(found)
 
@@ -402,7 +401,7 @@ if __name__ == "__main__":
             "checkpoints": checkpoints(folder),
             "posteriors": posteriors(folder),
             "files": files(folder),
-            "rates": rates(folder),
+            "codes": codes(folder),
             "moved_later": moved_later(folder),
             "by_hand": by_hand(folder),
             "wrong": wrong(),

@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_bc
 from pyro_bc.errors import PyroBCError
-from pyro_bc.inference.schedule import trained_parameters as _parameters
+from pyro_bc.inference.schedule import Schedule, trained_parameters
 from pyro_bc.inference.step import FlatParameters, eager_step
 from pyro_bc.runtime import processes
 
@@ -33,8 +33,20 @@ def fresh(seed=0):
     return model, pyro_bc.FactorizedGuide(model)
 
 
+def groups_of(model, guide):
+    return [trained.parameters for trained in trained_parameters(model, guide, Schedule())]
+
+
+def coded(seed=0):
+    pyro.clear_param_store()
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()), num_data=N)
+    return model, pyro_bc.FactorizedGuide(model)
+
+
 def train(model, guide, loader=None, epochs=60, **options):
-    loader = pyro_bc.Batches(*data(), BATCH) if loader is None else loader
+    loader = pyro_bc.data.Batches(*data(), BATCH) if loader is None else loader
     return pyro_bc.fit(model, guide, loader, epochs=epochs, progress=False, learning_rate=1e-2, **options)
 
 
@@ -50,8 +62,8 @@ class Stop(Exception):
     pass
 
 
-def stop(record):
-    if record.epoch == 2:
+def stop(record, epoch=2):
+    if record.epoch == epoch:
         raise Stop
 
 
@@ -68,7 +80,7 @@ def gradient(rank):
     model, guide = fresh()
     x, y = data()
     guide(x, y)
-    with FlatParameters(_parameters(model, guide)) as flat:
+    with FlatParameters(groups_of(model, guide)) as flat:
         half = slice(rank * N // 2, (rank + 1) * N // 2)
         torch.manual_seed(10 + rank)
         eager_step(model, guide, flat)(x[half], y[half], 0.7)
@@ -97,7 +109,7 @@ def main(folder):
     rank = processes.rank()
     found = {"gradient": gradient(rank)}
 
-    seen = [x[:, 0] for x, _ in pyro_bc.Batches(torch.arange(float(N))[:, None], torch.zeros(N), BATCH)]
+    seen = [x[:, 0] for x, _ in pyro_bc.data.Batches(torch.arange(float(N))[:, None], torch.zeros(N), BATCH)]
     found["seen"] = torch.cat(seen).tolist()
 
     model, guide = fresh(seed=rank)  # the first process's start is everyone's
@@ -120,14 +132,27 @@ def main(folder):
     resumed = train(model, guide, epochs=4, checkpoint=checkpoint, resume=True, compile=True).history
     found |= {"resumed": [record.loss for record in resumed], "resumed_end": numbers(model, guide)}
 
+    model, guide = coded(seed=rank)
+    train(model, guide, epochs=6, kl_weight=0.3)
+    found |= {"coded": numbers(model, guide), "coded_bytes": list(pyro_bc.compress(model, guide).to_bytes())}
+    for epoch in (2, 4):  # before codes are rounded, and after
+        with contextlib.suppress(Stop):
+            train(
+                *coded(), epochs=6, kl_weight=0.3, checkpoint=folder / "coded", resume=epoch > 2,
+                after_epoch=lambda record, epoch=epoch: stop(record, epoch),
+            )  # fmt: skip
+    model, guide = coded(seed=9 + rank)
+    train(model, guide, epochs=6, kl_weight=0.3, checkpoint=folder / "coded", resume=True)
+    found["coded_resumed"] = numbers(model, guide)
+
     x, y = data()
     found["exists"] = message(lambda: train(*fresh(), epochs=4, checkpoint=checkpoint))
-    uneven = pyro_bc.Batches(x[:100], y[:100], BATCH // (1 + rank))
+    uneven = pyro_bc.data.Batches(x[:100], y[:100], BATCH // (1 + rank))
     found["uneven"] = message(lambda: train(*fresh(), uneven))
     spoilt = x.clone()
     if rank == 1:
         spoilt[:, 2] = torch.nan
-    found["spoilt"] = message(lambda: train(*fresh(), pyro_bc.Batches(spoilt, y, BATCH)))
+    found["spoilt"] = message(lambda: train(*fresh(), pyro_bc.data.Batches(spoilt, y, BATCH)))
 
     found["not_finite"] = message(lambda: train(*fresh(), Later(x, spoilt, y)))
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import pyro_bc
-from pyro_bc.app.job import PRIORS
 from pyro_bc.app.networks import network
+from pyro_bc.app.settings import PRIORS
+from pyro_bc.compression.batch_norm import fold_batch_norm
 
 RESULTS = Path(__file__).parents[1] / "results"
 CASES = {
@@ -85,9 +86,9 @@ def measure(name: str, batch: int, prior: str, steps: int, device: str) -> dict:
     net = network(name)(shape, 10).to(device)
     if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         net.eval()  # normalisation is folded before the Bayesian training
-        net = pyro_bc.fold_batch_norm(net, x[:2])
+        net = fold_batch_norm(net, x[:2])
     with torch.device(device):
-        model = pyro_bc.BayesianNetwork(net, PRIORS[prior](), num_data=60_000).to(device)
+        model = pyro_bc.BayesianNetwork(net, PRIORS[prior], num_data=60_000).to(device)
         guide = pyro_bc.FactorizedGuide(model)
         loader = Interleaved(x, y, steps, max(5, steps // 10), dense_step(net, x, y))
         pyro.clear_param_store()

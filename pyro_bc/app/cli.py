@@ -196,7 +196,9 @@ def _export(args: argparse.Namespace) -> None:
             raise UsageError(f"'{path}' cannot be written: there is no such folder")
     stored = compressed.read(args.file)
     if not stored.input_shape:
-        raise UsageError(f"'{args.file}' does not say what shape its input has; use pyro_bc.to_onnx with that shape")
+        raise UsageError(
+            f"'{args.file}' does not say what shape its input has; use pyro_bc.onnx.to_onnx with that shape"
+        )
     data = _data_for(args, stored) if args.data else None
     net = stored.network()
     difference = to_onnx(net, stored.input_shape, args.onnx)

@@ -1,1 +1,7 @@
 """Batches of training data: shuffled, augmented, taught by another network."""
+
+from .augment import Affine, ShiftAndFlip
+from .batches import Batches
+from .teacher import TaughtBatches
+
+__all__ = ["Affine", "Batches", "ShiftAndFlip", "TaughtBatches"]

@@ -26,7 +26,7 @@ def loader_steps(loader: Any) -> int:
     except TypeError:
         raise UsageError(
             f"the training loader is gone through once an epoch and must have a length, which {type(loader).__name__} "
-            f"has not: give a DataLoader, pyro_bc.Batches, or a list of (x, y)"
+            f"has not: give a DataLoader, pyro_bc.data.Batches, or a list of (x, y)"
         ) from None
     if not steps:
         raise UsageError("the training loader is empty")

@@ -86,9 +86,7 @@ class LaplaceCells(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real
 
-    def __init__(
-        self, log_scales: Tensor, logits: Tensor, membership: Tensor | None = None, shape: Sequence[int] = ()
-    ):
+    def __init__(self, log_scales: Tensor, logits: Tensor, membership: Tensor | None = None, shape: Sequence[int] = ()):
         self.log_scales, self.logits, self.membership = log_scales, logits, membership
         super().__init__(torch.Size(shape), torch.Size(), validate_args=False)
 

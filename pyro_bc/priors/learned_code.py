@@ -96,7 +96,7 @@ class Code(nn.Module):
     @property
     def fraction_bits(self) -> int:
         """Of the power of two that is nearest to the step."""
-        return -round(float(self.log_step) / math.log(2))
+        return -round(self.log_step.item() / math.log(2))
 
     @torch.no_grad()
     def settle_(self) -> float:
@@ -104,7 +104,7 @@ class Code(nn.Module):
 
         :returns: by what codes must be multiplied for the tensor to stay what it is.
         """
-        ratio = math.exp(float(self.log_step) + self.fraction_bits * math.log(2))
+        ratio = math.exp(self.log_step.item() + self.fraction_bits * math.log(2))
         self.log_step.fill_(-self.fraction_bits * math.log(2))
         self.is_settled = True
         return ratio
@@ -112,7 +112,7 @@ class Code(nn.Module):
     @torch.no_grad()
     def stored(self, codes: Tensor) -> FixedPoint:
         """Codes as a file holds them, on the CPU: rounded, in a step that is a power of two."""
-        ratio = 1.0 if self.is_settled else math.exp(float(self.log_step) + self.fraction_bits * math.log(2))
+        ratio = 1.0 if self.is_settled else math.exp(self.log_step.item() + self.fraction_bits * math.log(2))
         return FixedPoint((codes.detach() * ratio).round().long().cpu(), self.fraction_bits, self.grid)
 
     def nats(self, codes: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def check_steps(steps: int) -> None:
     if len(set(lengths)) > 1:
         raise UsageError(
             f"the processes' loaders have {', '.join(map(str, lengths))} batches, but all need as many; "
-            f"pyro_bc.Batches and torch's DistributedSampler see to that"
+            f"pyro_bc.data.Batches and torch's DistributedSampler see to that"
         )
 
 

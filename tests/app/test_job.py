@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from pyro_bc import load_dataset, read
-from pyro_bc.app.job import PRIORS, run
+from pyro_bc import read
+from pyro_bc.app.datasets import load_dataset
+from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS, lenet_300_100
 from pyro_bc.app.report import findings
-from pyro_bc.app.settings import Settings
+from pyro_bc.app.settings import PRIORS, Settings
 from pyro_bc.app.tables import markdown
 from pyro_bc.errors import CheckpointError, UsageError
 from pyro_bc.inference.checkpoint import load_checkpoint
@@ -18,21 +19,24 @@ from pyro_bc.inspection.diagnostics import error_percent
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
-    settings = Settings("lenet-300-100", prior, "digits", epochs=4, pretrain_epochs=20, development=True)
+    few = {"epochs": 4, "pretrain_epochs": 20, "kl_weight": 0.02}
+    settings = Settings.of("lenet-300-100", prior, "digits", **few, development=True, widths="")
     metrics = run(settings, tmp_path / "out", progress=False)
     assert metrics["measured_on"] == "held-out training data" and metrics["n"] == 180
     assert metrics["compressed"]["error_percent"] < 25  # chance is 90
     text = markdown(metrics)
     assert text == (tmp_path / "out" / "report.md").read_text()
     assert f"{metrics['file_bytes']:,} bytes" in text and f"| {metrics['compressed']['error_percent']:.2f} |" in text
-    assert set(metrics["other_precision"]) == {"paper"}
+    coded = "learned" in prior
+    assert set(metrics["other_precision"]) == (set() if coded else {"paper"})
+    assert metrics["precision"] == ("learned" if coded else "posterior")
 
 
 def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
     base = {"epochs": 15, "pretrain_epochs": 20, "kl_weight": 1.0, "development": True}
-    plain = run(Settings("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
+    plain = run(Settings.of("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
     said: list[str] = []
-    again = Settings("lenet-300-100", "ghs", "digits", **base, finetune_epochs=15, finetune_kl_weight=0.0)
+    again = Settings.of("lenet-300-100", "ghs", "digits", **base, finetune_epochs=15, finetune_kl_weight=0.0)
     metrics = run(again, tmp_path / "again", progress=False, say=said.append)
     assert any("-".join(map(str, plain["architecture"])) in line for line in said)
     assert metrics["dense"] == plain["dense"]
@@ -64,11 +68,11 @@ def normalised(picture_shape, classes):
 @pytest.mark.parametrize("batch_norm", ["fold", "keep"])
 def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_norm):
     monkeypatch.setitem(NETWORKS, "normalised", normalised)
-    few = {"epochs": 5, "pretrain_epochs": 15, "batch_size": 20, "train_limit": 821, "shift": 1}
-    settings = Settings("normalised", "gnj", "digits", **few, batch_norm=batch_norm, development=True)
+    few = {"epochs": 5, "pretrain_epochs": 15, "kl_weight": 0.02, "batch_size": 20, "train_limit": 821, "shift": 1}
+    settings = Settings.of("normalised", "gnj", "digits", **few, batch_norm=batch_norm, development=True)
     metrics = run(settings, tmp_path / "out", progress=False)
     assert metrics["compressed"]["error_percent"] < 15  # chance is 90
-    assert metrics["recipe"]["batch_size"] == 20 and "moved by up to 1 pixel" in markdown(metrics)
+    assert metrics["recipe"]["fit"]["batch_size"] == 20 and "moved by up to 1 pixel" in markdown(metrics)
     names = load_checkpoint(tmp_path / "out" / "checkpoint")[0]
     assert any("running_var" in name for name in names) is (batch_norm == "keep")
     small = read(tmp_path / "out" / "network.pbc")
@@ -80,9 +84,9 @@ def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
     net = lenet_300_100((1, 8, 8))
     file = tmp_path / "net.safetensors"
     save_model(net, file)
-    settings = Settings("lenet-300-100", "gnj", "digits", pretrained=str(file), epochs=1)
+    settings = Settings.of("lenet-300-100", "gnj", "digits", pretrained=str(file), epochs=1)
     metrics = run(settings, tmp_path / "out", progress=False)
-    assert metrics["recipe"]["pretrain_epochs"] == 0
+    assert metrics["recipe"]["dense"]["epochs"] == 0
     data = load_dataset("digits")
     assert metrics["dense"]["error_percent"] == error_percent(net, data.test_x, data.test_y)
     assert torch.equal(load_checkpoint(tmp_path / "out" / "dense.safetensors")[0]["fc2.weight"], net.fc2.weight)
@@ -104,7 +108,7 @@ def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
 
 def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
     def file(seed, name):
-        settings = Settings("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
+        settings = Settings.of("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
         run(settings, tmp_path / name, progress=False)
         return (tmp_path / name / "network.pbc").read_bytes()
 
@@ -112,7 +116,7 @@ def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
 
 
 def test_folders_in_use_are_left_alone(tmp_path):
-    settings = Settings("lenet-300-100", "gnj", "digits")
+    settings = Settings.of("lenet-300-100", "gnj", "digits")
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
         run(settings, tmp_path)

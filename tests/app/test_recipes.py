@@ -1,26 +1,58 @@
-"""Settings override the recipe, and nothing else does."""
+"""Settings override the recipe, and nothing else does; what has no recipe is told so."""
 
 import pytest
 
 from pyro_bc.app.networks import NETWORKS
-from pyro_bc.app.recipes import recipe
-from pyro_bc.app.settings import Settings
+from pyro_bc.app.recipes import RECIPES, recipe
+from pyro_bc.app.settings import PRIORS, Settings
+from pyro_bc.errors import UsageError
 
 
 def test_settings_override_the_recipe_and_nothing_else():
-    plain = recipe(Settings("lenet-300-100", "gnj", "digits"))
-    changed = recipe(Settings("lenet-300-100", "gnj", "digits", epochs=3, kl_weight=1.0))
-    assert (changed.epochs, changed.kl_weight) == (3, 1.0)
-    assert (changed.learning_rate, changed.pretrain_epochs) == (plain.learning_rate, plain.pretrain_epochs)
+    plain = recipe(Settings.of("lenet-300-100", "gnj", "digits"))
+    changed = recipe(Settings.of("lenet-300-100", "gnj", "digits", epochs=3, kl_weight=1.0))
+    assert (changed.fit.epochs, changed.fit.kl_weight) == (3, 1.0)
+    assert changed.fit.learning_rate == plain.fit.learning_rate and changed.dense == plain.dense
 
 
 def test_a_pretrained_network_is_not_pretrained_again_unless_asked_to():
     settings = {"net": "lenet-300-100", "prior": "gnj", "data": "mnist", "pretrained": "net.safetensors"}
-    assert recipe(Settings(**settings)).pretrain_epochs == 0
-    assert recipe(Settings(**settings, pretrain_epochs=3)).pretrain_epochs == 3
+    assert recipe(Settings.of(**settings)).dense.epochs == 0
+    assert recipe(Settings.of(**settings, pretrain_epochs=3)).dense.epochs == 3
 
 
-@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize("net", ["vgg-16", "resnet-18", "wrn-16-4"])
 def test_zero_is_a_setting_too(net):
-    plan = recipe(Settings(net, "ghs", "cifar-10", finetune_epochs=0, shift=0, kl_weight=0.0))
-    assert (plan.finetune_epochs, plan.shift, plan.kl_weight) == (0, 0, 0.0)
+    plan = recipe(Settings.of(net, "ghs", "cifar-10", finetune_epochs=0, shift=0, kl_weight=0.0))
+    assert (plan.finetune.epochs, plan.fit.shift, plan.fit.kl_weight) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("key", RECIPES, ids="-".join)
+def test_every_recipe_is_whole_and_for_what_there_is(key):
+    net, data, prior = key
+    assert net in NETWORKS and prior in PRIORS
+    plan = recipe(Settings.of(net, prior, data))
+    for stage in (plan.dense, plan.fit, plan.finetune):
+        missing = [name for name, value in vars(stage).items() if value is None and name != "weights"]
+        assert missing == []
+
+
+def test_a_combination_without_a_recipe_is_told_what_to_give():
+    settings = {"net": "lenet-300-100", "prior": "ghs", "data": "fashion-mnist"}
+    with pytest.raises(
+        UsageError, match=r"no recipe for lenet-300-100 on fashion-mnist .*--epochs, --kl-weight, --pre"
+    ):
+        recipe(Settings.of(**settings))
+    with pytest.raises(UsageError, match=r"give --kl-weight \(.*lenet-300-100 mnist ghs"):
+        recipe(Settings.of(**settings, epochs=3, pretrain_epochs=1))
+    plan = recipe(Settings.of(**settings, epochs=3, pretrain_epochs=1, kl_weight=0.1))
+    assert (plan.fit.epochs, plan.fit.batch_size) == (3, 128)
+    with pytest.raises(UsageError, match="no option 'epoch'"):
+        Settings.of(**settings, epoch=3)
+
+
+def test_a_file_of_widths_takes_the_place_of_the_recipes_widths():
+    learned = {"net": "lenet-5-caffe", "prior": "learned", "data": "mnist"}
+    assert recipe(Settings.of(**learned)).widths == "8-12-32"
+    assert recipe(Settings.of(**learned, widths="")).widths == ""
+    assert recipe(Settings.of(**learned, widths_from="net.pbc")).widths == ""

@@ -10,15 +10,15 @@ import pytest
 
 from pyro_bc.app.cli import parser
 from pyro_bc.app.job import run
-from pyro_bc.app.report import command, write_report
-from pyro_bc.app.settings import Settings
+from pyro_bc.app.report import write_report
+from pyro_bc.app.settings import Settings, as_json, command
 from pyro_bc.errors import UsageError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
-    settings = Settings("lenet-300-100", "ghs", "digits", epochs=8, pretrain_epochs=10, finetune_epochs=4)
+    settings = Settings.of("lenet-300-100", "ghs", "digits", epochs=8, pretrain_epochs=10, finetune_epochs=4)
     run(settings, folder, progress=False)
     return folder
 
@@ -57,11 +57,11 @@ def test_no_run_is_one_clear_line(tmp_path):
 
 
 def test_the_command_line_shown_gives_the_settings_back():
-    settings = Settings(
+    settings = Settings.of(
         "lenet-5-caffe", "gnj", "mnist", epochs=3, kl_weight=0.5, seed=4, thresholds={"conv1": 2.5}, development=True,
         batch_norm="keep",
     )  # fmt: skip
-    line = command(json.loads(json.dumps(vars(settings))))
+    line = command(json.loads(json.dumps(as_json(settings))))
     args = parser().parse_args([*shlex.split(line)[1:], "--out", "x"])
     assert (args.net, args.prior, args.data, args.epochs, args.kl_weight) == ("lenet-5-caffe", "gnj", "mnist", 3, 0.5)
     assert args.seed == 4 and args.threshold == ["conv1=2.5"] and args.development and args.batch_norm == "keep"

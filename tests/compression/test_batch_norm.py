@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.compression.batch_norm import reestimate_batch_norm
 from pyro_bc.errors import UsageError
 from pyro_bc.graph.module import GraphNetwork
@@ -69,14 +70,14 @@ def test_the_compressed_network_normalises_by_what_its_pruned_layers_give():
 
 
 def test_500_steps_with_batch_norm_stay_finite_while_filters_die():
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, bias=False),
         nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10),
     )  # fmt: skip
     model = pyro_bc.BayesianNetwork(net.train(), pyro_bc.GroupNormalJeffreys(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y, 64)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y, 64)
     result = pyro_bc.fit(model, guide, batches, epochs=22, log_learning_rate=5e-2, learning_rate=1e-2, progress=False)
     assert 22 * len(batches) >= 500
     left = result.history[-1].groups_left

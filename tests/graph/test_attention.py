@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import UnsupportedNetworkError
 from pyro_bc.graph.attention import GroupedLinear, MultiheadAttention, separate_heads
 
@@ -73,10 +74,10 @@ def test_torchs_encoder_computes_the_same_with_separate_heads():
 
 def test_an_encoder_loses_heads_and_units_and_travels_without_its_class(tmp_path):
     torch.manual_seed(0)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     model = pyro_bc.BayesianNetwork(Sentence(), pyro_bc.GroupNormalJeffreys(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8)
-    batches = pyro_bc.Batches(data.train_x, data.train_y, 64)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y, 64)
     pyro_bc.fit(model, guide, batches, epochs=6, kl_weight=0.0, learning_rate=3e-3, progress=False)
     thresholds = {}
     with torch.no_grad():  # two heads of the first layer, and ten feed-forward units of the second

@@ -11,6 +11,7 @@ from compression.test_compress import Branches, fitted
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import ExportError
 from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx
 
@@ -87,11 +88,11 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
 
 
 def test_the_command_exports_and_measures_all_three(tmp_path):
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
     model = pyro_bc.BayesianNetwork(net, num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y)
     pyro_bc.fit(model, guide, batches, epochs=30, learning_rate=1e-2, kl_weight=0.02, progress=False)
     file = tmp_path / "net.pbc"
     pyro_bc.compress(model, guide).save(file)

@@ -5,20 +5,17 @@ import torch
 from torch import nn
 
 from pyro_bc import (
-    Batches,
     BayesianNetwork,
-    CellGuide,
     FactorizedGuide,
     GroupHorseshoe,
     GroupNormalJeffreys,
+    LearnedCode,
     LogUniform,
-    RateNetwork,
-    SoftCategorical,
     StandardNormal,
     compress,
     fit,
-    fit_rate,
 )
+from pyro_bc.data import Batches
 from pyro_bc.errors import EmptyNetworkError, NonFiniteLossError, UsageError
 from pyro_bc.inference.checkpoint import load_checkpoint
 
@@ -37,9 +34,9 @@ def fitted(x=X, y=Y, net=None, prior=None, batch=16, epochs=1, **options):
     return model, guide
 
 
-def rate_fitted(x=X, y=Y, batch=16, epochs=1, **options):
-    model = RateNetwork(small_net(), num_data=len(y))
-    fit_rate(model, CellGuide(model), Batches(x, y, batch), epochs=epochs, progress=False, **options)
+def coded_fitted(x=X, y=Y, batch=16, **options):
+    """The same for weights that are codes."""
+    return fitted(x, y, batch=batch, prior=LearnedCode(), **options)
 
 
 def changed(tensor, index, value):
@@ -64,7 +61,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("train", [fitted, rate_fitted])
+@pytest.mark.parametrize("train", [fitted, coded_fitted])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_data_is_one_clear_error_wherever_it_lies(train, name):
     arguments, message = BAD[name]
@@ -158,13 +155,16 @@ def test_the_last_good_checkpoint_stays_and_resumes(tmp_path):
     assert len(result.history) == 6
 
 
-def test_the_rate_objective_names_its_sites():
-    model = RateNetwork(small_net(), num_data=48, likelihood=SoftCategorical())
-    guide = CellGuide(model)
+def test_codes_that_are_not_finite_are_named_by_their_sites():
+    model = BayesianNetwork(small_net(), LearnedCode(), num_data=48)
+    guide = FactorizedGuide(model)
+    guide(X, Y)
     with torch.no_grad():
-        guide.codes[2].fill_(float("nan"))
-    with pytest.raises(NonFiniteLossError, match=r"log-density of site 'net.2.weight'.*not finite already.*codes\.2"):
-        fit_rate(model, guide, Batches(X, nn.functional.one_hot(Y).float(), 16), epochs=1, progress=False)
+        guide.parameters_of("net.2.weight")[0].fill_(float("nan"))
+    with pytest.raises(
+        NonFiniteLossError, match=r"KL of site 'net.2.weight'.*not finite already.*locs\.net\.2\.weight"
+    ):
+        fit(model, guide, Batches(X, Y, 16), epochs=1, progress=False)
 
 
 @pytest.mark.parametrize("prior", [GroupNormalJeffreys(), GroupHorseshoe(), LogUniform(), StandardNormal()])
@@ -227,7 +227,7 @@ def test_double_precision_is_torchs_default_dtype_and_gives_the_same_network():
     with pytest.raises(UsageError, match="set_default_dtype"):
         fitted(net=small_net().double())
     with pytest.raises(UsageError, match="set_default_dtype"):
-        RateNetwork(small_net().double(), num_data=48)
+        fitted(net=small_net().double(), prior=LearnedCode())
 
 
 def test_two_networks_in_one_process_do_not_share_parameters():

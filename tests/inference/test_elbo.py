@@ -15,18 +15,16 @@ from torch.distributions import kl_divergence
 
 from pyro_bc import (
     BayesianNetwork,
-    Bernoulli,
-    Categorical,
     FactorizedGuide,
     GroupHorseshoe,
     GroupNormalJeffreys,
     LogUniform,
-    Normal,
     StandardNormal,
-    elbo_terms,
     local_reparameterization,
 )
 from pyro_bc.errors import UsageError
+from pyro_bc.inference.elbo import elbo_terms
+from pyro_bc.model.likelihoods import Bernoulli, Categorical, Normal
 from pyro_bc.priors.base import bias_prior
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]

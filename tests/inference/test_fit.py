@@ -27,7 +27,7 @@ def fresh(seed: int = 0, prior=None):
 
 
 def train(model, guide, epochs=6, **options):
-    return pyro_bc.fit(model, guide, pyro_bc.Batches(*problem(), 50), epochs=epochs, progress=False, **options)
+    return pyro_bc.fit(model, guide, pyro_bc.data.Batches(*problem(), 50), epochs=epochs, progress=False, **options)
 
 
 @pytest.mark.parametrize("prior", [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LogUniform()])
@@ -59,7 +59,7 @@ def test_the_two_learning_rates_reach_their_parameters():
     pyro_bc.fit(
         model,
         guide,
-        pyro_bc.Batches(*problem(), 200),
+        pyro_bc.data.Batches(*problem(), 200),
         epochs=1,
         learning_rate=1e-3,
         log_learning_rate=1e-1,
@@ -138,7 +138,7 @@ def test_non_finite_inputs_point_at_the_inputs():
     x[170, 2] = math.inf
     model, guide = fresh()
     with pytest.raises(UsageError, match="the inputs of batch 4"):
-        pyro_bc.fit(model, guide, pyro_bc.Batches(x, y, 50, shuffle=False), epochs=1, progress=False)
+        pyro_bc.fit(model, guide, pyro_bc.data.Batches(x, y, 50, shuffle=False), epochs=1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_arguments_out_of_range_are_refused(options, message):
 def test_labels_out_of_range_and_empty_loaders_are_refused():
     x, y = problem()
     with pytest.raises(UsageError, match="2 outputs"):
-        pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y + 1, 200), epochs=1, progress=False)
+        pyro_bc.fit(*fresh(), pyro_bc.data.Batches(x, y + 1, 200), epochs=1, progress=False)
     with pytest.raises(UsageError, match="empty"):
-        pyro_bc.fit(*fresh(), pyro_bc.Batches(x[:0], y[:0]), epochs=1, progress=False)
+        pyro_bc.fit(*fresh(), pyro_bc.data.Batches(x[:0], y[:0]), epochs=1, progress=False)
 
 
 def test_a_network_that_cannot_be_compressed_is_refused_before_training():
@@ -176,7 +176,7 @@ def test_a_network_that_cannot_be_compressed_is_refused_before_training():
             return self.fc(torch.sort(x).values)
 
     model = pyro_bc.BayesianNetwork(Sorted(), pyro_bc.StandardNormal(), num_data=4)
-    batches = pyro_bc.Batches(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), 2)
+    batches = pyro_bc.data.Batches(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), 2)
     epochs = []
     with pytest.raises(UnsupportedNetworkError, match="'sort'"):
         pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), batches, epochs=1, progress=False, after_epoch=epochs.append)
@@ -187,4 +187,4 @@ def test_inputs_that_are_not_finite_are_said_before_the_training():
     x, y = problem()
     x[3, 2] = torch.inf
     with pytest.raises(UsageError, match="inputs hold NaN or infinite"):
-        pyro_bc.fit(*fresh(), pyro_bc.Batches(x, y, 200), epochs=1, progress=False)
+        pyro_bc.fit(*fresh(), pyro_bc.data.Batches(x, y, 200), epochs=1, progress=False)

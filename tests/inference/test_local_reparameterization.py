@@ -20,12 +20,12 @@ from pyro_bc import (
     GroupHorseshoe,
     GroupNormalJeffreys,
     LogUniform,
-    NormalJeffreys,
     StandardNormal,
     bayesianize,
     local_reparameterization,
 )
 from pyro_bc.inference.deferred import Deferred, DeferredProduct
+from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]
 GRID = pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)

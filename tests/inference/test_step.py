@@ -7,11 +7,12 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
 import pyro_bc
-from pyro_bc.app.job import PRIORS
+from pyro_bc.app.settings import PRIORS
 from pyro_bc.errors import UsageError
 from pyro_bc.inference import fit as infer
 from pyro_bc.inference import step as training_step
-from pyro_bc.inference.schedule import trained_parameters
+from pyro_bc.inference.elbo import elbo_terms
+from pyro_bc.inference.schedule import Schedule, trained_parameters
 from pyro_bc.inference.step import FlatParameters, compiled_step, eager_step, has_compiler
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
@@ -21,10 +22,14 @@ def small_net():
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
 
 
+def groups_of(model, guide):
+    return [trained.parameters for trained in trained_parameters(model, guide, Schedule())]
+
+
 def problem(prior, net=small_net):
     torch.manual_seed(0)
     x, y = torch.rand(10, 1, 6, 6), torch.randint(4, (10,))
-    model = pyro_bc.BayesianNetwork(net(), PRIORS[prior](), num_data=50)
+    model = pyro_bc.BayesianNetwork(net(), PRIORS[prior], num_data=50)
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=-3.0)
     guide(x, y)
     return model, guide, x, y
@@ -44,7 +49,7 @@ def reference(model, guide, x, y):
 def check_against_pyro(make_step, prior):
     loss, gradients, buffers = reference(*problem(prior))
     model, guide, x, y = problem(prior)
-    with FlatParameters(trained_parameters(model, guide)) as flat:
+    with FlatParameters(groups_of(model, guide)) as flat:
         step = make_step(model, guide, flat, x, y)
         for _ in range(2):  # twice, as gradients must not add up
             for name, buffer in problem(prior)[0].named_buffers():
@@ -60,7 +65,7 @@ def check_against_pyro(make_step, prior):
         for name, buffer in model.named_buffers():
             torch.testing.assert_close(buffer, buffers[name], rtol=1e-5, atol=1e-6, msg=name)
         torch.manual_seed(1)
-        terms = pyro_bc.elbo_terms(model, guide, x, y)
+        terms = elbo_terms(model, guide, x, y)
         torch.testing.assert_close(result.kl, torch.stack([terms.kl[name].detach() for name in guide.families]))
         torch.manual_seed(1)
         weighted = step(x, y, 0.25)
@@ -90,7 +95,7 @@ def test_tracing_leaves_the_random_state_and_the_batch_statistics_alone(monkeypa
     model, guide, x, y = problem("gnj")
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     state = torch.get_rng_state()
-    with FlatParameters(trained_parameters(model, guide)) as flat:
+    with FlatParameters(groups_of(model, guide)) as flat:
         compiled_step(model, guide, flat, x, y)
     assert torch.equal(torch.get_rng_state(), state)
     for name, buffer in model.named_buffers():
@@ -117,9 +122,9 @@ def fitted(compile, **options):
     torch.manual_seed(0)
     pyro.clear_param_store()
     x, y = torch.rand(50, 1, 6, 6), torch.randint(4, (50,))
-    model = pyro_bc.BayesianNetwork(small_net(), PRIORS["gnj"](), num_data=50)
+    model = pyro_bc.BayesianNetwork(small_net(), PRIORS["gnj"], num_data=50)
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(x, y, 16)  # 16, 16, 16, and 2 that are not compiled for
+    batches = pyro_bc.data.Batches(x, y, 16)  # 16, 16, 16, and 2 that are not compiled for
     result = pyro_bc.fit(model, guide, batches, epochs=3, progress=False, compile=compile, **options)
     return guide, result
 

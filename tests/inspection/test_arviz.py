@@ -33,7 +33,7 @@ def fitted(prior=None, epochs=3, log_variance=-4.0):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     model = pyro_bc.BayesianNetwork(net, prior, num_data=60)
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=log_variance)
-    history = pyro_bc.fit(model, guide, pyro_bc.Batches(*problem(), 30), epochs=epochs, progress=False).history
+    history = pyro_bc.fit(model, guide, pyro_bc.data.Batches(*problem(), 30), epochs=epochs, progress=False).history
     return guide, history
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import UsageError
 from pyro_bc.inspection.diagnostics import (
     ImportanceRatios,
@@ -124,11 +125,11 @@ def test_calibration_of_what_is_no_probabilities_is_refused(probabilities, y, me
 def digits(seed=0, epochs=30, prior=None):
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
     model = pyro_bc.BayesianNetwork(net, prior or pyro_bc.GroupNormalJeffreys(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.Batches(data.train_x, data.train_y, 128)
+    batches = pyro_bc.data.Batches(data.train_x, data.train_y, 128)
     pyro_bc.fit(model, guide, batches, epochs=epochs, learning_rate=5e-3, kl_weight=0.05, seed=seed, progress=False)
     return data, model, guide
 

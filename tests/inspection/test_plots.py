@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import UsageError
 from pyro_bc.inspection import plots
 from pyro_bc.inspection.diagnostics import calibration
@@ -29,13 +30,13 @@ def close():
 def fit():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=len(data.train_x))
     guide = pyro_bc.FactorizedGuide(model)
     frames: list[dict] = []
     history = pyro_bc.fit(
-        model, guide, pyro_bc.Batches(data.train_x, data.train_y, 128), epochs=40, learning_rate=5e-3,
+        model, guide, pyro_bc.data.Batches(data.train_x, data.train_y, 128), epochs=40, learning_rate=5e-3,
         log_learning_rate=3e-2, kl_weight=0.05, progress=False,
         after_epoch=lambda epoch: frames.append(pyro_bc.summarize(guide)) if epoch.epoch <= 2 else None,
     ).history  # fmt: skip

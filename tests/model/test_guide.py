@@ -11,17 +11,10 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_bc import (
-    BayesianNetwork,
-    FactorizedGuide,
-    GroupHorseshoe,
-    GroupNormalJeffreys,
-    LogUniform,
-    Normal,
-    NormalJeffreys,
-    StandardNormal,
-)
+from pyro_bc import BayesianNetwork, FactorizedGuide, GroupHorseshoe, GroupNormalJeffreys, LogUniform, StandardNormal
 from pyro_bc.errors import UnsupportedSiteError
+from pyro_bc.model.likelihoods import Normal
+from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(1e-5), LogUniform(), StandardNormal()]
 X, Y = torch.linspace(-1, 1, 24).reshape(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])

@@ -10,9 +10,10 @@ import torch
 from scipy import special, stats
 from torch import nn
 
-from pyro_bc import BayesianNetwork, Bernoulli, Categorical, FactorizedGuide, Normal, StandardNormal, elbo_terms
+from pyro_bc import BayesianNetwork, FactorizedGuide, StandardNormal
 from pyro_bc.errors import UsageError
-from pyro_bc.model.likelihoods import SoftCategorical
+from pyro_bc.inference.elbo import elbo_terms
+from pyro_bc.model.likelihoods import Bernoulli, Categorical, Normal, SoftCategorical
 
 
 def test_categorical_log_probabilities_are_log_softmax():

@@ -19,11 +19,11 @@ from pyro_bc import (
     GroupHorseshoe,
     GroupNormalJeffreys,
     LogUniform,
-    Normal,
     StandardNormal,
     bayesianize,
 )
 from pyro_bc.errors import ImproperPriorError, PyroBCError, UnsupportedNetworkError, UsageError
+from pyro_bc.model.likelihoods import Normal
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]
 GRID = pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)

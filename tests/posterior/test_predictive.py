@@ -46,7 +46,7 @@ def test_a_class_that_is_nearly_certain_has_not_quite_probability_one(margin):
 
 
 def test_yes_and_no():
-    _, guide, draw, x, y = fixed([30.0], pyro_bc.Bernoulli())
+    _, guide, draw, x, y = fixed([30.0], pyro_bc.likelihoods.Bernoulli())
     found = predict(guide, draw, x, y)
     assert found["log_likelihood", "y"].tolist() == pytest.approx([-30.0, *[-math.exp(-30.0)] * 2, -30.0], rel=1e-6)
     assert found["posterior_predictive", "y"].tolist() == [1.0] * 4

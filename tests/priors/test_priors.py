@@ -1,5 +1,6 @@
 """Moments and statistics against brute-force weights and scipy; sites as documented; layers found by their names."""
 
+import json
 import math
 
 import numpy as np
@@ -10,11 +11,16 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from pyro_bc import GroupHorseshoe, GroupNormalJeffreys, LogUniform, NormalJeffreys, StandardNormal
+from pyro_bc import GroupHorseshoe, GroupNormalJeffreys, LearnedCode, LogUniform, StandardNormal
 from pyro_bc.errors import UsageError
-from pyro_bc.priors.base import ROLES, Prior, base_distribution, bias_prior, find_layers
+from pyro_bc.graph.layer_types import LAYER_TYPES
+from pyro_bc.priors.base import ROLES, Prior, base_distribution, bias_prior, described_prior, find_layers, group_dim
+from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
-PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.02), LogUniform(), StandardNormal()]
+PRIORS = [
+    GroupNormalJeffreys(), GroupHorseshoe(0.02), LogUniform(), StandardNormal(),
+    GroupNormalJeffreys(weights=LogUniform()), GroupHorseshoe(0.02, weights=LogUniform()),
+]  # fmt: skip
 SHAPES = [(3, 4), (3, 2, 5), (3, 2, 2, 2)]
 FACTORS = ("local_a", "local_b", "global_a", "global_b")
 
@@ -52,7 +58,7 @@ def combine(prior: Prior, values: dict[str, np.ndarray], weight_dim: int) -> np.
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_moments_are_those_of_brute_force_draws_of_the_weight(prior, shape):
     n = 60_000
     q = random_guide(prior, shape)
@@ -66,7 +72,7 @@ def test_moments_are_those_of_brute_force_draws_of_the_weight(prior, shape):
     assert mean_error.max() < 5 and variance_error.max() < 5  # in standard errors
 
 
-@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_moments_do_not_change_with_event_dimensions(prior):
     q = random_guide(prior, (3, 4))
     wrapped = {role: fn.to_event(fn.loc.dim()) for role, fn in q.items()}
@@ -75,7 +81,7 @@ def test_moments_do_not_change_with_event_dimensions(prior):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_sample_makes_the_documented_sites_and_multiplies_them(prior, shape):
     values = {role: fn.sample() for role, fn in random_guide(prior, shape).items()}
     data = {f"fc1.{role}": value for role, value in values.items()}  # two of the priors cannot be sampled
@@ -92,18 +98,19 @@ def test_sample_makes_the_documented_sites_and_multiplies_them(prior, shape):
     assert set(prior.roles) <= ROLES
 
 
-@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_every_site_has_the_density_of_the_paper(prior):
     value = torch.tensor([0.3, 1.7, 2.5, 0.9])
     x = value.double().numpy()
     inverse_gamma = stats.invgamma(0.5).logpdf(x).sum()
+    log_uniform = isinstance(getattr(prior, "weights", prior), LogUniform)
     expected = {
         "scale": -np.log(x).sum(),
         "local_a": stats.gamma(0.5, scale=1.0).logpdf(x).sum(),
         "local_b": inverse_gamma,
         "global_a": stats.gamma(0.5, scale=0.02**2).logpdf(x[0]),
         "global_b": stats.invgamma(0.5).logpdf(x[0]),
-        "weight": -np.log(x).sum() if isinstance(prior, LogUniform) else stats.norm.logpdf(x).sum(),
+        "weight": -np.log(x).sum() if log_uniform else stats.norm.logpdf(x).sum(),
     }
     for role, fn in prior.sites((1, 4)).items():
         at = value.reshape(1, 4) if role == "weight" else value if role in ("scale", "local_a", "local_b") else value[0]
@@ -166,24 +173,64 @@ def test_find_layers_returns_the_prior_that_made_the_sites(prior, with_bias):
     densities = {f"block.fc1.{role}": fn for role, fn in prior.sites((3, 4)).items()}
     if with_bias:
         densities["block.fc1.bias"] = bias_prior(3)
-    ((name, (found, sites)),) = find_layers(densities).items()
-    assert name == "block.fc1" and type(found) is type(prior)
+    ((name, (found, sites, kind)),) = find_layers(densities).items()
+    assert name == "block.fc1" and type(found) is type(prior) and kind.op == "linear"
     assert sites == {key.removeprefix("block.fc1."): fn for key, fn in densities.items()}
     if isinstance(prior, GroupHorseshoe):
         assert found.global_scale == pytest.approx(prior.global_scale, rel=1e-5)
     assert type(prior).recognise(sites) == found
+    if hasattr(prior, "weights"):
+        assert found.weights == prior.weights
+
+
+@pytest.mark.parametrize(
+    "prior", [*PRIORS, LearnedCode(), GroupNormalJeffreys(weights=LearnedCode(grids=None))], ids=repr
+)
+def test_a_description_gives_an_equal_prior_back(prior):
+    assert described_prior(json.loads(json.dumps(prior.description()))) == prior
+
+
+def test_a_description_of_an_unknown_prior_is_refused():
+    with pytest.raises(UsageError, match="'Spike' is not known"):
+        described_prior({"type": "Spike"})
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
+@pytest.mark.parametrize("kind", LAYER_TYPES, ids=lambda kind: kind.op)
+def test_densities_know_their_prior_and_type_and_start_with_a_scale_of_one(prior, kind):
+    shape = (5, 6, 2, 2)[: 2 + kind.spatial]
+    densities = prior.densities(shape, layer=kind, bias=True)
+    layers = find_layers({f"fc.{role}": fn for role, fn in densities.items()})
+    assert layers["fc"].prior is prior and layers["fc"].type is kind
+    values = prior.initial_values(densities)
+    scale = prior.scale(values)
+    if scale is not None:
+        assert scale.shape == (shape[kind.group_axis],)
+        assert torch.allclose(scale, torch.ones_like(scale), atol=0.1)
+    assert prior.weight(values, kind).shape == shape
+    q = random_guide(prior, shape)
+    if kind.group_axis == group_dim(shape):
+        assert all(moment.shape == shape for moment in prior.moments(q, kind))
+
+
+def test_weights_under_scales_have_a_statistic_of_their_own():
+    q = random_guide(GroupHorseshoe(), (3, 4))
+    under, alone = GroupHorseshoe(weights=LogUniform()), LogUniform()
+    assert torch.equal(under.weight_statistic(q), alone.statistic(q))
+    assert torch.equal(under.statistic(q), GroupHorseshoe().statistic(q))
+    assert GroupHorseshoe().weight_statistic(q) is None and alone.weight_statistic(q) is None
 
 
 def test_find_layers_keeps_order_and_leaves_out_what_is_no_layer():
     densities = {"precision": dist.Gamma(1.0, 1.0), "weight": dist.Normal(0.0, 1.0)}  # no layer name
-    for layer, prior in zip("dbca", PRIORS, strict=True):
+    for layer, prior in zip("dbcaef", PRIORS, strict=True):
         densities |= {f"{layer}.{role}": fn for role, fn in prior.sites((3, 4)).items()}
     densities["norm.bias"] = bias_prior(3)  # no weight
     densities["d.offset"] = dist.Normal(0.0, 1.0)  # no role
     densities |= {"other.scale": dist.Normal(0.0, 1.0), "other.weight": dist.Normal(torch.zeros(3, 4), 1.0)}
     layers = find_layers(densities)
-    assert list(layers) == ["d", "b", "c", "a"]
-    assert [type(prior) for prior, _ in layers.values()] == [type(prior) for prior in PRIORS]
+    assert list(layers) == ["d", "b", "c", "a", "e", "f"]
+    assert [type(prior) for prior, _, _ in layers.values()] == [type(prior) for prior in PRIORS]
     assert list(layers["d"][1]) == ["scale", "weight"]
 
 
@@ -196,7 +243,7 @@ def test_a_model_of_plain_sample_statements_is_found():
 
     trace = poutine.trace(poutine.condition(model, data={"fc1.scale": torch.ones(4)})).get_trace(torch.ones(2, 4))
     densities = {name: site["fn"] for name, site in trace.nodes.items() if site["type"] == "sample"}
-    ((name, (prior, sites)),) = find_layers(densities).items()
+    ((name, (prior, sites, _)),) = find_layers(densities).items()
     assert name == "fc1" and prior == GroupNormalJeffreys() and list(sites) == ["scale", "weight", "bias"]
 
 

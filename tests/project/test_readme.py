@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pyro_bc
+from pyro_bc.app.datasets import load_dataset
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -29,7 +30,7 @@ def run_python(code: str, folder: Path) -> str:
 
 def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
     run_python(example(0), tmp_path)
-    data = pyro_bc.load_dataset("digits")
+    data = load_dataset("digits")
     net = pyro_bc.load(tmp_path / "net.pbc")
     wrong = (net(data.test_x).argmax(1) != data.test_y).float().mean()
     assert wrong < 0.15
@@ -40,7 +41,7 @@ def test_the_rate_example_goes_on_from_there_to_a_tiny_file(tmp_path):
     printed = run_python(example(0) + example(1), tmp_path)
     size = (tmp_path / "tiny.pbc").stat().st_size
     assert printed.splitlines()[-1] == f"{size} bytes" and size < 4 * 1_810 / 8
-    data, net = pyro_bc.load_dataset("digits"), pyro_bc.load(tmp_path / "tiny.pbc")
+    data, net = load_dataset("digits"), pyro_bc.load(tmp_path / "tiny.pbc")
     assert (net(data.test_x).argmax(1) != data.test_y).float().mean() < 0.12
 
 

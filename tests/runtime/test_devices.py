@@ -87,8 +87,8 @@ def test_a_file_from_there_loads_on_the_cpu_and_predicts_the_same_on_both(found)
     assert 0 < files["again"] < 1000
 
 
-def test_the_rate_objective_is_the_same_there_and_its_checkpoints_move(found):
-    here, there = found["rates"]
+def test_codes_are_the_same_there_and_their_checkpoints_move(found):
+    here, there = found["codes"]
     assert here["loss"] == pytest.approx(there["loss"], rel=1e-6) and here["file"] == there["file"]
     assert here["on"] == there["moved"] == [CPU] and there["on"] == here["moved"] == [DEVICE]
     assert here["read"] == there["read"] == 0
@@ -116,7 +116,7 @@ def test_pyros_own_loop_and_torchs_default_device(found):
         ("later targets", "the targets of batch 2 are", (CPU, DEVICE)),
         ("other way", "the first batch's inputs are", (DEVICE, CPU)),
         ("points", "the points are", (CPU, DEVICE)),
-        ("rate", "the first batch's inputs are", (CPU, DEVICE)),
+        ("codes", "the first batch's inputs are", (CPU, DEVICE)),
     ],
 )
 def test_data_on_another_device_than_the_network_are_one_clear_error(found, case, what, where):
@@ -126,7 +126,7 @@ def test_data_on_another_device_than_the_network_are_one_clear_error(found, case
     )
 
 
-@pytest.mark.parametrize("job", ["fold", "keep", "rate", "narrow"])
+@pytest.mark.parametrize("job", ["fold", "keep", "learned", "narrow"])
 def test_the_main_jobs_run_there_and_go_on_on_the_cpu(found, job):
     result = found["runs"][job]
     assert result["error"] == result["evaluated"] < 60  # chance is 90

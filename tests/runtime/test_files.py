@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bc import OutputError
-from pyro_bc.errors import UsageError
+from pyro_bc.errors import OutputError, UsageError
 from pyro_bc.inference.checkpoint import save_checkpoint
 from pyro_bc.inspection import netcdf as writer
 from pyro_bc.inspection.netcdf import Content, Variable, write_content

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as distributed
 
 import pyro_bc
-from pyro_bc.inference.schedule import trained_parameters as _parameters
+from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.runtime import processes
 
 
@@ -35,11 +35,13 @@ def test_the_kl_counts_once_and_every_example_n_over_all_of_them(found):
     for rank in (0, 1):
         torch.manual_seed(10 + rank)
         half = slice(rank * 100, (rank + 1) * 100)
-        terms = pyro_bc.elbo_terms(model, guide, x[half], y[half])
+        terms = elbo_terms(model, guide, x[half], y[half])
         # elbo_terms takes each half for a mini-batch of 200 examples: twice its own sum.
         log_likelihood = log_likelihood + terms.log_likelihood / 2
     ((0.7 * terms.total_kl() - log_likelihood) / 200).backward()
-    expected = [torch.cat([parameter.grad.flatten() for parameter in group]) for group in _parameters(model, guide)]
+    expected = [
+        torch.cat([parameter.grad.flatten() for parameter in group]) for group in worker.groups_of(model, guide)
+    ]
     for rank in (0, 1):
         for gradient, wanted in zip(found[rank]["gradient"], expected, strict=True):
             assert torch.allclose(torch.tensor(gradient), wanted, rtol=1e-4, atol=1e-6)
@@ -58,7 +60,7 @@ def test_all_processes_end_with_the_same_posterior_from_noise_of_their_own(found
 
 
 def test_the_elbo_is_that_of_one_process_with_the_same_examples_per_step(found):
-    loader = pyro_bc.Batches(*worker.data(), 2 * worker.BATCH)
+    loader = pyro_bc.data.Batches(*worker.data(), 2 * worker.BATCH)
     losses, divergences = [], []
     for seed in range(3):
         model, guide = worker.fresh(seed)
@@ -74,6 +76,15 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
     for process in found:
         assert process["resumed"] == process["whole"]
         assert process["resumed_end"] == process["whole_end"]
+
+
+def test_codes_of_two_processes_are_the_same_and_resume_to_the_same_before_and_after_rounding(found):
+    first, second = found
+    assert first["coded"] == second["coded"] and first["coded_bytes"] == second["coded_bytes"]
+    for process in found:
+        assert process["coded_resumed"] == process["coded"]
+    codes = first["coded"]["locs.net.0.weight"]
+    assert any(abs(code) > 1 for code in codes)
 
 
 def test_what_is_wrong_on_one_process_is_said_on_all(found):

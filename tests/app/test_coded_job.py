@@ -1,4 +1,4 @@
-"""The job under the objective rate, as a user runs it: digits to a tiny file; every refusal is one line."""
+"""The job under a learned code, as a user runs it: digits to a tiny file; every refusal is one line."""
 
 import json
 import subprocess
@@ -10,17 +10,17 @@ from torch import nn
 from pyro_bc import read
 from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS
-from pyro_bc.app.rate_job import LEARNED, run_rate
 from pyro_bc.app.settings import Settings
 from pyro_bc.errors import CheckpointError, UsageError
 
 SHORT = {
-    "epochs": 30, "pretrain_epochs": 30, "passes": 2, "objective": "rate", "development": True, "widths": "24-16",
+
+    "epochs": 30, "pretrain_epochs": 30, "passes": 2, "development": True, "widths": "24-16",
 }  # fmt: skip
 
 
 def settings(**changes) -> Settings:
-    return Settings("lenet-300-100", LEARNED, "digits", **SHORT | changes)
+    return Settings.of("lenet-300-100", "learned", "digits", **SHORT | changes)
 
 
 def command(*args: str) -> subprocess.CompletedProcess:
@@ -56,12 +56,12 @@ def test_the_command_makes_a_file_that_evaluates_to_what_it_says(tmp_path):
     text = (out / "report.md").read_text()
     assert f"{metrics['file_bytes']:,} bytes" in text and "started from widths 24-16" in text
     page = (out / "report.html").read_text()
-    assert f"{metrics['file_bytes']:,} bytes" in page and page.count("data:image/png") == 5
-    assert "--objective rate --widths 24-16" in page
+    assert f"{metrics['file_bytes']:,} bytes" in page and page.count("data:image/png") == 7
+    assert "--prior learned" in page and "--widths 24-16" in page
     (out / "report.html").unlink()
     assert command("report", str(out)).returncode == 0 and (out / "report.html").read_text() == page
     assert sorted(path.name for path in (out / "plots").iterdir()) == [
-        "architecture.png", "codes_left.png", "file.png", "kl.png", "training.png",
+        "architecture.png", "bits.png", "file.png", "groups_left.png", "kl.png", "reliability.png", "training.png",
     ]  # fmt: skip
 
 
@@ -73,26 +73,26 @@ def test_an_interrupted_run_gives_the_file_of_an_uninterrupted_one(tmp_path):
         if epoch.epoch == 20:
             raise Stopped
 
-    whole = run_rate(settings(), tmp_path / "whole", progress=False)
+    whole = run(settings(), tmp_path / "whole", progress=False)
     with pytest.raises(Stopped):
-        run_rate(settings(), tmp_path / "cut", progress=False, after_epoch=stop)
+        run(settings(), tmp_path / "cut", progress=False, after_epoch=stop)
     with pytest.raises(CheckpointError, match="kl_weight"):
-        run_rate(settings(kl_weight=3.0), tmp_path / "cut", resume=True, progress=False)
-    resumed = run_rate(settings(), tmp_path / "cut", resume=True, progress=False)
+        run(settings(kl_weight=3.0), tmp_path / "cut", resume=True, progress=False)
+    resumed = run(settings(), tmp_path / "cut", resume=True, progress=False)
     assert (tmp_path / "cut" / "network.pbc").read_bytes() == (tmp_path / "whole" / "network.pbc").read_bytes()
     assert resumed["compressed"] == whole["compressed"]
-    again = run_rate(settings(), tmp_path / "cut", resume=True, progress=False)
+    again = run(settings(), tmp_path / "cut", resume=True, progress=False)
     assert again == json.loads((tmp_path / "cut" / "metrics.json").read_text())
 
 
 def test_widths_of_another_file_and_another_teacher(tmp_path):
-    first = run_rate(settings(epochs=15), tmp_path / "first", progress=False)
+    first = run(settings(epochs=15), tmp_path / "first", progress=False)
     file = tmp_path / "first" / "network.pbc"
     changes = {
         "epochs": 5, "widths": None, "widths_from": str(file), "pretrain_epochs": 5, "affine": 0.0,
         "teacher_share": 1.0, "pretrained": str(tmp_path / "first" / "dense.safetensors"), "teacher": "lenet-300-100",
     }  # fmt: skip
-    second = run_rate(settings(**changes), tmp_path / "second", progress=False)
+    second = run(settings(**changes), tmp_path / "second", progress=False)
     assert second["started_from"] == [len(layer.weight.codes) for layer in read(file).layers[:-1]]
     assert second["teacher"]["error_percent"] == second["dense"]["error_percent"]
     assert second["dense"]["parameters"] == first["dense"]["parameters"] == 50_610
@@ -101,43 +101,39 @@ def test_widths_of_another_file_and_another_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prior": "ghs"}, "leave out the prior 'ghs'"),
         ({"widths": "24-16-3"}, "300-100"),
         ({"widths": "24x16"}, "24x16"),
         ({"widths_from": "net.pbc"}, "not both"),
         ({"rounding": 1.5}, "rounding"),
-        ({"teacher_share": -1.0}, "teacher_share"),
+        ({"teacher_share": -1.0}, "teacher-share"),
         ({"affine": -1.0}, "affine"),
         ({"passes": 0}, "passes"),
-        ({"learning_rate": 0.0}, "learning rates"),
+        ({"code_learning_rate": 0.0}, "learning rates"),
         ({"teacher": "lenet-6"}, "lenet-6"),
         ({"teacher_weights": "net.safetensors"}, "name it with teacher"),
-        ({"objective": "elbo"}, "'elbo', not 'rate'"),
-        ({"precision": "paper", "shift": 2}, "does not know shift, precision"),
+        ({"thresholds": {"fc1": 1.0}}, "prunes nothing by a threshold"),
     ],
 )
 def test_impossible_settings_are_said_before_anything_is_written(tmp_path, changes, message):
-    base = {"net": "lenet-300-100", "prior": LEARNED, "data": "digits", **SHORT}
     with pytest.raises(UsageError, match=message):
-        run_rate(Settings(**base | changes), tmp_path / "out", progress=False)
+        run(settings(**changes), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_of_a_posterior_refuses_what_only_codes_know(tmp_path):
-    for changes in ({"widths": "24-16"}, {"affine": 1.0}, {"objective": "rate"}):
-        with pytest.raises(UsageError, match="objective"):
-            run(Settings("lenet-300-100", "ghs", "digits", **changes), tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()
+def test_the_objective_is_another_spelling_of_the_prior(tmp_path):
+    options = ["--net", "lenet-300-100", "--data", "digits", "--out", str(tmp_path / "out"), "--objective", "rate"]
+    done = command("run", *options, "--prior", "ghs")
+    assert done.returncode == 2 and "leave out --prior ghs" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_run_that_was_cut_while_the_teacher_learned_resumes_to_the_same_file(tmp_path, monkeypatch):
     changes = {"epochs": 3, "pretrain_epochs": 2, "teacher": "wider", "passes": 1, "affine": 0.0}
     monkeypatch.setitem(NETWORKS, "wider", lambda shape, classes: NETWORKS["lenet-300-100"](shape, classes))
-    run_rate(settings(**changes), tmp_path / "whole", progress=False)
+    run(settings(**changes), tmp_path / "whole", progress=False)
     (tmp_path / "cut").mkdir()
     for name in ("run.json", "dense.safetensors"):
         (tmp_path / "cut" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-    run_rate(settings(**changes), tmp_path / "cut", resume=True, progress=False)
+    run(settings(**changes), tmp_path / "cut", resume=True, progress=False)
     assert (tmp_path / "cut" / "network.pbc").read_bytes() == (tmp_path / "whole" / "network.pbc").read_bytes()
 
 
@@ -155,7 +151,7 @@ def normalised(picture_shape, classes):
 
 def test_batch_norm_is_folded_and_the_dense_widths_are_a_start_too(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "normalised", normalised)
-    options = SHORT | {"widths": None, "kl_weight": 0.05, "train_limit": 800}
-    metrics = run_rate(Settings("normalised", LEARNED, "digits", **options), tmp_path / "out", progress=False)
+    options = SHORT | {"widths": None, "kl_weight": 0.05, "train_limit": 800, "teacher_share": 0.7}
+    metrics = run(Settings.of("normalised", "learned", "digits", **options), tmp_path / "out", progress=False)
     assert metrics["started_from"] == [] and metrics["compressed"]["error_percent"] < 20
     assert not any(node.op == "batch_norm" for node in read(tmp_path / "out" / "network.pbc").nodes)
