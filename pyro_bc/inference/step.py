@@ -119,40 +119,55 @@ def compiled_step(model: Any, guide: FactorizedGuide, flat: FlatParameters, x: T
     names = {id(parameter): name for name, parameter in terms.named_parameters()}
     buffers = dict(terms.named_buffers())
 
-    def function(vectors: list[Tensor], buffer_values: list[Tensor], x: Tensor, y: Tensor, kl_weight: Tensor) -> Any:
+    count = len(flat.vectors)
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        """Flat parameters, buffers, batch and weight in; what the step came to and gradients out."""
+        vectors, (*buffer_values, x, y, kl_weight) = inputs[:count], inputs[count:]
         values = dict(zip(buffers, buffer_values, strict=True))
         for vector, group in zip(vectors, flat.groups, strict=True):
             parts = flat.split(vector, group)
             values |= {names[id(parameter)]: part for parameter, part in zip(group, parts, strict=True)}
         results = torch.func.functional_call(terms, values, (x, y, kl_weight))
-        return [result.detach() for result in results], torch.autograd.grad(results[0], vectors)
+        return (*(result.detach() for result in results), *torch.autograd.grad(results[0], vectors))
 
     kl_weight = torch.zeros((), device=x.device)
     with same_random_state(x.device), pyro.validation_enabled(False):
         leaves = [vector.detach().clone().requires_grad_() for vector in flat.vectors]
         copies = [buffer.clone() for buffer in buffers.values()]  # batch statistics are added to while tracing
-        traced = make_fx(function)(leaves, copies, x, y, kl_weight)
-        compiled = torch.compile(traced, fullgraph=True, dynamic=False, options=_options(x.device))
+        traced = make_fx(function)(*leaves, *copies, x, y, kl_weight)
+        inputs = [vector.detach() for vector in flat.vectors] + [*copies, x, y, kl_weight]
         with torch.no_grad():
-            compiled([vector.detach() for vector in flat.vectors], copies, x, y, kl_weight)
+            compiled: Any = compile_graph(traced, inputs, _options(x.device))
+            compiled(*inputs)
 
     def step(x: Tensor, y: Tensor, weight: float) -> StepResult:
         with torch.no_grad():
-            results, gradients = compiled(flat.vectors, list(buffers.values()), x, y, kl_weight.fill_(weight))
-        for vector, gradient in zip(flat.vectors, gradients, strict=True):
+            found = compiled(*flat.vectors, *buffers.values(), x, y, kl_weight.fill_(weight))
+        for vector, gradient in zip(flat.vectors, found[4:], strict=True):
             vector.grad = gradient
-        return StepResult(*results)
+        return StepResult(*found[:4])
 
     return step
+
+
+def compile_graph(traced: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A traced graph as one compiled function of the same inputs.
+
+    By the compiler alone, without the part of ``torch.compile`` that watches Python's frames: there is nothing to trace
+    any more, and it once took up a generator that Python was clearing away, which stopped a training.
+    """
+    import torch._inductor as inductor
+
+    for node in traced.graph.nodes:  # what tracing noted of shapes, for each tensor by itself: the compiler has its own
+        node.meta.clear()
+    return inductor.compile(traced, inputs, options=options)
 
 
 def _options(device: torch.device) -> dict[str, Any]:
     # Noise from torch's own generator, so that what is compiled computes what is not; and kernels that are called from
     # C++, since calling them from Python takes a tenth of a small network's step.
-    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": device.type == "cpu"}
-    if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # shapes and types are the caller's, and always the same
-        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
-    return options
+    return {"fallback_random": True, "cpp_wrapper": device.type == "cpu"}
 
 
 def has_compiler() -> bool:

@@ -75,7 +75,7 @@ class BayesianLayer(PyroModule):
 
         :raises UsageError: where the grid does not fit the weight.
         """
-        self._start_codes(self.pretrained, grid)
+        self._start_codes({role: value.to(self._device) for role, value in self.pretrained.items()}, grid)
         self._place(self._device)
 
     def _place(self, device: torch.device) -> None:

@@ -80,7 +80,7 @@ def test_a_step_has_the_loss_and_gradients_of_pyros_elbo(prior):
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_traced_step_has_the_loss_and_gradients_of_pyros_elbo(prior, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(training_step, "compile_graph", lambda traced, inputs, options: traced)
     check_against_pyro(compiled_step, prior)
 
 
@@ -91,7 +91,7 @@ def test_the_compiled_step_has_the_loss_and_gradients_of_pyros_elbo(prior):
 
 
 def test_tracing_leaves_the_random_state_and_the_batch_statistics_alone(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(training_step, "compile_graph", lambda traced, inputs, options: traced)
     model, guide, x, y = problem("gnj")
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     state = torch.get_rng_state()
@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_is_said_or_done_without(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no compiler today\nand more")
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(training_step, "compile_graph", broken)
     with pytest.raises(UsageError, match=r"cannot be compiled: no compiler today\. Leave compile out"):
         fitted(True)
     expected = fitted(None)[1].history[-1].loss  # so few steps are not worth it
