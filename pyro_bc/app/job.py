@@ -130,8 +130,10 @@ def run(
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     build = network(settings.net)
-    plan = _checked(settings)
+    if settings.prior not in PRIORS:
+        raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     data = chosen_data(settings, data_dir).to(device)
+    plan = _checked(settings)
     widths = _widths(settings, plan)
     pyro.set_rng_seed(settings.seed)
     net = build(data.picture_shape, data.classes).to(device)
@@ -208,8 +210,6 @@ def _checked(settings: Settings) -> Recipe:
 
     :raises UsageError: where settings are impossible, or do not go together.
     """
-    if settings.prior not in PRIORS:
-        raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     if settings.precision not in RULES:
         raise UsageError(f"unknown precision rule '{settings.precision}'; there are {', '.join(RULES)}")
     if settings.batch_norm not in ("fold", "keep"):

@@ -12,14 +12,14 @@ class Batches:
     """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
 
     A last example that would be alone joins the batch before it, since batch normalisation has no variance of one.
-    On several processes (:mod:`pyro_bc.runtime.processes`), where shuffled, each has its share of one common order;
-    up to
-    ``processes - 1`` examples of an epoch are left over.
+    On several processes (:mod:`pyro_bc.runtime.processes`), where shuffled, each has its share of one common order; up
+    to ``processes - 1`` examples of an epoch are left over.
 
     :param shuffle: off for evaluation.
     :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
     :raises UsageError: where inputs and targets are not as many, or ``batch_size`` is not positive.
 
+    >>> import torch
     >>> [len(x) for x, y in Batches(torch.zeros(5, 1), torch.zeros(5), batch_size=2)]
     [2, 3]
     """

@@ -47,8 +47,7 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
 
   The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
 
-A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
-number
+A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network; number
 of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0 for a
 fully connected layer, 1 for a convolution (2 more where there is no bias), or 4 and the position of another operation
 in :data:`~pyro_bc.file.chain.PLAIN`; behind that of a layer a varint, its outputs before pruning, and for a

@@ -22,12 +22,12 @@ def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...]
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     """A context in which a network is in evaluation mode; each of its modules returns to the mode that it had."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
-        yield
+        yield net
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -85,7 +85,8 @@ def rounded_codes() -> RoundedCodesMessenger:
 
     >>> import pyro, pyro_bc, torch
     >>> from pyro.infer import SVI, TraceMeanField_ELBO
-    >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=pyro_bc.LearnedCode(), num_data=8)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    >>> model = pyro_bc.BayesianNetwork(net, prior=pyro_bc.LearnedCode(), num_data=8)
     >>> guide = pyro_bc.FactorizedGuide(model)
     >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceMeanField_ELBO())
     >>> with rounded_codes():

@@ -134,7 +134,7 @@ class BayesianLinear(BayesianLayer):
 
     Input ``(batch, *, in_features)``, output ``(batch, *, out_features)``.
 
-    >>> import pyro_bc, torch
+    >>> import pyro, pyro_bc, torch
     >>> layer = BayesianLinear(4, 3, prior=pyro_bc.GroupHorseshoe())
     >>> pyro.poutine.trace(layer).get_trace(torch.ones(2, 4)).stochastic_nodes[-2:]
     ['weight', 'bias']

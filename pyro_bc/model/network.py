@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.attention import MultiheadAttention, separate_heads
+from ..graph.module import evaluating
 from ..graph.read import read_graph
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
@@ -207,6 +209,8 @@ class BayesianNetwork(PyroModule):
         """Say over what codes are cosine coefficients, where the shape of the input says it, before they are used."""
         layers, self._over_pictures = self._over_pictures, {}
         if layers:
+            with torch.no_grad(), evaluating(self.skeleton) as net:
+                net(x)  # what does not fit is said as it is of a network without codes
             grids = spatial_grids(read_graph(self.skeleton, x))
             for name, layer in layers.items():
                 layer.code_over(grids.get(f"{name}.weight", ()))

@@ -135,7 +135,7 @@ def test_a_model_of_plain_sample_statements_is_set_up_like_a_layer():
 
     guide = FactorizedGuide(model)
     guide(X)
-    ((name, (prior, _)),) = guide.layers.items()
+    ((name, (prior, _, _)),) = guide.layers.items()
     assert name == "fc1" and prior == GroupNormalJeffreys()
     weight = guide.posterior()["fc1.weight"].loc
     assert weight.abs().max() <= 0.5 and weight.std() > 0.1  # uniform within 1 / sqrt(inputs), as nn.Linear

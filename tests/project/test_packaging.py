@@ -37,7 +37,8 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(wheel):
         info = f"pyro_bc-{pyro_bc.__version__}.dist-info"
         assert f"Version: {pyro_bc.__version__}\n" in file.read(f"{info}/METADATA").decode()
         assert "pyro-bc = pyro_bc.app.cli:main" in file.read(f"{info}/entry_points.txt").decode()
-    modules = {f"pyro_bc/{path.name}" for path in (ROOT / "pyro_bc").iterdir() if path.is_file()}
+    files = (path for path in (ROOT / "pyro_bc").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    modules = {path.relative_to(ROOT).as_posix() for path in files}
     assert {name for name in names if not name.startswith(info)} == modules and "pyro_bc/py.typed" in modules
     assert f"{info}/licenses/LICENSE" in names
 
