@@ -1,10 +1,14 @@
 """Shared fixtures: a clean param store, a fixed seed that is printed, and where the real data lie."""
 
+import os
 from pathlib import Path
 
-import pyro
-import pytest
-import torch
+# Workers, and the programs that they start, share the cores: threads that do wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 20171108

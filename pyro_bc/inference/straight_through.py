@@ -85,6 +85,7 @@ def rounded_codes() -> RoundedCodesMessenger:
 
     >>> import pyro, pyro_bc, torch
     >>> from pyro.infer import SVI, TraceMeanField_ELBO
+    >>> pyro.clear_param_store()
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
     >>> model = pyro_bc.BayesianNetwork(net, prior=pyro_bc.LearnedCode(), num_data=8)
     >>> guide = pyro_bc.FactorizedGuide(model)
