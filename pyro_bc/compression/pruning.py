@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EmptyNetworkError
+from ..graph.constant_rules import Constant
+from ..graph.constants import propagate
 from ..graph.nodes import (
     Graph,
     Named,
@@ -33,12 +35,12 @@ from ..graph.nodes import (
     without_dead_code,
     without_nodes,
 )
-from ..graph.units import Tracking, layer_axis
+from ..graph.unit_rules import layer_axis
+from ..graph.units import Tracking
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
-from .constants import pads, propagate
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 
 
@@ -98,9 +100,18 @@ class _Pruner:
     def settle(self) -> None:
         changed = True
         while changed:
-            self.constants = propagate(self.graph, self.layers, self.tracking)
+            self.constants = self._propagated()
             changed = self._absorb_constants() | self._drop_unread()
-        self.constants = propagate(self.graph, self.layers, self.tracking)
+        self.constants = self._propagated()
+
+    def _propagated(self) -> list[Constant]:
+        """The constants of every node: those of outputs that read nothing, and what they become."""
+        outputs = {}
+        for name, layer in self.layers.items():
+            reads = layer.mask.flatten(1).any(1).numpy()
+            bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
+            outputs[name] = np.where(reads, np.nan, bias)
+        return propagate(self.graph, outputs)
 
     def output_is_constant(self) -> bool:
         constant = self.constants[len(self.graph.nodes) - 1]
@@ -116,7 +127,7 @@ class _Pruner:
             known = self._input_constants(node)
             if known is None:
                 continue
-            if pads(node) or layer.codes:  # codes stay what they are: only the constant 0 changes no bias
+            if _pads(node) or layer.codes:  # codes stay what they are: only the constant 0 changes no bias
                 known = np.where(known == 0, known, np.nan)
             weight = _by_input(layer.weight, layer_groups(node))
             mask = _by_input(layer.mask, layer_groups(node))
@@ -344,3 +355,11 @@ def _grouped(inputs: Tensor, mask: Tensor, groups: int) -> Tensor:
     out, per_group, *kernel = mask.shape
     of_filter = inputs.reshape(groups, 1, per_group).expand(groups, out // groups, per_group).reshape(out, per_group)
     return of_filter.reshape(out, per_group, *[1] * len(kernel)).expand(mask.shape)
+
+
+def _pads(node: Node) -> bool:
+    """Whether a convolution sees zeros where its input ends."""
+    if node.op == "linear" or len(node.args) <= 4:
+        return False
+    padding = node.args[4]
+    return padding == "same" or (not isinstance(padding, str) and any(np.atleast_1d(padding)))

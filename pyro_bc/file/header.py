@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CompressedFileError
 from ..graph.nodes import LAYERS, Named, Node, Value
-from ..graph.operations import OPERATIONS
+from ..graph.operations import BY_CODE, operation
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE, is_grid
 from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
 from .contents import Contents
@@ -88,7 +88,7 @@ class HeaderWriter:
             self.node(index, node)
 
     def node(self, index: int, node: Node) -> None:
-        self.varint(OPERATIONS.index(node.op))
+        self.varint(operation(node.op).code)
         self.varint(2 * len(node.args) + bool(node.kwargs))
         for position, argument in enumerate(node.args):
             self.argument(index, argument)
@@ -212,7 +212,7 @@ class HeaderReader:
         return unzigzag(self.varint())
 
     def node(self, index: int) -> Node:
-        op = OPERATIONS[self.at_most(len(OPERATIONS) - 1)]
+        op = BY_CODE[self.at_most(len(BY_CODE) - 1)].name
         count = self.at_most(127)
         args: list[Any] = []
         for position in range(count // 2):

@@ -12,24 +12,17 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import Tensor
 
-from .module import GraphNetwork, arguments
-from .nodes import Named, Node, Value, is_layer, layer_name
-from .operations import function
+from .layer_types import LAYER_TYPES
+from .module import GraphNetwork
+from .nodes import Named, Node, Value, arguments, is_layer, layer_name
+from .operations import function, operation
 
 #: largest activation of a part of a batch, in numbers; a few megabytes.
 PART = 2**20
 
-_MONOTONE = ("relu", "relu6", "tanh", "sigmoid")
-
-# Where all operations are among these, with the batch in the first dimension, examples do not see each other.
-_BY_EXAMPLE = {
-    "conv1d", "conv2d", "max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "flatten", "index_select",
-    "linear", "batch_norm", *_MONOTONE, "gelu", "silu", "elu", "leaky_relu", "hardtanh", "softplus",
-}  # fmt: skip
-
-_PLAIN = {nn.Linear, nn.Conv1d, nn.Conv2d}
+_PLAIN = {row.module for row in LAYER_TYPES}
 
 
 class PredictionNetwork(GraphNetwork):
@@ -64,7 +57,7 @@ class PredictionNetwork(GraphNetwork):
         """Examples of one part; None where they may depend on each other."""
         for node in self._nodes:
             over_batch = node.op in ("flatten", "index_select") and (len(node.args) < 2 or node.args[1] == 0)
-            if node.op not in _BY_EXAMPLE or over_batch or not isinstance(node.args[0], Value):
+            if not operation(node.op).per_example or over_batch or not isinstance(node.args[0], Value):
                 return None
         sizes = [value.numel() for value in self.results(self._nodes, x[:1]) if isinstance(value, Tensor)]
         return max(1, PART // max(x[0].numel(), *sizes))
@@ -82,7 +75,7 @@ def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
             readers[index].append(at)
     for index in range(len(result)):
         node = result[index]
-        if node.op in _MONOTONE and len(readers[index]) == 1 and result[readers[index][0]].op == "max_pool2d":
+        if operation(node.op).monotone and len(readers[index]) == 1 and result[readers[index][0]].op == "max_pool2d":
             at = readers[index][0]
             pool = result[at]
             # The pooling takes the activation's place, and the other way round; who reads whom stays.

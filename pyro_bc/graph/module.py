@@ -1,24 +1,15 @@
 """A graph that runs: an ``nn.Module`` that needs no class of the user's."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import Named, Node, Value, is_layer, layer_groups, layer_name, replace_leaves
-from .operations import DTYPES_BY_NAME, function
-
-
-def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments of a node's operation, what it refers to looked up."""
-    args = tuple(_as_list(replace_leaves(argument, lookup)) for argument in node.args)
-    kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
-    if "dtype" in kwargs:
-        kwargs["dtype"] = DTYPES_BY_NAME[kwargs["dtype"]]
-    return args, kwargs
+from .nodes import Named, Node, Value, arguments, is_layer, layer_groups, layer_name
+from .operations import function
 
 
 @contextmanager
@@ -136,7 +127,3 @@ def _layer_module(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module:
     layer.weight = nn.Parameter(weight.clone())
     layer.bias = None if bias is None else nn.Parameter(bias.clone())
     return layer
-
-
-def _as_list(argument: Any) -> Any:
-    return list(argument) if isinstance(argument, tuple) else argument

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+
+#: types of tensors as a graph's literals name them.
+DTYPE_NAMES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,19 @@ def replace_leaves(tree: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(tree, tuple):
         return tuple(replace_leaves(branch, change) for branch in tree)
     return change(tree)
+
+
+def arguments(node: Node, lookup: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a node's operation, what it refers to looked up."""
+    args = tuple(_as_list(replace_leaves(argument, lookup)) for argument in node.args)
+    kwargs = {key: _as_list(replace_leaves(value, lookup)) for key, value in node.kwargs}
+    if "dtype" in kwargs:
+        kwargs["dtype"] = DTYPES_BY_NAME[kwargs["dtype"]]
+    return args, kwargs
+
+
+def _as_list(argument: Any) -> Any:
+    return list(argument) if isinstance(argument, tuple) else argument
 
 
 def without_dead_code(graph: Graph) -> Graph:

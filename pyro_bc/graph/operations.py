@@ -1,101 +1,157 @@
-"""The operations that a graph may hold: a closed list, and what computes each."""
+"""The operations that a graph may hold: a closed list, one row each."""
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-# Operations that keep every element in its place: what they do to one they do to all.
-ELEMENTWISE = (
-    "relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid",
-    "hardswish", "selu", "mish", "celu", "log_sigmoid", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow",
-    "clamp", "contiguous", "clone", "erf", "sin", "cos",
-)  # fmt: skip
-
-#: operations by name, as in ``torch.ops.aten``; the order is that of the file format, and only grows at the end.
-OPERATIONS: tuple[str, ...] = (
-    "linear", "conv2d", "conv1d", "max_pool2d", "flatten", "batch_norm", "add", "cat", "index_select", "sub", "mul",
-    "div", "avg_pool2d", "adaptive_avg_pool2d", "mean", "view", "reshape", "transpose", "permute", "squeeze",
-    "unsqueeze", "unflatten", "select", "slice", "layer_norm", "softmax", "scaled_dot_product_attention", "expand",
-    "pad", "matmul", "bmm", "sum", "amax", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "group_norm",
-    "log_softmax", "upsample_nearest2d", "adaptive_max_pool2d", "gru", "lstm", "zeros", "getitem", "size", "int_add",
-    "int_sub", "int_mul", "int_floordiv", "maximum", "minimum", "prelu", "rms_norm", "chunk", "split", "stack",
-    "embedding", "pixel_shuffle", "instance_norm", "t",
-    *ELEMENTWISE,
-)  # fmt: skip
-
-ON_NUMBERS: dict[Any, str] = {
-    operator.add: "int_add",
-    operator.sub: "int_sub",
-    operator.mul: "int_mul",
-    operator.floordiv: "int_floordiv",
-    operator.getitem: "getitem",
-}
-
-# What a graph may ask for, since one may come from a file: pieces of a tensor, and integers.
-_MOST_PIECES, _MOST_INTEGER = 4096, 1 << 62
-
-DTYPE_NAMES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
-
-DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+from . import constant_rules, unit_rules
+from .constant_rules import ConstantRule
+from .functions import getitem, on_integers, on_tensors
+from .unit_rules import UnitRule
 
 
-def _on_integers(op: str, compute: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    def checked(a: Any, b: Any) -> Any:
-        # Lists can be added and multiplied, too, and Python's integers grow without end.
-        if not (isinstance(a, int | torch.SymInt) and isinstance(b, int | torch.SymInt)):
-            raise TypeError(f"{op} takes integers")
-        result = compute(a, b)
-        if isinstance(result, int) and abs(result) > _MOST_INTEGER:
-            raise OverflowError(f"{op} comes to more than is allowed")
-        return result
+@dataclass(frozen=True)
+class Operation:
+    """One operation: everything that the package knows of it.
 
-    checked.__name__ = op
-    return checked
+    :param code: its number in a file, which never changes; a new operation takes the next one.
+    :param name: as in ``torch.ops.aten``.
+    :param function: what computes it, and nothing but it, whatever a file asks for.
+    :param units: which units the axes of its result have; an operation without a rule of its own fixes what it reads.
+    :param constants: which entries of its result are constant where some of its argument's are; None: not known.
+    :param elementwise: whether it keeps every element in its place, and does to one what it does to all.
+    :param monotone: whether a larger element never becomes the smaller one, so that it may follow a maximum.
+    :param per_example: whether examples do not see each other, with the batch in the first dimension.
+    """
 
-
-def getitem(pieces: Any, index: Any) -> Any:
-    """One of several results."""
-    if not (isinstance(pieces, list | tuple) and isinstance(index, int)):
-        raise TypeError("getitem takes several results and a number")
-    return pieces[index]
-
-
-def _on_tensors(op: str) -> Callable[..., Any]:
-    aten = getattr(torch.ops.aten, op)
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        # ATen's operations of the same names on lists, text and plain numbers are none of a network's.
-        first = args[:1] if op not in ("cat", "stack") or not args else args[0]
-        if not first or not all(isinstance(x, Tensor) for x in first):
-            exponent = op == "pow" and len(args) > 1 and isinstance(args[1], Tensor)
-            if not exponent or not isinstance(first[0], int | float):
-                raise TypeError(f"{op} takes a tensor")
-        if op in ("split", "chunk") and _pieces(op, *args, **kwargs) > _MOST_PIECES:
-            raise OverflowError(f"{op} makes more than {_MOST_PIECES} pieces")
-        return aten(*args, **kwargs)
-
-    checked.__name__ = op
-    return checked
+    code: int
+    name: str
+    function: Callable[..., Any]
+    units: UnitRule = unit_rules.unknown
+    constants: ConstantRule | None = None
+    elementwise: bool = False
+    monotone: bool = False
+    per_example: bool = False
 
 
-def _pieces(op: str, x: Tensor, size: Any, dim: int = 0) -> int:
-    if not isinstance(size, int):
-        return len(size)  # the size of each
-    return size if op == "chunk" else x.shape[dim] // max(1, size)
+def _row(code: int, name: str, function: Callable[..., Any] | None = None, **rest: Any) -> Operation:
+    return Operation(code, name, on_tensors(name) if function is None else function, **rest)
 
 
-def _functions() -> dict[str, Callable[..., Any]]:
-    table: dict[str, Callable[..., Any]] = {op: _on_tensors(op) for op in OPERATIONS if hasattr(torch.ops.aten, op)}
-    table |= {op: _on_integers(op, compute) for compute, op in ON_NUMBERS.items()}
-    return table | {"getitem": getitem, "size": torch.ops.aten.sym_size.int, "zeros": torch.ops.aten.zeros}
+def _elementwise(code: int, name: str, **rest: Any) -> Operation:
+    rules: Any = {"units": unit_rules.elementwise, "constants": constant_rules.through_elementwise}
+    return _row(code, name, elementwise=True, **rules, **rest)
 
 
-def function(op: str) -> Callable[..., Any]:
-    """What computes an operation: nothing but it, on tensors (``int_…`` on integers), whatever a file asks for."""
-    return _FUNCTIONS[op]
+#: all of them; the order of the rows means nothing.
+OPERATIONS: tuple[Operation, ...] = (
+    _row(0, "linear", units=unit_rules.layer, per_example=True),
+    _row(1, "conv2d", units=unit_rules.layer, per_example=True),
+    _row(2, "conv1d", units=unit_rules.layer, per_example=True),
+    _row(3, "max_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
+    _row(4, "flatten", units=unit_rules.reshape, constants=constant_rules.through_reshape, per_example=True),
+    _row(5, "batch_norm", units=unit_rules.batch_norm, constants=constant_rules.through_batch_norm, per_example=True),
+    _row(6, "add", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(7, "cat", units=unit_rules.cat, constants=constant_rules.through_cat),
+    _row(
+        8, "index_select", units=unit_rules.index_select, constants=constant_rules.through_selection, per_example=True
+    ),
+    _row(9, "sub", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(10, "mul", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(11, "div", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(12, "avg_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
+    _row(13, "adaptive_avg_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
+    _row(14, "mean", units=unit_rules.reduction, constants=constant_rules.through_mean),
+    _row(15, "view", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(16, "reshape", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(17, "transpose", units=unit_rules.permute),
+    _row(18, "permute", units=unit_rules.permute),
+    _row(19, "squeeze", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(20, "unsqueeze", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(21, "unflatten", units=unit_rules.reshape),
+    _row(22, "select", units=unit_rules.select),
+    _row(23, "slice", units=unit_rules.select),
+    _row(24, "layer_norm", units=unit_rules.mixes(lambda node, ndim: range(ndim - len(node.args[1]), ndim))),
+    _row(25, "softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]])),
+    _row(26, "scaled_dot_product_attention", units=unit_rules.attention),
+    _row(27, "expand", units=unit_rules.expand),
+    _row(28, "pad", units=unit_rules.pad),
+    _row(29, "matmul"),
+    _row(30, "bmm"),
+    _row(31, "sum", units=unit_rules.reduction),
+    _row(32, "amax", units=unit_rules.reduction, constants=constant_rules.through_mean),
+    _row(33, "max_pool1d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
+    _row(34, "avg_pool1d", units=unit_rules.spatial, constants=constant_rules.through_pool),
+    _row(35, "adaptive_avg_pool1d", units=unit_rules.spatial, constants=constant_rules.through_pool),
+    _row(36, "group_norm"),
+    _row(37, "log_softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]])),
+    _row(38, "upsample_nearest2d", units=unit_rules.spatial, constants=constant_rules.through_pool),
+    _row(39, "adaptive_max_pool2d"),
+    _row(40, "gru"),
+    _row(41, "lstm"),
+    _row(42, "zeros", torch.ops.aten.zeros),
+    _row(43, "getitem", getitem),
+    _row(44, "size", torch.ops.aten.sym_size.int, units=unit_rules.size),
+    _row(45, "int_add", on_integers("int_add", operator.add)),
+    _row(46, "int_sub", on_integers("int_sub", operator.sub)),
+    _row(47, "int_mul", on_integers("int_mul", operator.mul)),
+    _row(48, "int_floordiv", on_integers("int_floordiv", operator.floordiv)),
+    _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(51, "prelu"),
+    _row(52, "rms_norm", units=unit_rules.mixes(lambda node, ndim: range(ndim - len(node.args[1]), ndim))),
+    _row(53, "chunk"),
+    _row(54, "split"),
+    _row(55, "stack"),
+    _row(56, "embedding"),
+    _row(57, "pixel_shuffle"),
+    _row(58, "instance_norm"),
+    _row(59, "t", units=unit_rules.permute),
+    _elementwise(60, "relu", monotone=True, per_example=True),
+    _elementwise(61, "tanh", monotone=True, per_example=True),
+    _elementwise(62, "sigmoid", monotone=True, per_example=True),
+    _elementwise(63, "gelu", per_example=True),
+    _elementwise(64, "silu", per_example=True),
+    _elementwise(65, "softplus", per_example=True),
+    _elementwise(66, "elu", per_example=True),
+    _elementwise(67, "leaky_relu", per_example=True),
+    _elementwise(68, "relu6", monotone=True, per_example=True),
+    _elementwise(69, "hardtanh", per_example=True),
+    _elementwise(70, "hardsigmoid"),
+    _elementwise(71, "hardswish"),
+    _elementwise(72, "selu"),
+    _elementwise(73, "mish"),
+    _elementwise(74, "celu"),
+    _elementwise(75, "log_sigmoid"),
+    _elementwise(76, "neg"),
+    _elementwise(77, "abs"),
+    _elementwise(78, "exp"),
+    _elementwise(79, "log"),
+    _elementwise(80, "sqrt"),
+    _elementwise(81, "rsqrt"),
+    _elementwise(82, "square"),
+    _elementwise(83, "pow"),
+    _elementwise(84, "clamp"),
+    _elementwise(85, "contiguous"),
+    _elementwise(86, "clone"),
+    _elementwise(87, "erf"),
+    _elementwise(88, "sin"),
+    _elementwise(89, "cos"),
+)
+
+#: rows by name, and by the code in a file.
+BY_NAME = {row.name: row for row in OPERATIONS}
+BY_CODE = {row.code: row for row in OPERATIONS}
 
 
-_FUNCTIONS = _functions()
+def operation(name: str) -> Operation:
+    """The row of the operation of this name."""
+    return BY_NAME[name]
+
+
+def function(name: str) -> Callable[..., Any]:
+    """What computes the operation of this name."""
+    return BY_NAME[name].function

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError
+from .functions import ON_NUMBERS
 from .module import GraphNetwork, evaluating
-from .nodes import Graph, Named, Node, Value, is_layer, layer_name, without_dead_code
-from .operations import DTYPE_NAMES, ON_NUMBERS, OPERATIONS
+from .nodes import DTYPE_NAMES, Graph, Named, Node, Value, is_layer, layer_name, without_dead_code
+from .operations import BY_NAME
 
 # Spatial convolutions and pools by another name than their ATen packet's.
 _ALIASES = {
@@ -127,7 +128,7 @@ def _operation(node: Any) -> str:
     packet = getattr(getattr(node.target, "overloadpacket", None), "__name__", str(node.target))
     name = packet.removesuffix("_") if _writes_in_place(node) else packet
     name = _ALIASES.get(name, name)
-    if name in OPERATIONS or name in _IDENTITIES:
+    if name in BY_NAME or name in _IDENTITIES:
         return name
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     where = f" in module '{modules[-1]}'" if modules else ""

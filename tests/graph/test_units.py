@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyro_bc.graph.read import read_graph
-from pyro_bc.graph.units import Tracking, Units, align
+from pyro_bc.graph.unit_rules import Units, align
+from pyro_bc.graph.units import Tracking
 
 
 class Net(nn.Module):

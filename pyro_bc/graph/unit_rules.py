@@ -1,0 +1,390 @@
+"""Rules for units: what each kind of operation does to the channels along the axes of its arguments."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .layer_types import layer_type
+from .nodes import Graph, Named, Node, Value, is_layer, layer_groups, leaves
+
+#: units along the followed axes of one tensor: axis to an array of one unit number per entry.
+Axes = dict[int, np.ndarray]
+
+
+class Units:
+    """Disjoint sets of unit numbers, some of them fixed."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self._fixed: set[int] = set()
+
+    def new(self, count: int) -> np.ndarray:
+        """That many units of their own."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def find(self, unit: int) -> int:
+        """The number that stands for the unit and all that is one with it."""
+        root = unit
+        while self._parent[root] != root:
+            root = self._parent[root]
+        while self._parent[unit] != root:
+            self._parent[unit], unit = root, self._parent[unit]
+        return root
+
+    def roots(self, units: Iterable[int]) -> np.ndarray:
+        """:meth:`find` of each, as an array."""
+        return np.array([self.find(int(unit)) for unit in units], dtype=np.int64)
+
+    def join(self, some: np.ndarray, others: np.ndarray) -> None:
+        """Make pairs of units one."""
+        for a, b in zip(some.ravel(), others.ravel(), strict=True):
+            self._parent[self.find(int(b))] = self.find(int(a))
+
+    def join_all(self, units: np.ndarray) -> None:
+        """Make all of these one unit."""
+        self.join(np.broadcast_to(units.ravel()[:1], units.ravel().shape), units)
+
+    def fix(self, units: np.ndarray) -> None:
+        """Say that these stay."""
+        self._fixed.update(map(int, units.ravel()))
+
+    def fixed(self) -> set[int]:
+        """Roots that stay."""
+        return {self.find(unit) for unit in self._fixed}
+
+
+class FollowedUnits:
+    """The units of every axis that is followed so far: what a rule reads, and what it adds to.
+
+    ``of(reference)`` gives those of a :class:`~pyro_bc.graph.nodes.Value` or :class:`~pyro_bc.graph.nodes.Named`.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.units = Units()
+        self.values: list[Axes] = []
+        self.tensors: dict[str, Axes] = {name: {} for name in graph.tensors}
+
+    def of(self, reference: Any) -> Axes:
+        """Followed axes of a node's result, of a named tensor, or (none) of a literal."""
+        if isinstance(reference, Value):
+            return self.values[reference.index] if reference.index >= 0 else {}
+        return self.tensors[reference.name] if isinstance(reference, Named) else {}
+
+    def shape(self, reference: Any) -> tuple[Any, ...]:
+        """Its shape; a dimension that depends on the batch size is a string."""
+        if isinstance(reference, Value):
+            return self.graph.shape(reference.index) or ()
+        return tuple(self.graph.tensors[reference.name].shape) if isinstance(reference, Named) else ()
+
+    def fix_axes(self, reference: Any, *only: int) -> None:
+        """Say that the units along these axes stay, of all axes where none is named."""
+        for axis, units in self.of(reference).items():
+            if not only or axis in only:
+                self.units.fix(units)
+
+    def name_axis(self, name: str, axis: int, units: np.ndarray) -> np.ndarray:
+        """Give a named tensor's axis its units, or make them one with those that it has."""
+        known = self.tensors[name].setdefault(axis, units)
+        if known is not units:
+            self.units.join(known, units)
+        return known
+
+
+def unknown(t: FollowedUnits, node: Node) -> Axes:
+    for leaf in leaves((node.args, node.kwargs)):
+        t.fix_axes(leaf)
+    return {}
+
+
+def elementwise(t: FollowedUnits, node: Node) -> Axes:
+    if any(isinstance(leaf, Value | Named) for leaf in leaves((node.args[1:], node.kwargs))):
+        return unknown(t, node)
+    return dict(t.of(node.args[0]))
+
+
+def size(t: FollowedUnits, node: Node) -> Axes:
+    return {}  # of the batch: all other sizes are known numbers
+
+
+def layer_axis(node: Node, ndim: int) -> int:
+    """The axis of its input that a layer's weight reads, and of its result that it computes."""
+    return ndim - 1 - layer_type(node.op).spatial
+
+
+def layer(t: FollowedUnits, node: Node) -> Axes:
+    if not is_layer(node):
+        return unknown(t, node)
+    x, weight, bias = node.args[0], node.args[1].name, (*node.args, None)[2]
+    shape = t.graph.tensors[weight].shape
+    ndim = len(t.shape(x))
+    axis = layer_axis(node, ndim)
+    inputs = t.of(x).get(axis)
+    outputs = t.name_axis(weight, 0, t.tensors[weight].get(0, t.units.new(shape[0])))
+    groups = layer_groups(node)
+    if groups == 1:
+        if inputs is None:
+            inputs = t.tensors[weight].get(1)
+        if inputs is None:  # what is read is not followed: it stays
+            inputs = t.units.new(shape[1])
+            t.units.fix(inputs)
+        t.name_axis(weight, 1, inputs)
+    elif inputs is None:
+        t.units.fix(outputs)
+    else:  # a group's inputs and outputs are removed together
+        for read, computed in zip(np.split(inputs, groups), np.split(outputs, groups), strict=True):
+            t.units.join_all(np.concatenate([read, computed]))
+    if bias is not None:
+        t.name_axis(bias.name, 0, outputs)
+    if node.op == "linear":
+        passed = {a: units for a, units in t.of(x).items() if a < axis}
+    else:
+        t.fix_axes(x, *[a for a in t.of(x) if a != axis] or [-1])
+        passed = {}
+    return passed | {axis: outputs}
+
+
+def binary(t: FollowedUnits, node: Node) -> Axes:
+    a, b = node.args[:2]
+    ndim = max(len(t.shape(a)), len(t.shape(b)))
+    result: Axes = {}
+    for axis in range(ndim):
+        found = []
+        for reference in (a, b):
+            shape = t.shape(reference)
+            at = axis - ndim + len(shape)
+            if at >= 0:
+                found.append((reference, at, t.of(reference).get(at)))
+        if {t.shape(reference)[at] == 1 for reference, at, _ in found} == {True, False}:
+            for reference, at, units in found:  # the one entry that meets all of the other side's stays
+                if units is not None and t.shape(reference)[at] == 1:
+                    t.units.fix(units)
+            found = [entry for entry in found if t.shape(entry[0])[entry[1]] != 1]
+        followed = [units for _, _, units in found if units is not None]
+        if not followed:
+            continue
+        if len(followed) == 2:
+            t.units.join(*followed)
+        for reference, at, units in found:
+            if units is None:
+                if isinstance(reference, Named):
+                    t.name_axis(reference.name, at, followed[0])
+                else:
+                    t.units.fix(followed[0])
+        result[axis] = followed[0]
+    return result
+
+
+def cat(t: FollowedUnits, node: Node) -> Axes:
+    parts = node.args[0]
+    ndim = len(t.shape(parts[0]))
+    dim = (node.args[1] if len(node.args) > 1 else dict(node.kwargs).get("dim", 0)) % ndim
+    if any(len(t.shape(part)) != ndim for part in parts):
+        return unknown(t, node)
+    result: Axes = {}
+    for axis in range(ndim):
+        units = [t.of(part).get(axis) for part in parts]
+        if all(u is None for u in units):
+            continue
+        if axis == dim:
+            joined = []
+            for part, u in zip(parts, units, strict=True):
+                size = t.shape(part)[axis]
+                if u is None:
+                    if not isinstance(size, int):
+                        return unknown(t, node)
+                    u = t.units.new(size)
+                    t.units.fix(u)
+                    if isinstance(part, Named):
+                        t.name_axis(part.name, axis, u)
+                joined.append(u)
+            result[axis] = np.concatenate(joined)
+        else:
+            known = [u for u in units if u is not None]
+            for u in known[1:]:
+                t.units.join(known[0], u)
+            if len(known) < len(units):
+                t.units.fix(known[0])
+            result[axis] = known[0]
+    return result
+
+
+def batch_norm(t: FollowedUnits, node: Node) -> Axes:
+    units = t.of(node.args[0]).get(1)
+    t.fix_axes(node.args[0], *[axis for axis in t.of(node.args[0]) if axis != 1] or [-1])
+    if units is None:
+        return {}
+    for statistic in node.args[1:5]:
+        if isinstance(statistic, Named):
+            t.name_axis(statistic.name, 0, units)
+    return {1: units}
+
+
+def spatial(t: FollowedUnits, node: Node) -> Axes:
+    """Acts on the last dimensions, each channel alone."""
+    dims = 1 if node.op.endswith("1d") else 2
+    axes = t.of(node.args[0])
+    ndim = len(t.shape(node.args[0]))
+    t.fix_axes(node.args[0], *[axis for axis in axes if axis >= ndim - dims] or [-1])
+    return {axis: units for axis, units in axes.items() if axis < ndim - dims}
+
+
+def pad(t: FollowedUnits, node: Node) -> Axes:
+    ndim = len(t.shape(node.args[0]))
+    touched = [ndim - 1 - i for i in range(len(node.args[1]) // 2)]
+    t.fix_axes(node.args[0], *touched)
+    return {axis: units for axis, units in t.of(node.args[0]).items() if axis not in touched}
+
+
+def reduction(t: FollowedUnits, node: Node) -> Axes:
+    ndim = len(t.shape(node.args[0]))
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(dims, tuple) or not dims:
+        return unknown(t, node)
+    reduced = {dim % ndim for dim in dims}
+    keepdim = (*node.args, *[None] * 3)[2] or dict(node.kwargs).get("keepdim", False)
+    t.fix_axes(node.args[0], *reduced)
+    kept = [axis for axis in range(ndim) if axis not in reduced or keepdim]
+    axes = t.of(node.args[0])
+    return {kept.index(axis): units for axis, units in axes.items() if axis not in reduced}
+
+
+def mixes(dims_of: Callable[[Node, int], Iterable[int]]) -> Callable[[FollowedUnits, Node], Axes]:
+    """Keeps the shape, and mixes the entries along some axes."""
+
+    def rule(t: FollowedUnits, node: Node) -> Axes:
+        ndim = len(t.shape(node.args[0]))
+        mixed = {dim % ndim for dim in dims_of(node, ndim)}
+        t.fix_axes(node.args[0], *mixed)
+        return dict(t.of(node.args[0]))
+
+    return rule
+
+
+def attention(t: FollowedUnits, node: Node) -> Axes:
+    """Scaled dot products: heads stay apart; positions and features are mixed."""
+    ndim = len(t.shape(node.args[0]))
+    if any(len(t.shape(part)) != ndim for part in node.args[:3]) or (len(node.args) > 3 and node.args[3] is not None):
+        return unknown(t, node)
+    if any(key in ("attn_mask", "enable_gqa") and value for key, value in node.kwargs):
+        return unknown(t, node)
+    result: Axes = {}
+    for axis in range(ndim):
+        units = [t.of(part).get(axis) for part in node.args[:3]]
+        known = [u for u in units if u is not None]
+        if axis >= ndim - 2 or len(known) < 3:
+            for u in known:
+                t.units.fix(u)
+            continue
+        t.units.join(known[0], known[1])
+        t.units.join(known[0], known[2])
+        result[axis] = known[0]
+    return result
+
+
+def _permutation(node: Node, ndim: int) -> list[int]:
+    """For each axis of the result, the axis of the argument that it is."""
+    order = list(range(ndim))
+    if node.op == "permute":
+        return [dim % ndim for dim in node.args[1]]
+    a, b = (node.args[1] % ndim, node.args[2] % ndim) if node.op == "transpose" else (0, ndim - 1)
+    order[a], order[b] = order[b], order[a]
+    return order
+
+
+def permute(t: FollowedUnits, node: Node) -> Axes:
+    axes = t.of(node.args[0])
+    order = _permutation(node, len(t.shape(node.args[0])))
+    return {new: axes[old] for new, old in enumerate(order) if old in axes}
+
+
+def reshape(t: FollowedUnits, node: Node) -> Axes:
+    """Views of all kinds, by the shapes before and after: axes are merged, split, or left alone."""
+    x = node.args[0]
+    before, after = t.shape(x), t.graph.shape(len(t.values)) or ()
+    axes = t.of(x)
+    result: Axes = {}
+    for old, new in align(before, after):
+        followed = [axis for axis in old if axis in axes]
+        if not followed:
+            continue
+        wide_new = [axis for axis in new if after[axis] != 1]
+        alone = len(followed) == 1 and all(isinstance(before[axis], int) for axis in old)
+        units, at = axes[followed[0]], followed[0]
+        if len(old) == len(new) == 1:
+            result[new[0]] = units
+        elif alone and new and len(wide_new) <= 1:  # merged: every unit once for each position
+            shaped = units.reshape([-1 if axis == at else 1 for axis in old])
+            result[(wide_new or new)[0]] = np.broadcast_to(shaped, [before[axis] for axis in old]).ravel()
+        elif alone and wide_new and all(axis == at or before[axis] == 1 for axis in old):
+            rows = units.reshape(after[wide_new[0]], -1)  # split: the outer axis is followed
+            for row in rows:
+                t.units.join_all(row)
+            result[wide_new[0]] = rows[:, 0]
+        else:
+            for axis in followed:
+                t.units.fix(axes[axis])
+    return result
+
+
+def align(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[tuple[list[int], list[int]]]:
+    """Split two shapes of the same elements into the shortest runs of dimensions that hold the same number.
+
+    >>> align(("s0", 4, 2, 2), ("s0", 16))
+    [([0], [0]), ([1, 2, 3], [1])]
+    """
+    runs = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ends = [
+            (k, m)
+            for k in range(i + (i < len(before)), len(before) + 1)
+            for m in range(j + (j < len(after)), len(after) + 1)
+            if _count(before[i:k]) == _count(after[j:m])
+        ]
+        if not ends:  # dimensions that only together hold the same number
+            ends = [(len(before), len(after))]
+        k, m = min(ends, key=lambda end: (end[0] - i + end[1] - j, end))
+        runs.append((list(range(i, k)), list(range(j, m))))
+        i, j = k, m
+    return runs
+
+
+def _count(sizes: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
+    """Number of elements: a known factor and the names of unknown ones."""
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
+
+
+def select(t: FollowedUnits, node: Node) -> Axes:
+    ndim = len(t.shape(node.args[0]))
+    dim = (node.args[1] if len(node.args) > 1 else 0) % ndim
+    t.fix_axes(node.args[0], dim)
+    axes = t.of(node.args[0])
+    drops = node.op == "select"
+    return {axis - (drops and axis > dim): units for axis, units in axes.items() if axis != dim}
+
+
+def index_select(t: FollowedUnits, node: Node) -> Axes:
+    x, dim, index = node.args
+    dim %= len(t.shape(x))
+    axes = dict(t.of(x))
+    uses = sum(other.named().count(index.name) for other in t.graph.nodes) if isinstance(index, Named) else 0
+    if dim not in axes or uses != 1:
+        return select(t, node)
+    axes[dim] = axes[dim][t.graph.tensors[index.name].numpy()]
+    return axes
+
+
+def expand(t: FollowedUnits, node: Node) -> Axes:
+    before, after = t.shape(node.args[0]), t.graph.shape(len(t.values)) or ()
+    shift = len(after) - len(before)
+    return {axis + shift: units for axis, units in t.of(node.args[0]).items() if before[axis] == after[axis + shift]}
+
+
+#: a rule for units: the followed axes of a node's result.
+UnitRule = Callable[[FollowedUnits, Node], Axes]
