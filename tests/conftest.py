@@ -6,9 +6,9 @@ from pathlib import Path
 # Workers, and the programs that they start, share the cores: threads that do wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pyro  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pyro
+import pytest
+import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 20171108

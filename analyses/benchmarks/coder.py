@@ -11,6 +11,7 @@ The table goes to ``analyses/results/coder.md``.
 import json
 import multiprocessing
 import pickle
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,9 @@ import torch
 
 import pyro_bc
 
-RESULTS = Path(__file__).parents[1] / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 INPUTS, OUTPUTS = 3000, 5000
 
 

@@ -11,6 +11,7 @@ pictures in memory (Linux). Table and figure go to ``analyses/results/inference.
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,9 @@ import pyro_bc
 from pyro_bc.app.networks import network
 from pyro_bc.graph.onnx import OnnxNetwork, to_onnx
 
-RESULTS = Path(__file__).parents[1] / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 NETS, PRIORS = ("lenet-300-100", "lenet-5-caffe"), ("gnj", "ghs")
 RUNTIMES, BATCHES = ("PyTorch", "ONNX Runtime"), (1, 64, 8192)
 

@@ -6,6 +6,7 @@ The table goes to ``analyses/results/posterior_export.md``.
 """
 
 import resource
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,8 @@ import torch
 import pyro_bc
 from pyro_bc.app.networks import lenet_5_caffe
 
-RESULTS = Path(__file__).parents[1] / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
 
 
 def main() -> None:

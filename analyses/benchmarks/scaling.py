@@ -28,7 +28,9 @@ from torch import nn
 import pyro_bc
 from pyro_bc.app.networks import network
 
-RESULTS = Path(__file__).parents[1] / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 THROUGHPUT = [("lenet-300-100", 128, 400), ("lenet-5-caffe", 128, 40), ("lenet-5-caffe", 512, 12)]
 #: processes and threads of each.
 MACHINES = [(1, 1), (1, 2), (2, 1)]

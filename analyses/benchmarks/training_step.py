@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from pyro_bc.app.networks import network
 from pyro_bc.app.settings import PRIORS
 from pyro_bc.compression.batch_norm import fold_batch_norm
 
-RESULTS = Path(__file__).parents[1] / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 CASES = {
     "cpu": [("lenet-300-100", 128), ("lenet-5-caffe", 128), ("lenet-5-caffe", 512)],
     "cuda": [("lenet-300-100", 128), ("lenet-5-caffe", 512), ("vgg-16", 128)],

@@ -111,7 +111,7 @@ def test_changes_under_a_right_checksum_are_a_clear_error_or_a_network(seed, noi
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_change(part):
-    """The corpus of analyses/hostile.py: files that between them take every path through the reader."""
+    """The corpus of analyses/robustness/hostile.py: files that between them take every path through the reader."""
     files = sorted(CORPUS.glob("*.pbc"))
     assert len(files) > 40
     generator = np.random.default_rng(part)

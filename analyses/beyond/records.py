@@ -1,8 +1,8 @@
-"""The smallest files: LeNet-300-100 and LeNet-5-Caffe on MNIST under the objective ``rate``.
+"""The smallest files: LeNet-300-100 and LeNet-5-Caffe on MNIST under a learned code.
 
-    python analyses/records.py --data-dir ../shared/data [--only NAME]
+    python analyses/beyond/records.py --data-dir ../shared/data [--only NAME]
 
-Each record is one ``pyro-bc run --objective rate … --development``: trained on the first 55,000 training pictures,
+Each record is one ``pyro-bc run --prior learned … --development``: trained on the first 55,000 training pictures,
 every choice (widths, KL weight, epochs, augmentation) made on the other 5,000. The file's test error is read once, by
 ``pyro-bc evaluate`` in a process of its own. The runs were made with ``OMP_NUM_THREADS=1``, which a training needs to
 give the same file again on the same machine. Files go to ``analyses/results/records/``, the table beside them; a run
@@ -12,12 +12,14 @@ that is there is continued.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
-from main_job import command
+sys.path.append(str(Path(__file__).parents[1]))
+from common import command
 
-RESULTS = Path(__file__).parent / "results" / "records"
-COMMON = ["--objective", "rate", "--data", "mnist", "--development"]
+RESULTS = Path(__file__).parents[1] / "results" / "records"
+COMMON = ["--prior", "learned", "--data", "mnist", "--development"]
 _TEACHER = "{runs}/lenet-5-caffe-small/dense.safetensors"
 RUNS: dict[str, list[str]] = {
     "lenet-5-caffe-small": [
@@ -63,7 +65,8 @@ def table() -> str:
     lines = [
         "# The smallest files on MNIST",
         "",
-        "`python analyses/records.py --data-dir DIR`. Test errors by `pyro-bc evaluate` on the file, in a new process; "
+        "`python analyses/beyond/records.py --data-dir DIR`. Test errors by `pyro-bc evaluate` on the "
+        "file, in a new process; "
         "bytes are those of the file, everything included. Trained on 55,000 pictures; all choices on 5,000 more "
         "(held-out error). The published rows are those of the papers. Made with `OMP_NUM_THREADS=1`, two runs at a "
         "time on two cores.",

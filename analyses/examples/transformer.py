@@ -1,6 +1,6 @@
 """A transformer encoder on digits, end to end: attention heads and feed-forward units are the groups.
 
-    python analyses/transformer.py [--epochs N] [--out FOLDER]
+    python analyses/examples/transformer.py [--epochs N] [--out FOLDER]
 
 Each picture is a sentence of eight tokens, its rows. The network is made of torch's own ``nn.TransformerEncoder``; it
 is pretrained, fitted with the group horseshoe, compressed, and the file's network measured in a new process that does
@@ -21,7 +21,9 @@ from pyro_bc.app.datasets import load_dataset
 from pyro_bc.inspection.diagnostics import error_percent
 from pyro_bc.runtime.files import write_atomically
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 HEADS, LAYERS, WIDTH, HIDDEN = 8, 2, 64, 256
 
 
@@ -84,7 +86,7 @@ def main() -> None:
     lines = [
         "# Transformer encoder on digits, rows as tokens",
         "",
-        f"`python analyses/transformer.py --epochs {args.epochs} --pretrain-epochs {args.pretrain_epochs} "
+        f"`python analyses/examples/transformer.py --epochs {args.epochs} --pretrain-epochs {args.pretrain_epochs} "
         f"--kl-weight {args.kl_weight:g} --seed {args.seed}`: {LAYERS} layers of {HEADS} heads, width {WIDTH}, "
         f"{HIDDEN} feed-forward units, group horseshoe. Error on {evaluated['n']} "
         f"{'held-out training' if args.development else 'test'} examples, by `pyro-bc evaluate` in a new process.",

@@ -1,6 +1,6 @@
 """A compressed network is trained on under its prior and pruned once more: LeNet-5-Caffe's horseshoe row.
 
-    python analyses/pruned_again.py --data-dir ../shared/data --kl-weight 1.2 [--development]
+    python analyses/beyond/pruned_again.py --data-dir ../shared/data --kl-weight 1.2 [--development]
 
 Starts from ``analyses/results/lenet-5-caffe-mnist-ghs-seed0/network.pbc`` (main_job.py), whose training stopped at an
 error below the paper's; more weight on the KL spends what is left of it. The weight is chosen with ``--development``.
@@ -9,6 +9,7 @@ Results go to ``analyses/results/pruned_again.md``.
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from pyro_bc.data.augment import Affine, ShiftAndFlip
 from pyro_bc.data.batches import Batches
 from pyro_bc.inspection.diagnostics import error_percent
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 START = RESULTS / "lenet-5-caffe-mnist-ghs-seed0" / "network.pbc"
 
 
@@ -84,7 +87,7 @@ def table(folder: Path) -> str:
     lines = [
         "# LeNet-5-Caffe, horseshoe, pruned again",
         "",
-        "`python analyses/pruned_again.py --data-dir DIR --kl-weight W [--development]`, from the network of "
+        "`python analyses/beyond/pruned_again.py --data-dir DIR --kl-weight W [--development]`, from the network of "
         "main_job.py's ghs row. Held-out rows are those that the weight was chosen by; biases and all bytes count.",
         "",
         "| KL weight | measured on | error % | filters, inputs left | bits | pruning | fast prediction | maximum "

@@ -1,6 +1,6 @@
 """The fuzzer's process of hostile.py: atheris, guided by the coverage of the code that reads files.
 
-    python analyses/hostile_fuzz.py STATS.json [libFuzzer's arguments]
+    python analyses/robustness/hostile_fuzz.py STATS.json [libFuzzer's arguments]
 
 An input is a version byte and what follows the checksum.
 """

@@ -1,6 +1,6 @@
 """Files that mean harm: every truncation, every changed byte, random bytes, and what a fuzzer finds by coverage.
 
-    pip install atheris && python analyses/hostile.py --seconds 900
+    pip install atheris && python analyses/robustness/hostile.py --seconds 900
 
 Each is a ``CompressedFileError`` or a network that can be written again to the same numbers; anything else ends the
 script with the file that did it. Checksums are corrected, unless it is said that they are not, since they would
@@ -34,8 +34,10 @@ from pyro_bc.graph.nodes import is_layer
 from pyro_bc.graph.read import read_graph
 from pyro_bc.quantisation.fixed_point import FixedPoint
 
-RESULTS = Path(__file__).parent / "results"
-CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
+CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MOST_FILES, MOST_BYTES = 120, 600  # of the corpus that is kept, and of each of its files
 
 
@@ -196,7 +198,8 @@ def main() -> None:
     lines = [
         "# Hostile files",
         "",
-        f"`python analyses/hostile.py --seconds {args.seconds}`. Each is refused with a `CompressedFileError`, or "
+        f"`python analyses/robustness/hostile.py --seconds {args.seconds}`. Each is refused with a "
+        "`CompressedFileError`, or "
         "is a network whose numbers come back when it is written again.",
         "",
         "| inputs | tried | refused | networks | slowest |",

@@ -1,6 +1,6 @@
 """Deep networks with batch normalisation on CIFAR-10 (JPEG copy), from pretraining to ONNX, in a few hundred steps.
 
-    python analyses/cifar.py --data-dir ../shared/data
+    python analyses/beyond/cifar.py --data-dir ../shared/data
 
 What two cores can do in half an hour a network: it shows that the whole line holds for VGG-16 and ResNet-18, batch
 normalisation kept, not what they compress to. Each run is
@@ -15,7 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 DATA = ["--data", "cifar-10-jpeg"]
 SHORT = [
     "--prior", "gnj", "--kl-weight", "2e-5", "--learning-rate", "1e-3", "--log-learning-rate", "2e-2",
@@ -55,7 +57,7 @@ def table() -> str:
     lines = [
         "# VGG-16 and ResNet-18 on CIFAR-10 (JPEG copy), a short run",
         "",
-        f"`python analyses/cifar.py --data-dir DIR`: `pyro-bc run … {' '.join(SHORT)}` on two cores: 2,000 "
+        f"`python analyses/beyond/cifar.py --data-dir DIR`: `pyro-bc run … {' '.join(SHORT)}` on two cores: 2,000 "
         "(VGG-16: 3,000) steps of dense pretraining, then 500 of Bayesian training. It shows that the line holds, not "
         "what these networks compress to. Test errors of 10,000 pictures, of the network in the file, in "
         "ONNX Runtime, and in ONNX Runtime with int8 weights and activations.",

@@ -4,12 +4,13 @@ Nothing here but the priors, the guide, one context manager and ``compress`` com
 Python function with ``pyro.sample`` statements, the loop is Pyro's. Data: scikit-learn's diabetes set (442
 patients, 10 measurements, progression after a year), 340 for training and 102 for the test.
 
-    python analyses/regression.py
+    python analyses/examples/regression.py
 
 writes ``analyses/results/regression.{json,md,pbc}``.
 """
 
 import json
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from torch import nn
 import pyro_bc
 from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 SEEDS = (0, 1, 2)
 HIDDEN, STEPS = 50, 6000
 
@@ -130,7 +133,8 @@ def main() -> None:
     lines = [
         "# Heteroscedastic regression on scikit-learn's diabetes set, model written by hand",
         "",
-        f"`python analyses/regression.py`, seeds {', '.join(map(str, SEEDS))}. Test set of 102; targets standardised; "
+        f"`python analyses/examples/regression.py`, seeds {', '.join(map(str, SEEDS))}. Test set of 102; "
+        "targets standardised; "
         "log-likelihood in nats. 10-50-2 network with a normal-Jeffreys prior over its inputs.",
         "",
         "| seed | dense RMSE | compressed | dense log-likelihood | compressed | inputs left | bytes | times smaller |",

@@ -1,6 +1,6 @@
 """The figure of the thresholds: every layer's group statistics, and where they are cut.
 
-    python analyses/thresholds.py --data-dir ../shared/data [--net lenet-300-100]
+    python analyses/paper/thresholds.py --data-dir ../shared/data [--net lenet-300-100]
 
 As the paper's figure of log dropout rates and log-modes, for both priors in one picture. Takes the posteriors of the
 runs under ``--runs`` (default ``runs/``; those of main_job.py) and makes them where they are missing. Writes
@@ -10,14 +10,17 @@ runs under ``--runs`` (default ``runs/``; those of main_job.py) and makes them w
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
-from main_job import PAPER, RESULTS, one_run
 from matplotlib.figure import Figure
 
 from pyro_bc.inspection import plots
 from pyro_bc.inspection.arviz import arviz_package, layer_posteriors
 from pyro_bc.posterior.thresholds import Threshold
+
+sys.path.append(str(Path(__file__).parents[1]))
+from common import PAPER, RESULTS, one_run
 
 
 def main() -> None:

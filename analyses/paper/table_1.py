@@ -1,16 +1,18 @@
 """Table 1 of the paper: architectures and bits that each prior leaves, the paper's row beside ours.
 
-    python analyses/table_1.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
+    python analyses/paper/table_1.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
 
 From raw data: runs of the named seeds that are not in ``analyses/results/`` yet are made (``pyro-bc run``, see
-main_job.py). Bits are those of the rule ``posterior``, and of the paper's own rule in brackets. Writes
+runs.py). Bits are those of the rule ``posterior``, and of the paper's own rule in brackets. Writes
 ``analyses/results/table_1.md``.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from main_job import PAPER, PRIORS, RESULTS, results_of
+sys.path.append(str(Path(__file__).parents[1]))
+from common import PAPER, PRIORS, RESULTS, results_of
 
 # Louizos et al. 2017, table 1.
 BITS = {
@@ -23,7 +25,8 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
     lines = [
         "# Table 1: architectures and bits",
         "",
-        "`python analyses/table_1.py --data-dir DIR`. Groups left: inputs of a fully connected layer, filters of a "
+        "`python analyses/paper/table_1.py --data-dir DIR`. Groups left: inputs of a fully connected "
+        "layer, filters of a "
         "convolution. Bits by the posterior's variance, those of the paper's rule in brackets.",
         "",
         "| network | prior | seed | groups left | bits |",

@@ -1,6 +1,6 @@
 """Two hundred runs in one process, one after the other, with options drawn at random from what is valid.
 
-    python analyses/soak.py --runs 200
+    python analyses/robustness/soak.py --runs 200
 
 Each is the command ``pyro-bc run …`` on digits, short, then ``evaluate`` and ``inspect`` of its file, which must agree
 with it. A run may end with exit code 2 only where pruning left nothing, which
@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import resource
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +24,8 @@ from rich.progress import Progress
 
 from pyro_bc.app.cli import main as command
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
 
 
 def option(name: str, values: st.SearchStrategy) -> st.SearchStrategy[list[str]]:
@@ -124,7 +126,8 @@ def main() -> None:
     lines = [
         "# Runs with random options",
         "",
-        f"`python analyses/soak.py --runs {args.runs}`: {sum(counts.values())} runs in one process, none failed.",
+        f"`python analyses/robustness/soak.py --runs {args.runs}`: {sum(counts.values())} runs in one "
+        "process, none failed.",
         "",
         "| prior or objective | compressed | pruned to nothing, and said so |",
         "|---|---|---|",

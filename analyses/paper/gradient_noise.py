@@ -4,12 +4,13 @@ Both estimate the same gradient of the expected log-likelihood; what differs is 
 LeNet-300-100, batches of 128, with the posterior after a short fit: the variance of the gradient of every weight's
 mean over repeated draws on one batch, summed over a layer, as a ratio.
 
-    python analyses/gradient_noise.py
+    python analyses/paper/gradient_noise.py
 
 writes ``analyses/results/gradient_noise.{json,md}``.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import pyro
@@ -21,7 +22,9 @@ from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.networks import lenet_300_100
 from pyro_bc.inference.elbo import elbo_terms
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 REPEATS = 200
 PRIORS = {
     "gnj": pyro_bc.GroupNormalJeffreys(),
@@ -73,7 +76,7 @@ def main() -> None:
     lines = [
         "# Gradient noise: weight sampling over local reparameterization",
         "",
-        f"`python analyses/gradient_noise.py`: digits, LeNet-300-100, one batch of 128, {REPEATS} draws, seed 0, "
+        f"`python analyses/paper/gradient_noise.py`: digits, LeNet-300-100, one batch of 128, {REPEATS} draws, seed 0, "
         "posterior after 60 epochs. Ratio of summed variances of gradients of the weights' means; 10 means that one "
         "local draw is worth ten draws of weights.",
         "",

@@ -1,6 +1,6 @@
 """Runs are killed at random moments, again and again, and resumed: they must end as if nothing had happened.
 
-    python analyses/crashes.py --kills 60
+    python analyses/robustness/crashes.py --kills 60
 
 After every kill (SIGKILL, and SIGINT in one of four) each file under its final name is opened by what reads it; when a
 run gets to its end, its file is compared byte for byte, and its figures number for number, with those of a run that
@@ -28,7 +28,9 @@ from rich.progress import Progress
 import pyro_bc
 from pyro_bc.inference.checkpoint import load_checkpoint
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 FEW = ["--data", "digits", "--epochs", "8", "--train-limit", "600", "--batch-size", "64", "--development"]
 #: what is run, by name: every kind of training that leaves a checkpoint.
 RUNS = {
@@ -128,7 +130,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    lines = ["# Runs that were killed", "", f"`python analyses/crashes.py --kills {args.kills}`, on digits.", ""]
+    lines = [
+        "# Runs that were killed",
+        "",
+        f"`python analyses/robustness/crashes.py --kills {args.kills}`, on digits.",
+        "",
+    ]
     lines += ["| objective | killed | interrupted (Ctrl-C) | files opened after | runs finished, all equal |"]
     lines += ["|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as scratch, Progress() as bar:

@@ -1,6 +1,6 @@
 """What the posterior is compared with, measured by us under the same rules: magnitudes and k-means, and group lasso.
 
-    python analyses/competitors.py --net lenet-300-100 --data-dir ../shared/data --seeds 0 1 2
+    python analyses/beyond/competitors.py --net lenet-300-100 --data-dir ../shared/data --seeds 0 1 2
 
 ``magnitude``
     Deep Compression (Han et al. 2016, 1510.00149): the smallest weights of every layer are set to 0 in steps, with
@@ -21,6 +21,7 @@ import argparse
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -34,7 +35,9 @@ from pyro_bc.file.coder import Encoder
 from pyro_bc.inspection.diagnostics import error_percent
 from pyro_bc.priors.base import group_dim
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
 HEADER = 21  # bytes, of our files of the same networks
 ALLOWED = {"lenet-300-100": 0.2, "lenet-5-caffe": 0.1}
 SPARSITIES = (0.9, 0.93, 0.95, 0.965, 0.975, 0.983, 0.988, 0.992, 0.995)
@@ -234,7 +237,8 @@ def table(found: dict) -> str:
     lines = [
         "# Magnitudes and k-means, group lasso",
         "",
-        "`python analyses/competitors.py --net NET --data-dir DIR --seeds 0 1 2`. Trained on 55,000 pictures of MNIST, "
+        "`python analyses/beyond/competitors.py --net NET --data-dir DIR --seeds 0 1 2`. Trained on "
+        "55,000 pictures of MNIST, "
         "chosen on 5,000 more, test errors read once. Biases count.",
         "",
         "| network | method | seed | dense error % | error % | groups left | nonzero % | maximum | bytes | chosen |",

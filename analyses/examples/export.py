@@ -1,6 +1,6 @@
 """Every compressed network of the main job as ONNX and int8 ONNX: differences, errors and bytes.
 
-    python analyses/export.py --data-dir ../shared/data/mnist
+    python analyses/examples/export.py --data-dir ../shared/data/mnist
 
 Each is the command ``pyro-bc export`` on a file in ``analyses/results``; the table goes to
 ``analyses/results/export.md``.
@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
 
 
 def exported(file: Path, data: str, data_dir: str) -> dict:
@@ -35,7 +36,8 @@ def main() -> None:
     lines = [
         "# Compressed networks in ONNX Runtime",
         "",
-        "`python analyses/export.py --data-dir DIR`, which runs `pyro-bc export FILE --onnx … --int8 … --data …`. Test "
+        "`python analyses/examples/export.py --data-dir DIR`, which runs `pyro-bc export FILE --onnx … "
+        "--int8 … --data …`. Test "
         "errors in PyTorch, in ONNX Runtime, and in ONNX Runtime with int8 weights and activations (512 training "
         "pictures show the ranges). ONNX files are not entropy-coded.",
         "",

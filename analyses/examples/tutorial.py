@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From a network to a small file, and a look at what happened
 #
-# A script (`python analyses/tutorial.py`) and a notebook (open it in Jupyter with Jupytext, or in VS Code): cells begin
-# with `# %%`. It takes a minute on two cores and writes into `runs/tutorial`.
+# A script (`python analyses/examples/tutorial.py`) and a notebook (open it in Jupyter with Jupytext, or in VS Code):
+# cells begin with `# %%`. It takes a minute on two cores and writes into `runs/tutorial`.
 
 # %%
 from pathlib import Path

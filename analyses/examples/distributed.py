@@ -1,6 +1,6 @@
 """LeNet-300-100 on MNIST, fitted by several processes.
 
-    torchrun --standalone --nproc-per-node 2 analyses/distributed.py --data-dir ../shared/data/mnist
+    torchrun --standalone --nproc-per-node 2 analyses/examples/distributed.py --data-dir ../shared/data/mnist
 
 On several machines: the same command on each, with torchrun's ``--nnodes`` and ``--rdzv-endpoint``. Each process takes
 its share of the training set; killed and started again, the fit goes on from its checkpoint.

@@ -1,18 +1,20 @@
 """Table 2 of the paper: compression and error of every method, the paper's row beside ours.
 
-    python analyses/table_2.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
+    python analyses/paper/table_2.py --data-dir ../shared/data [--seeds 0 1 2] [--nets lenet-300-100]
 
 From raw data: runs of the named seeds that are not in ``analyses/results/`` yet are made (``pyro-bc run``, see
-main_job.py). Rows of magnitude pruning with k-means and of group lasso come from competitors.py, those of pruning again
-from pruned_again.py, those of the objective ``rate`` from records.py. Writes ``analyses/results/table_2.md``.
+runs.py). Rows of magnitude pruning with k-means and of group lasso come from competitors.py, those of pruning again
+from pruned_again.py, those of a learned code from records.py. Writes ``analyses/results/table_2.md``.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from statistics import mean
 
-from main_job import PAPER, PRIORS, RESULTS, results_of
+sys.path.append(str(Path(__file__).parents[1]))
+from common import PAPER, PRIORS, RESULTS, results_of
 
 # Louizos et al. 2017, table 2: method, nonzero %, error %, pruning, fast prediction, maximum; * is their best case.
 OTHERS = {
@@ -43,7 +45,8 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
     lines = [
         "# Table 2: compression and error",
         "",
-        "`python analyses/table_2.py --data-dir DIR`. Test errors of the network decoded from the file; maximum and "
+        "`python analyses/paper/table_2.py --data-dir DIR`. Test errors of the network decoded from the "
+        "file; maximum and "
         "bytes are of the whole file, the paper's count weights alone. Several seeds: mean (lowest–highest).",
         "",
         "| network | method | seeds | dense error % | error % | nonzero % | pruning | fast prediction | maximum "
@@ -96,7 +99,7 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
             if m["net"] == net:
                 c = m["compression"]
                 lines.append(
-                    f"| {net} | objective rate, KL weight {m['recipe']['kl_weight']:g} | 1 | | "
+                    f"| {net} | learned code, KL weight {m['recipe']['fit']['kl_weight']:g} | 1 | | "
                     f"{m['test']['error_percent']:.2f} | {c['nonzero_percent']:.2f} | {c['pruning']:.1f} | "
                     f"{c['fast_prediction']:.0f} | {c['maximum']:,.0f} | {m['file_bytes']:,} |"
                 )
