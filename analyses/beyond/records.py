@@ -22,9 +22,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "records"
 COMMON = ["--prior", "learned", "--data", "mnist", "--development"]
 _TEACHER = "{runs}/lenet-5-caffe-small/dense.safetensors"
 RUNS: dict[str, list[str]] = {
-    "lenet-5-caffe-small": [
-        "--net", "lenet-5-caffe", "--widths", "8-12-32", "--kl-weight", "1.8", "--epochs", "240", "--affine", "0.7",
-    ],
+    "lenet-5-caffe-small": ["--net", "lenet-5-caffe"],  # its recipe
     "lenet-5-caffe-accurate": [
         "--net", "lenet-5-caffe", "--widths", "12-20-64", "--kl-weight", "0.5", "--epochs", "180", "--affine", "1",
         "--pretrained", _TEACHER,
