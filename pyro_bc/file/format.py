@@ -12,7 +12,7 @@ varint          form of the header: 0 for a graph, as follows here; from 1 on fo
                 graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
-varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, index into
+varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, its code in
                 :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
                 arguments and for each its name, as an argument, and its value.
@@ -47,17 +47,15 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
 
   The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
 
-A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network; number
-of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0 for a
-fully connected layer, 1 for a convolution (2 more where there is no bias), or 4 and the position of another operation
-in :data:`~pyro_bc.file.chain.PLAIN`; behind that of a layer a varint, its outputs before pruning, and for a
-convolution one
-byte each for kernel, stride and padding. Forms from 2 on are the chains in :data:`~pyro_bc.file.chain.KNOWN`. Then
-follow,
-for all forms, the outputs left of every layer, and of every tensor, in the order of use, a varint: three times its
-zigzag fraction bits, plus 0 for kind 0 (lowest code and number of codes follow as above), 1 for kind 4, 2 for kind 5
-with the chain's own grid: a convolution's kernel, or the positions that a fully connected layer reads behind a
-flattening.
+A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
+number of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0
+for a fully connected layer, 1 for a convolution (2 more where there is no bias), or 4 and the position of another
+operation in :data:`~pyro_bc.file.chain.PLAIN`; behind that of a layer a varint, its outputs before pruning, and for a
+convolution one byte each for kernel, stride and padding. Forms from 2 on are the chains in
+:data:`~pyro_bc.file.chain.KNOWN`. Then follow, for all forms, the outputs left of every layer, and of every tensor, in
+the order of use, a varint: three times its zigzag fraction bits, plus 0 for kind 0 (lowest code and number of codes
+follow as above), 1 for kind 4, 2 for kind 5 with the chain's own grid: a convolution's kernel, or the positions that a
+fully connected layer reads behind a flattening.
 
 The class of a coefficient is the sum of its indices in the grid, whose last entry is the tensor's last. A number is
 ``(lowest + symbol) · 2^-fraction_bits``; the integer transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
@@ -87,6 +85,7 @@ from torch import Tensor
 from ..errors import CompressedFileError
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
+from ..graph.shapes import shapes_by_rules
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
 from .chain import Chain, find_chain, prune
@@ -99,6 +98,9 @@ _MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
 
 # Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
 _MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
+
+# With how many a network is tried: not one, which could be repeated for any other number.
+_EXAMPLES = 2
 
 
 @on_cpu
@@ -273,11 +275,15 @@ def _with_layer_names(contents: Contents) -> Contents:
 
 
 def _check(contents: Contents) -> None:
-    """Build the network without storage, and run it where the shape of its input is known: all must fit together."""
+    """Build the network without storage, and where the shape of its input is known, follow it through: all must fit.
+
+    Where the operations' rules do not know the shapes, the network is run on torch's meta device.
+    """
     try:
         shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, shapes, contents.buffers)
-        if contents.input_shape:
+        most, shape = _EXAMPLES * _MOST_OF_A_RESULT, (_EXAMPLES, *contents.input_shape)
+        if contents.input_shape and shapes_by_rules(contents.nodes, shapes, shape, most) is None:
             _run_without_storage(contents, network)
     except Exception as error:  # whatever torch raises on what a damaged file asks for
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -285,13 +291,12 @@ def _check(contents: Contents) -> None:
 
 
 def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
-    examples = 2
-    x = torch.empty(examples, *contents.input_shape, device="meta")
+    x = torch.empty(_EXAMPLES, *contents.input_shape, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
     recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
     for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):
-            if isinstance(tensor, Tensor) and tensor.numel() > examples * _MOST_OF_A_RESULT:
+            if isinstance(tensor, Tensor) and tensor.numel() > _EXAMPLES * _MOST_OF_A_RESULT:
                 raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")
         if index in recurrent and isinstance(result, Tensor) and max(result.shape[:2], default=0) > _MOST_RECURRENT:
             raise ValueError(f"its recurrent cells take more than {_MOST_RECURRENT} steps")

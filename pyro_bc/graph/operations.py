@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from . import constant_rules, unit_rules
+from . import constant_rules, shape_rules, unit_rules
 from .constant_rules import ConstantRule
 from .functions import getitem, on_integers, on_tensors
+from .shape_rules import ShapeRule
 from .unit_rules import UnitRule
 
 
@@ -22,6 +23,7 @@ class Operation:
     :param function: what computes it, and nothing but it, whatever a file asks for.
     :param units: which units the axes of its result have; an operation without a rule of its own fixes what it reads.
     :param constants: which entries of its result are constant where some of its argument's are; None: not known.
+    :param shape: the shape of its result, known before it is computed; None: torch is asked.
     :param elementwise: whether it keeps every element in its place, and does to one what it does to all.
     :param monotone: whether a larger element never becomes the smaller one, so that it may follow a maximum.
     :param per_example: whether examples do not see each other, with the batch in the first dimension.
@@ -32,6 +34,7 @@ class Operation:
     function: Callable[..., Any]
     units: UnitRule = unit_rules.unknown
     constants: ConstantRule | None = None
+    shape: ShapeRule | None = None
     elementwise: bool = False
     monotone: bool = False
     per_example: bool = False
@@ -43,25 +46,44 @@ def _row(code: int, name: str, function: Callable[..., Any] | None = None, **res
 
 def _elementwise(code: int, name: str, **rest: Any) -> Operation:
     rules: Any = {"units": unit_rules.elementwise, "constants": constant_rules.through_elementwise}
-    return _row(code, name, elementwise=True, **rules, **rest)
+    return _row(code, name, elementwise=True, **{"shape": shape_rules.unchanged, **rules, **rest})
 
 
 #: all of them; the order of the rows means nothing.
 OPERATIONS: tuple[Operation, ...] = (
-    _row(0, "linear", units=unit_rules.layer, per_example=True),
-    _row(1, "conv2d", units=unit_rules.layer, per_example=True),
-    _row(2, "conv1d", units=unit_rules.layer, per_example=True),
-    _row(3, "max_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
-    _row(4, "flatten", units=unit_rules.reshape, constants=constant_rules.through_reshape, per_example=True),
+    _row(0, "linear", units=unit_rules.layer, shape=shape_rules.linear, per_example=True),
+    _row(1, "conv2d", units=unit_rules.layer, shape=shape_rules.convolution(2), per_example=True),
+    _row(2, "conv1d", units=unit_rules.layer, shape=shape_rules.convolution(1), per_example=True),
+    _row(
+        3,
+        "max_pool2d",
+        units=unit_rules.spatial,
+        constants=constant_rules.through_pool,
+        shape=shape_rules.max_pool2d,
+        per_example=True,
+    ),
+    _row(
+        4,
+        "flatten",
+        units=unit_rules.reshape,
+        constants=constant_rules.through_reshape,
+        shape=shape_rules.flatten,
+        per_example=True,
+    ),
     _row(5, "batch_norm", units=unit_rules.batch_norm, constants=constant_rules.through_batch_norm, per_example=True),
-    _row(6, "add", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(6, "add", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
     _row(7, "cat", units=unit_rules.cat, constants=constant_rules.through_cat),
     _row(
-        8, "index_select", units=unit_rules.index_select, constants=constant_rules.through_selection, per_example=True
+        8,
+        "index_select",
+        units=unit_rules.index_select,
+        constants=constant_rules.through_selection,
+        shape=shape_rules.index_select,
+        per_example=True,
     ),
-    _row(9, "sub", units=unit_rules.binary, constants=constant_rules.through_binary),
-    _row(10, "mul", units=unit_rules.binary, constants=constant_rules.through_binary),
-    _row(11, "div", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(9, "sub", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
+    _row(10, "mul", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
+    _row(11, "div", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
     _row(12, "avg_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
     _row(13, "adaptive_avg_pool2d", units=unit_rules.spatial, constants=constant_rules.through_pool, per_example=True),
     _row(14, "mean", units=unit_rules.reduction, constants=constant_rules.through_mean),
@@ -99,8 +121,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(46, "int_sub", on_integers("int_sub", operator.sub)),
     _row(47, "int_mul", on_integers("int_mul", operator.mul)),
     _row(48, "int_floordiv", on_integers("int_floordiv", operator.floordiv)),
-    _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary),
-    _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
+    _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
     _row(51, "prelu"),
     _row(52, "rms_norm", units=unit_rules.mixes(lambda node, ndim: range(ndim - len(node.args[1]), ndim))),
     _row(53, "chunk"),
@@ -133,8 +155,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(80, "sqrt"),
     _elementwise(81, "rsqrt"),
     _elementwise(82, "square"),
-    _elementwise(83, "pow"),
-    _elementwise(84, "clamp"),
+    _elementwise(83, "pow", shape=None),
+    _elementwise(84, "clamp", shape=None),
     _elementwise(85, "contiguous"),
     _elementwise(86, "clone"),
     _elementwise(87, "erf"),

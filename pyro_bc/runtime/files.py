@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
 from ..errors import OutputError, UsageError
 
 _SUFFIX = ".partial"
@@ -61,6 +59,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     :raises UsageError: where another process is in it.
     :raises OutputError: where the folder cannot be written.
     """
+    import filelock  # only runs need it
+
     lock = filelock.FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()

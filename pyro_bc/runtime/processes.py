@@ -8,7 +8,6 @@ large as all batches together. Without a process group everything here is for on
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import pyro
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
@@ -108,6 +107,8 @@ def draw_apart() -> None:
         return
     first = from_first(lambda: torch.initial_seed())
     if rank() > 0:
+        import pyro  # which takes seconds to import, and data need not wait for
+
         pyro.set_rng_seed((first + rank() * 0x9E3779B1) % 2**32)
 
 

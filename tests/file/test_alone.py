@@ -1,0 +1,76 @@
+"""A compressed network is loaded and predicts where torch, NumPy and constriction are all there is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_bc
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+#: packages that posteriors, pictures, data sets and the command need, and files do not.
+OTHERS = (
+    "pyro", "arviz", "arviz_stats", "xarray", "h5netcdf", "h5py", "matplotlib", "sklearn", "scipy", "rich",
+    "safetensors", "pooch", "PIL", "filelock",
+)  # fmt: skip
+#: packages and modules of torch that take long to import, and that loading a network of the paper leaves alone.
+SLOW = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.export.exported_program", "sympy")
+
+PROGRAM = f"""
+import json, sys
+
+class Without:  # a finder that does not find the other packages, as where they are not installed
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {OTHERS} else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+try:
+    import pyro
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("packages are not hidden")
+import torch
+
+before = set(sys.modules)
+import pyro_bc
+
+net = pyro_bc.load(sys.argv[1])
+torch.manual_seed(0)
+x = torch.rand(3, *pyro_bc.read(sys.argv[1]).input_shape)
+with torch.no_grad():
+    y = net(x)
+print(json.dumps({{"y": y.tolist(), "imported": sorted(set(sys.modules) - before)}}))
+"""
+
+
+def loaded_alone(file: Path) -> dict:
+    """What a process without the other packages predicts from a file, and which modules it imported beyond torch's."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.pbc")), ids=lambda file: file.stem)
+def test_a_file_is_loaded_and_predicts_without_the_other_packages(file):
+    alone = loaded_alone(file)
+    torch.manual_seed(0)
+    x = torch.rand(3, *pyro_bc.read(file).input_shape)
+    with torch.no_grad():
+        y = pyro_bc.load(file)(x)
+    torch.testing.assert_close(torch.tensor(alone["y"]), y, rtol=0, atol=0, equal_nan=True)
+    own = {name.split(".")[1] for name in alone["imported"] if name.startswith("pyro_bc.")}
+    assert own == {"errors", "file", "graph", "quantisation", "runtime"}
+
+
+@pytest.mark.parametrize("name", ["2-lenet-300-100-digits", "3-lenet-5-caffe", "3-chain", "2-regression"])
+def test_what_takes_long_to_import_is_not_imported(name):
+    imported = loaded_alone(GOLDEN / f"{name}.pbc")["imported"]
+    assert [module for module in imported if module.startswith(SLOW)] == []
+    assert {module.partition(".")[0] for module in imported} == {"constriction", "pyro_bc", "torch"}

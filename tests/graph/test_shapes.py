@@ -1,0 +1,105 @@
+"""A rule of a shape says what torch says, or nothing: it lets no graph pass that torch would refuse."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_bc
+from pyro_bc.graph.nodes import Named, Node, Value
+from pyro_bc.graph.operations import OPERATIONS
+from pyro_bc.graph.shapes import shapes_by_rules
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+WITH_RULES = [row for row in OPERATIONS if row.shape is not None]
+
+
+def random_arguments(op: str, generator: np.random.Generator) -> tuple:
+    """Arguments that often fit an operation, and often nearly do: a size, a type or a number of them is wrong."""
+
+    def sizes(count):
+        return tuple(map(int, generator.choice([1, 2, 3, 4, 6], count)))
+
+    def tensor(*shape):
+        if generator.random() < 0.05:
+            shape = (*shape, 2)
+        if generator.random() < 0.05:
+            shape = tuple(0 if generator.random() < 0.3 else size for size in shape)
+        dtype = torch.int64 if generator.random() < 0.05 else torch.float32
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def integers(count):
+        values = [int(generator.choice([0, 1, 2, 3, -1], p=[0.1, 0.5, 0.25, 0.1, 0.05])) for _ in range(count)]
+        return [float(value) if generator.random() < 0.02 else value for value in values]
+
+    x = tensor(*sizes(generator.choice([1, 2, 3, 4])))
+    if op == "linear":
+        out = int(generator.integers(1, 5))
+        inputs = x.shape[-1] if generator.random() < 0.8 else 5
+        args = (x, tensor(out, inputs), tensor(out if generator.random() < 0.8 else 7))
+    elif op.startswith("conv"):
+        spatial, groups = int(op[4]), int(generator.choice([1, 1, 2]))
+        channels, filters = int(generator.choice([1, 2, 4])), int(generator.choice([2, 4, 3]))
+        x = tensor(2, channels * (groups if generator.random() < 0.9 else 1), *sizes(spatial))
+        weight = tensor(filters, channels, *sizes(spatial))
+        args = (x, weight, tensor(filters), *(integers(spatial) for _ in range(3)), groups)
+        args = (*args[:4], [0] * spatial, *args[5:]) if generator.random() < 0.5 else args
+    elif op == "max_pool2d":
+        x = tensor(*sizes(4))
+        args = (x, integers(2), integers(2) if generator.random() < 0.7 else [])
+    elif op == "flatten":
+        args = (x, int(generator.integers(-3, 4)), int(generator.integers(-3, 4)))
+    elif op == "index_select":
+        index = torch.empty(3, dtype=torch.int64, device="meta") if generator.random() < 0.8 else tensor(3)
+        args = (x, int(generator.integers(-3, 4)), index)
+    elif op in ("add", "sub", "mul", "div", "maximum", "minimum"):
+        shape = [size if generator.random() < 0.6 else 1 for size in x.shape][int(generator.integers(0, 2)) :]
+        args = (x, tensor(*shape))
+    else:
+        args = (x, *integers(int(generator.random() < 0.1)))
+    return args[: len(args) if generator.random() < 0.5 else int(generator.integers(1, len(args) + 1))]
+
+
+@pytest.mark.parametrize("row", WITH_RULES, ids=lambda row: row.name)
+def test_a_rule_says_what_torch_says(row):
+    generator = np.random.default_rng(row.code)
+    known = 0
+    for _ in range(400):
+        args = random_arguments(row.name, generator)
+        shape = row.shape(args)
+        if shape is not None:
+            result = row.function(*args)
+            assert tuple(result.shape) == shape and result.dtype == torch.float32
+            known += 1
+    assert known > 25
+
+
+def test_the_shapes_of_a_network_are_those_that_it_computes():
+    network = pyro_bc.read(GOLDEN / "3-chain.pbc")
+    tensors = {name: tensor.values() for name, tensor in network.tensors.items()}
+    module, x = network.network(), torch.zeros(2, *network.input_shape)
+    computed = [tuple(result.shape) for result in module.results(network.nodes, x)]
+    assert shapes_by_rules(network.nodes, tensors, tuple(x.shape), 2 * 9 * 9 * 8) == computed
+    assert shapes_by_rules(network.nodes, tensors, tuple(x.shape), max(map(np.prod, computed)) - 1) is None
+
+
+def test_what_no_rule_knows_is_left_to_torch():
+    relu = Node("relu", (Value(-1),))
+    for node in (
+        Node("softmax", (Value(0), 1)),
+        Node("gelu", (Value(0),), (("approximate", "tanh"),)),
+        Node("linear", (Value(0), Named("w"))),
+    ):
+        assert shapes_by_rules((relu, node), {"w": torch.zeros(3, 5)}, (2, 4), 100) is None
+    assert shapes_by_rules((relu, relu), {}, (2, 4), 100) == [(2, 4), (2, 4)]
+
+
+def test_the_networks_of_the_paper_need_no_other_rule():
+    ops = Counter(
+        node.op
+        for name in ("2-lenet-300-100-digits", "2-regression", "3-lenet-5-caffe", "3-chain")
+        for node in pyro_bc.read(GOLDEN / f"{name}.pbc").nodes
+    )
+    assert set(ops) <= {row.name for row in WITH_RULES}
