@@ -52,7 +52,7 @@ def convolution(spatial: int) -> ShapeRule:
         if not 2 <= len(args) <= 7:
             return None
         ones = (1,) * spatial
-        defaults = (None, ones, (0,) * spatial, ones, 1)
+        defaults: tuple[Any, ...] = (None, ones, (0,) * spatial, ones, 1)
         x, weight, bias, stride, padding, dilation, groups = (*args, *defaults[len(args) - 2 :])
         if not _are_numbers(x, weight) or not _is_bias(bias, weight):
             return None
@@ -81,7 +81,8 @@ def flatten(args: tuple[Any, ...]) -> Shape | None:
     """Of dimensions that become one."""
     if not 1 <= len(args) <= 3 or not _are_numbers(args[0]) or not args[0].dim():
         return None
-    x, first, last = (*args, *(0, -1)[len(args) - 1 :])
+    defaults: tuple[Any, ...] = (0, -1)
+    x, first, last = (*args, *defaults[len(args) - 1 :])
     if not _is_dimension(first, x) or not _is_dimension(last, x):
         return None
     first, last = first % x.dim(), last % x.dim()

@@ -107,7 +107,7 @@ def draw_apart() -> None:
         return
     first = from_first(lambda: torch.initial_seed())
     if rank() > 0:
-        import pyro  # which takes seconds to import, and data need not wait for
+        import pyro  # here, as loaders of data do without
 
         pyro.set_rng_seed((first + rank() * 0x9E3779B1) % 2**32)
 
