@@ -3,20 +3,18 @@
     python analyses/beyond/cifar.py --data-dir ../shared/data
 
 What two cores can do in half an hour a network: it shows that the whole line holds for VGG-16 and ResNet-18, batch
-normalisation kept, not what they compress to. Each run is
-``pyro-bc run``, ``evaluate`` and ``export``; a run that is there is continued. The table goes to
-``analyses/results/cifar.md``, metrics and report beside it.
+normalisation kept, not what they compress to. Each run is ``pyro-bc run``, ``evaluate`` and ``export``; a run that is
+there is continued. The table goes to ``analyses/results/cifar.md``, metrics and report beside it.
 """
 
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from common import RESULTS
+from common import RESULTS, command
 
 DATA = ["--data", "cifar-10-jpeg"]
 SHORT = [
@@ -27,13 +25,6 @@ RUNS = {  # VGG-16's dropout wants more pretraining than ResNet-18 does before i
     "vgg-16": ["--train-limit", "4000", "--batch-size", "16", "--pretrain-epochs", "12"],
     "resnet-18": ["--train-limit", "2000", "--batch-size", "8", "--pretrain-epochs", "8"],
 }
-
-
-def command(*args: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pyro_bc", *args], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout
 
 
 def one_run(net: str, data_dir: str, runs: Path) -> None:

@@ -2,9 +2,9 @@
 
     python analyses/beyond/pruned_again.py --data-dir ../shared/data --kl-weight 1.2 [--development]
 
-Starts from ``analyses/results/lenet-5-caffe-mnist-ghs-seed0/network.pbc`` (main_job.py), whose training stopped at an
-error below the paper's; more weight on the KL spends what is left of it. The weight is chosen with ``--development``.
-Results go to ``analyses/results/pruned_again.md``.
+Starts from ``analyses/results/lenet-5-caffe-mnist-ghs-seed0/network.pbc`` (of ``analyses/paper/runs.py``), whose
+training stopped at an error below the paper's; more weight on the KL spends what is left of it. The weight is chosen
+with ``--development``. Results go to ``analyses/results/pruned_again.md``.
 """
 
 import argparse
@@ -88,7 +88,8 @@ def table(folder: Path) -> str:
         "# LeNet-5-Caffe, horseshoe, pruned again",
         "",
         "`python analyses/beyond/pruned_again.py --data-dir DIR --kl-weight W [--development]`, from the network of "
-        "main_job.py's ghs row. Held-out rows are those that the weight was chosen by; biases and all bytes count.",
+        "analyses/paper/runs.py's ghs row. Held-out rows are those that the weight was chosen by; biases and all bytes "
+        "count.",
         "",
         "| KL weight | measured on | error % | filters, inputs left | bits | pruning | fast prediction | maximum "
         "| bytes |",

@@ -3,7 +3,7 @@
     python analyses/paper/thresholds.py --data-dir ../shared/data [--net lenet-300-100]
 
 As the paper's figure of log dropout rates and log-modes, for both priors in one picture. Takes the posteriors of the
-runs under ``--runs`` (default ``runs/``; those of main_job.py) and makes them where they are missing. Writes
+runs under ``--runs`` (default ``runs/``; those of runs.py) and makes them where they are missing. Writes
 ``analyses/results/thresholds-<net>.png``.
 """
 
