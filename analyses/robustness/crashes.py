@@ -40,12 +40,17 @@ RUNS = {
 _TIMES = ("seconds", "training_seconds")
 
 
-def start(name: str, folder: Path) -> subprocess.Popen:
-    """The command, in a process; continued where the folder holds a run."""
+def arguments(name: str, folder: Path) -> list[str]:
+    """The command's; continued where the folder holds a run."""
     resume = ["--resume"] if (folder / "run.json").exists() else []
-    command = [sys.executable, "-m", "pyro_bc", "run", "--net", "lenet-300-100", *RUNS[name], *FEW]
+    return ["run", "--net", "lenet-300-100", *RUNS[name], *FEW, "--out", str(folder), *resume]
+
+
+def start(name: str, folder: Path) -> subprocess.Popen:
+    """The command, in a process."""
     return subprocess.Popen(
-        [*command, "--out", str(folder), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "pyro_bc", *arguments(name, folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # so small a network gains nothing from more
         preexec_fn=_listen_to_ctrl_c,
     )  # fmt: skip
@@ -97,8 +102,13 @@ class Tally:
     files: Counter = field(default_factory=Counter)
 
 
-def torment(name: str, folder: Path, reference: Path, kills: int, seconds: float, seed: int, tally: Tally) -> None:
-    """Interrupt runs in a folder until there were so many kills, each at a moment within ``seconds`` of its start."""
+def torment(
+    name: str, folder: Path, reference: Path, kills: int, seconds: float, seed: int, tally: Tally, start: Any = start
+) -> None:
+    """Interrupt runs in a folder until there were so many kills, each at a moment within ``seconds`` of its start.
+
+    :param start: how a run is started; the process.
+    """
     generator = random.Random(seed)
     number = 0
     while True:

@@ -1,22 +1,14 @@
 """The command as a user runs it, in processes of its own: digits to a file, the file evaluated, every refusal."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import Command, command
 
 SHORT = ("--net", "lenet-300-100", "--data", "digits", "--pretrain-epochs", "30", "--epochs", "25")
-
-
-def command(*args: str | Path, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "pyro_bc", *map(str, args)], capture_output=True, text=True, timeout=600, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +72,12 @@ def test_a_finished_run_is_not_run_again_nor_overwritten(finished):
 def test_a_killed_run_resumes_to_the_same_file(finished, tmp_path):
     out = tmp_path / "killed"
     arguments = ["run", *SHORT, "--prior", "gnj", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "pyro_bc", *arguments], stderr=subprocess.DEVNULL)
+    process = Command(*arguments)
     deadline = time.monotonic() + 300
     while not (out / "checkpoint").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert (out / "checkpoint").exists() and not (out / "metrics.json").exists()
     done = command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr

@@ -2,12 +2,16 @@
 
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from crashes import RUNS, Tally, check_whole, outcome, start, torment
+from crashes import RUNS, Tally, arguments, check_whole, outcome, torment
+from helpers import Command, command
 from runtime.test_files import mounted
+
+
+def start(name, folder):
+    return Command(*arguments(name, folder))
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -24,7 +28,7 @@ def reference(request, tmp_path_factory):
 def test_killed_runs_resume_to_the_same_file_and_figures(tmp_path, reference):
     name, folder, seconds = reference
     tally = Tally()
-    torment(name, tmp_path, folder, 3, seconds, 1, tally)
+    torment(name, tmp_path, folder, 3, seconds, 1, tally, start)
     assert tally.finished >= 1 and sum(tally.interrupted.values()) == 3
 
 
@@ -68,8 +72,5 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
 
 def test_a_target_that_only_reads_is_one_line(tmp_path):
     with mounted(tmp_path / "fixed", "size=1m,ro") as fixed:
-        command = [sys.executable, "-m", "pyro_bc", "run", "--net", "lenet-300-100", "--prior", "ghs"]
-        done = subprocess.run(
-            [*command, "--data", "digits", "--out", str(fixed / "out")], capture_output=True, text=True
-        )
+        done = command("run", "--net", "lenet-300-100", "--prior", "ghs", "--data", "digits", "--out", fixed / "out")
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Read-only file system" in done.stderr

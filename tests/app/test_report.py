@@ -3,15 +3,15 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
+from helpers import command
 
 from pyro_bc.app.cli import parser
 from pyro_bc.app.job import run
 from pyro_bc.app.report import write_report
-from pyro_bc.app.settings import Settings, as_json, command
+from pyro_bc.app.settings import Settings, as_json
+from pyro_bc.app.settings import command as command_line
 from pyro_bc.errors import UsageError
 
 
@@ -44,13 +44,13 @@ def test_the_thresholds_shown_are_those_that_pruned_the_full_network(folder):
 def test_the_command_writes_the_same_page_again(folder):
     before = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
-    done = subprocess.run([sys.executable, "-m", "pyro_bc", "report", str(folder)], capture_output=True, text=True)
+    done = command("report", folder)
     assert done.returncode == 0 and done.stdout.strip() == str(folder / "report.html"), done.stderr
     assert (folder / "report.html").read_bytes() == before
 
 
 def test_no_run_is_one_clear_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "pyro_bc", "report", str(tmp_path)], capture_output=True, text=True)
+    done = command("report", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder of a finished" in done.stderr
     with pytest.raises(UsageError, match=r"run\.json"):
         write_report(tmp_path)
@@ -61,7 +61,7 @@ def test_the_command_line_shown_gives_the_settings_back():
         "lenet-5-caffe", "gnj", "mnist", epochs=3, kl_weight=0.5, seed=4, thresholds={"conv1": 2.5}, development=True,
         batch_norm="keep",
     )  # fmt: skip
-    line = command(json.loads(json.dumps(as_json(settings))))
+    line = command_line(json.loads(json.dumps(as_json(settings))))
     args = parser().parse_args([*shlex.split(line)[1:], "--out", "x"])
     assert (args.net, args.prior, args.data, args.epochs, args.kl_weight) == ("lenet-5-caffe", "gnj", "mnist", 3, 0.5)
     assert args.seed == 4 and args.threshold == ["conv1=2.5"] and args.development and args.batch_norm == "keep"
