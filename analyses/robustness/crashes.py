@@ -34,7 +34,10 @@ from common import RESULTS
 FEW = ["--data", "digits", "--epochs", "8", "--train-limit", "600", "--batch-size", "64", "--development"]
 #: what is run, by name: every kind of training that leaves a checkpoint.
 RUNS = {
-    "elbo": ["--prior", "ghs", "--pretrain-epochs", "20", "--kl-weight", "0.02", "--finetune-epochs", "6"],
+    "elbo": [
+        "--prior", "ghs", "--pretrain-epochs", "20", "--widths", "40-20", "--kl-weight", "0.02", "--finetune-epochs",
+        "6",
+    ],
     "rate": ["--objective", "rate", "--pretrain-epochs", "20", "--widths", "20-12", "--passes", "2"],
 }  # fmt: skip
 _TIMES = ("seconds", "training_seconds")
