@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .model.guide import FactorizedGuide as FactorizedGuide
     from .model.layers import BayesianConv1d as BayesianConv1d
     from .model.layers import BayesianConv2d as BayesianConv2d
+    from .model.layers import BayesianConvTranspose2d as BayesianConvTranspose2d
     from .model.layers import BayesianLinear as BayesianLinear
     from .model.network import BayesianNetwork as BayesianNetwork
     from .model.network import bayesianize as bayesianize
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "BayesianConv1d": "model.layers",
     "BayesianConv2d": "model.layers",
+    "BayesianConvTranspose2d": "model.layers",
     "BayesianLinear": "model.layers",
     "BayesianNetwork": "model.network",
     "CompressedNetwork": "file.compressed",

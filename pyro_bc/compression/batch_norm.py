@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_name, without_nodes
+from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_groups, layer_name, without_nodes
 from ..graph.read import read_graph
 from .pruned import PrunedLayer, masked_layer, with_weights
 
@@ -43,9 +44,11 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
         if node.op != "batch_norm" or not isinstance(node.args[0], Value):
             continue
         source = node.args[0].index
-        axis_is_channel = source >= 0 and len(graph.shape(source) or ()) == (3 if nodes[source].op == "conv1d" else 4)
-        is_flat = source >= 0 and nodes[source].op == "linear" and len(graph.shape(source) or ()) == 2
-        if not (axis_is_channel or is_flat) or not is_layer(nodes[source]) or readers[source] != [index]:
+        if source < 0 or not is_layer(nodes[source]) or readers[source] != [index]:
+            continue
+        kind = layer_type(nodes[source].op)
+        in_groups = kind.is_transposed and layer_groups(nodes[source]) > 1
+        if len(graph.shape(source) or ()) != kind.spatial + 2 or in_groups:
             continue
         name = layer_name(nodes[source])
         statistics = [None if a is None else tensors[a.name] for a in node.args[1:5]]
@@ -57,13 +60,13 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
         layer = layers[name]
         bias = torch.zeros_like(mean) if layer.bias is None else layer.bias
         bias = (bias - mean) * factor + (0 if shift is None else shift)
-        over = factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        over = kind.over_outputs(factor, layer.weight.shape)
         layers[name] = replace(
             layer,
             weight=layer.weight * over,
             variance=layer.variance * over.square(),
             bias=bias,
-            bias_variance=new_bias_variance(layer) * factor.square(),
+            bias_variance=new_bias_variance(layer, len(factor)) * factor.square(),
         )
         nodes[source] = with_bias(nodes[source])
         tensors[f"{name}.bias"] = bias
@@ -72,12 +75,12 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
     return without_nodes(graph, folded), layers
 
 
-def new_bias_variance(layer: PrunedLayer) -> Tensor:
+def new_bias_variance(layer: PrunedLayer, outputs: int) -> Tensor:
     """The bias's variance; for a bias that the layer did not have, a middling one of its weights'."""
     if layer.bias_variance is not None:
         return layer.bias_variance
     known = layer.variance[layer.mask]
-    return torch.full((len(layer.weight),), float(known.median()) if len(known) else 0.0)
+    return torch.full((outputs,), float(known.median()) if len(known) else 0.0)
 
 
 def with_bias(node: Node) -> Node:

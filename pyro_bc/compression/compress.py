@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
 from ..file.contents import Integers, Selection, Stored
+from ..graph.layer_types import layer_type
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
 from ..model.guide import FactorizedGuide
@@ -80,7 +81,7 @@ def compress(
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
     pruned = shrink(graph, posterior, chosen, batch_norm_loader)
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
-    dense_shapes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+    dense_shapes = _dense_shapes(graph)
     dense_parameters = sum(p.numel() for p in net.parameters())
     if isinstance(dense, CompressedNetwork):
         if {f"{layer.name}.weight": layer.weight.codes.shape for layer in dense.layers} != shapes:
@@ -101,14 +102,19 @@ def compress(
     return small
 
 
+def _dense_shapes(graph: Graph) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of every layer, by the name of its weight."""
+    weights = {node.args[1].name: layer_type(node.op) for node in graph.nodes if is_layer(node)}
+    return {name: kind.dense_shape(graph.tensors[name].shape) for name, kind in weights.items()}
+
+
 def _dense_network(dense: nn.Module, example: Tensor, names: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
     """Outputs and inputs of every layer of a wider network with the same layers, and how many parameters it has."""
-    tensors = read_graph(dense, example.to(device_of(dense))).tensors
-    missing = [name for name in names if name not in tensors]
+    graph = read_graph(dense, example.to(device_of(dense)))
+    missing = [name for name in names if name not in graph.tensors]
     if missing:
         raise UsageError(f"dense=… has no '{missing[0]}': it is no wider network with the same layers")
-    shapes = {name: (tensors[name].shape[0], tensors[name].shape[1]) for name in names}
-    return shapes, sum(parameter.numel() for parameter in dense.parameters())
+    return _dense_shapes(graph), sum(parameter.numel() for parameter in dense.parameters())
 
 
 @on_cpu

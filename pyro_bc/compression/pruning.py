@@ -23,12 +23,14 @@ from torch import Tensor
 from ..errors import EmptyNetworkError
 from ..graph.constant_rules import Constant
 from ..graph.constants import propagate
+from ..graph.layer_types import layer_type
 from ..graph.nodes import (
     Graph,
     Named,
     Node,
     Value,
     is_layer,
+    layer_arguments,
     layer_groups,
     layer_name,
     replace_leaves,
@@ -89,13 +91,24 @@ class _Pruner:
         for name, layer in layers.items():  # coefficients of one grid stand and fall together
             grid = layer.codes["weight"].grid if layer.codes else ()
             inputs = self.tracking.tensors[f"{name}.weight"].get(1)
-            if grid and layer.weight.dim() == 2 and inputs is not None:
+            if grid and layer.weight.dim() == 2 and inputs is not None:  # of others, a grid is a kernel
                 for row in inputs.reshape(-1, math.prod(grid)):
                     self.tracking.units.join_all(row)
         self.uses: dict[str, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if is_layer(node):
                 self.uses.setdefault(layer_name(node), []).append(index)
+        #: layers whose weight has the outputs of one group, once for all of them: all of them stay.
+        self.whole = {
+            name
+            for name, indices in self.uses.items()
+            if layer_type(graph.nodes[indices[0]].op).is_transposed and layer_groups(graph.nodes[indices[0]]) > 1
+        }
+        self.types = {name: layer_type(graph.nodes[indices[0]].op) for name, indices in self.uses.items()}
+
+    def _outputs(self, name: str) -> np.ndarray:
+        """Units that a layer computes."""
+        return self.tracking.tensors[f"{name}.weight"][self.types[name].output_axis]
 
     def settle(self) -> None:
         changed = True
@@ -108,7 +121,11 @@ class _Pruner:
         """The constants of every node: those of outputs that read nothing, and what they become."""
         outputs = {}
         for name, layer in self.layers.items():
-            reads = layer.mask.flatten(1).any(1).numpy()
+            if name in self.whole:
+                size = layer_groups(self.graph.nodes[self.uses[name][0]]) * len(self._outputs(name))
+                outputs[name] = np.full(size, np.nan)
+                continue
+            reads = self.types[name].by_output(layer.mask).flatten(1).any(1).numpy()
             bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
             outputs[name] = np.where(reads, np.nan, bias)
         return propagate(self.graph, outputs)
@@ -121,16 +138,17 @@ class _Pruner:
         """Move constant inputs of every layer into its bias."""
         changed = False
         for name, indices in self.uses.items():
-            if len(indices) > 1:
+            if len(indices) > 1 or name in self.whole:
                 continue
             node, layer = self.graph.nodes[indices[0]], self.layers[name]
             known = self._input_constants(node)
             if known is None:
                 continue
+            kind = self.types[name]
             if _pads(node) or layer.codes:  # codes stay what they are: only the constant 0 changes no bias
                 known = np.where(known == 0, known, np.nan)
-            weight = _by_input(layer.weight, layer_groups(node))
-            mask = _by_input(layer.mask, layer_groups(node))
+            weight = _by_input(kind.by_output(layer.weight), layer_groups(node))
+            mask = _by_input(kind.by_output(layer.mask), layer_groups(node))
             absorbed = torch.from_numpy(~np.isnan(known)) & mask.any(2).any(0)
             if not absorbed.any():
                 continue
@@ -138,11 +156,12 @@ class _Pruner:
             values = torch.from_numpy(np.nan_to_num(known)) * absorbed
             shift = torch.einsum("oc,c->o", weight.sum(2).double(), values).float()
             if shift.count_nonzero():
-                variance = new_bias_variance(layer)
+                variance = new_bias_variance(layer, len(shift))
                 bias = shift if layer.bias is None else layer.bias + shift
                 layer = replace(layer, bias=bias, bias_variance=variance)
                 self._give_bias(indices[0])
-            left = layer.mask & ~_grouped(absorbed, layer.mask, layer_groups(node))
+            read = _grouped(absorbed, kind.by_output(layer.mask), layer_groups(node))
+            left = layer.mask & ~read.movedim((0, 1), (kind.output_axis, kind.input_axis))
             self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
         return changed
 
@@ -161,17 +180,19 @@ class _Pruner:
         nodes, tensors = list(self.graph.nodes), dict(self.graph.tensors)
         nodes[index] = with_bias(node)
         name = f"{layer_name(node)}.bias"
-        tensors[name] = torch.zeros(len(self.layers[layer_name(node)].weight))
+        outputs = self._outputs(layer_name(node))
+        tensors[name] = torch.zeros(len(outputs))
         self.graph = replace(self.graph, nodes=tuple(nodes), tensors=tensors)
-        self.tracking.tensors[name] = {0: self.tracking.tensors[node.args[1].name][0]}
+        self.tracking.tensors[name] = {0: outputs}
 
     def _alive(self) -> set[int]:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
             if layer_groups(self.graph.nodes[indices[0]]) == 1:
-                inputs = self.tracking.tensors[f"{name}.weight"][1]
-                reads = self.layers[name].mask.transpose(0, 1).flatten(1).any(1).numpy()
+                kind = self.types[name]
+                inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
+                reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
         return alive
 
@@ -179,9 +200,9 @@ class _Pruner:
         changed = False
         alive = self._alive()
         for name, layer in self.layers.items():
-            outputs = self.tracking.units.roots(self.tracking.tensors[f"{name}.weight"][0])
+            outputs = self.tracking.units.roots(self._outputs(name))
             computed = torch.from_numpy(np.isin(outputs, list(alive)))
-            left = layer.mask & computed.reshape(-1, *[1] * (layer.mask.dim() - 1))
+            left = layer.mask & self.types[name].over_outputs(computed, layer.mask.shape)
             if bool((left != layer.mask).any()):
                 self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
                 changed = True
@@ -192,7 +213,7 @@ class _Pruner:
         alive = self._alive()
         units, tracked = self.tracking.units, self.tracking.tensors
         for name in self.layers:  # a branch that is constant keeps one unit, since no tensor may be empty
-            outputs = units.roots(tracked[f"{name}.weight"][0])
+            outputs = units.roots(self._outputs(name))
             if not np.isin(outputs, list(alive)).any():
                 alive.add(int(outputs[0]))
         selections = self._selections()
@@ -219,9 +240,8 @@ class _Pruner:
         for name, layer in self.layers.items():
             axes = tracked[f"{name}.weight"]
             weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
-            bias, bias_variance = (
-                None if t is None else cut(t, {0: axes[0]}) for t in (layer.bias, layer.bias_variance)
-            )
+            of_outputs = {} if name in self.whole else {0: self._outputs(name)}
+            bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
             reads = mask.any(0) if mask.dim() == 2 else torch.ones(1, dtype=torch.bool)
             if not reads.all():
                 reads[0] |= not reads.any()
@@ -232,7 +252,7 @@ class _Pruner:
                 own = cut(layer.codes["weight"].codes * layer.mask, axes)
                 codes["weight"] = replace(layer.codes["weight"], codes=own if reads.all() else own[:, reads])
                 if bias is not None:
-                    codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, {0: axes[0]}))
+                    codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, of_outputs))
             layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
             tensors[f"{name}.weight"] = weight
             if bias is not None:
@@ -314,7 +334,7 @@ def _ascends(indices: Tensor) -> bool:
 def _resized(node: Node, graph: Graph, index: int, tracking: Tracking, kept: Any) -> Node:
     """A node whose arguments name sizes of axes that became smaller."""
     axes = tracking.values[index]
-    if is_layer(node) and (groups := layer_groups(node)) > 1:
+    if is_layer(node) and (groups := layer_groups(node)) > 1 and not layer_type(node.op).is_transposed:
         outputs = tracking.tensors[node.args[1].name]
         per_group = len(outputs[0]) // groups
         return replace(node, args=(*node.args[:6], len(kept(outputs, 0)) // per_group, *node.args[7:]))
@@ -358,8 +378,8 @@ def _grouped(inputs: Tensor, mask: Tensor, groups: int) -> Tensor:
 
 
 def _pads(node: Node) -> bool:
-    """Whether a convolution sees zeros where its input ends."""
-    if node.op == "linear" or len(node.args) <= 4:
-        return False
-    padding = node.args[4]
+    """Whether a convolution sees zeros where its input ends, or fewer inputs."""
+    padding = layer_arguments(node).get("padding", 0)
+    if layer_type(node.op).is_transposed:
+        return True
     return padding == "same" or (not isinstance(padding, str) and any(np.atleast_1d(padding)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..graph.layer_types import LayerType, layer_type
 from ..graph.nodes import Node, is_layer
 from ..quantisation.fixed_point import FixedPoint
 
@@ -43,22 +44,24 @@ class StoredLayer:
     :param dense_shape: outputs and inputs (filters and channels) before pruning.
     :param weight: codes of shape ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
     :param bias: codes of shape ``(out_left,)``, or None.
+    :param type: of the layer.
     """
 
     name: str
     dense_shape: tuple[int, int]
     weight: FixedPoint
     bias: FixedPoint | None
+    type: LayerType
 
     @property
     def dense_groups(self) -> int:
         """Inputs of a fully connected layer, or filters of a convolution, before pruning."""
-        return self.dense_shape[1 if self.weight.codes.dim() == 2 else 0]
+        return self.dense_shape[0 if self.type.scales_outputs else 1]
 
     @property
     def groups_left(self) -> int:
         """Inputs of a fully connected layer, or filters of a convolution, that are left."""
-        return self.weight.codes.shape[1 if self.weight.codes.dim() == 2 else 0]
+        return self.weight.codes.shape[self.type.group_axis]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Contents:
                     bias = self.tensors[node.args[2].name]
                 name = node.args[1].name
                 assert isinstance(weight, FixedPoint) and (bias is None or isinstance(bias, FixedPoint))
-                layers[name] = StoredLayer(name.removesuffix(".weight"), self.dense_shapes[name], weight, bias)
+                own = name.removesuffix(".weight")
+                layers[name] = StoredLayer(own, self.dense_shapes[name], weight, bias, layer_type(node.op))
         return tuple(layers.values())
 
 

@@ -23,6 +23,8 @@ class LayerType:
     :param output_axis: of the weight, which counts outputs or filters.
     :param input_axis: of the weight, which counts inputs or channels.
     :param group_axis: of the weight, which counts groups: one of the two.
+    :param arguments: names of the operation's arguments behind weight and bias, as torch's module has them.
+    :param is_transposed: whether an input is spread over outputs, fewer of which meet at the edges.
     """
 
     op: str
@@ -32,6 +34,8 @@ class LayerType:
     output_axis: int = 0
     input_axis: int = 1
     group_axis: int = 0
+    arguments: tuple[str, ...] = ()
+    is_transposed: bool = False
 
     @property
     def scales_outputs(self) -> bool:
@@ -49,19 +53,37 @@ class LayerType:
         behind = len(weight_shape) - 1 - self.group_axis
         return value.reshape(-1, *[1] * behind) if behind else value
 
+    def over_outputs(self, value: Tensor, weight_shape: Sequence[int]) -> Tensor:
+        """A tensor of one entry per output, ``(out,)``, shaped for broadcasting against the weight."""
+        behind = len(weight_shape) - 1 - self.output_axis
+        return value.reshape(-1, *[1] * behind)
+
+    def by_output(self, weight: Tensor) -> Tensor:
+        """The weight with outputs in its first dimension and inputs in its second."""
+        return weight.movedim((self.output_axis, self.input_axis), (0, 1))
+
+    def dense_shape(self, weight_shape: Sequence[int]) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return weight_shape[self.output_axis], weight_shape[self.input_axis]
+
     def fan_in(self, weight_shape: Sequence[int]) -> int:
         """How many weights an output is the sum of."""
         return math.prod(weight_shape) // weight_shape[self.output_axis]
 
 
+_CONVOLUTION = ("stride", "padding", "dilation", "groups")
 LINEAR = LayerType("linear", nn.Linear, F.linear, group_axis=1)
 
 #: all of them; the first of as many dimensions is that of a weight of which no more is known.
 LAYER_TYPES: tuple[LayerType, ...] = (
     LINEAR,
-    LayerType("conv1d", nn.Conv1d, F.conv1d, spatial=1),
-    LayerType("conv2d", nn.Conv2d, F.conv2d, spatial=2),
-)
+    LayerType("conv1d", nn.Conv1d, F.conv1d, spatial=1, arguments=_CONVOLUTION),
+    LayerType("conv2d", nn.Conv2d, F.conv2d, spatial=2, arguments=_CONVOLUTION),
+    LayerType(
+        "conv_transpose2d", nn.ConvTranspose2d, F.conv_transpose2d, spatial=2, output_axis=1, input_axis=0,
+        group_axis=1, arguments=("stride", "padding", "output_padding", "groups", "dilation"), is_transposed=True,
+    ),
+)  # fmt: skip
 _BY_OPERATION = {row.op: row for row in LAYER_TYPES}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import Named, Node, Value, arguments, is_layer, layer_groups, layer_name
+from .layer_types import layer_type
+from .nodes import Named, Node, Value, arguments, is_layer, layer_arguments, layer_groups, layer_name
 from .operations import function
 
 
@@ -115,15 +116,16 @@ def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
 
 
 def _layer_module(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer: Any
-    if node.op == "linear":
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    else:
-        given = dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=False))
-        kind: Any = nn.Conv1d if node.op == "conv1d" else nn.Conv2d
+    kind, given = layer_type(node.op), layer_arguments(node)
+    make: Any = kind.module
+    outputs, inputs = kind.dense_shape(weight.shape)
+    if kind.spatial:
         groups = layer_groups(node)
-        channels, kernel = (weight.shape[1] * groups, weight.shape[0]), tuple(weight.shape[2:])
-        layer = kind(*channels, kernel, groups=groups, bias=bias is not None, device="meta", **given)
+        # The second dimension of the weight counts those of one group.
+        inputs, outputs = (inputs * groups, outputs) if kind.input_axis else (inputs, outputs * groups)
+        layer = make(inputs, outputs, tuple(weight.shape[2:]), bias=bias is not None, device="meta", **given)
+    else:
+        layer = make(inputs, outputs, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.clone())
     layer.bias = None if bias is None else nn.Parameter(bias.clone())
     return layer

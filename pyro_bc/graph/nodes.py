@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layer_types import LAYER_TYPES, layer_type
+
 #: types of tensors as a graph's literals name them.
 DTYPE_NAMES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
@@ -71,7 +73,7 @@ class Graph:
 
 
 #: operations that are layers, where their weight is a tensor of the network.
-LAYERS = ("linear", "conv1d", "conv2d")
+LAYERS = tuple(row.op for row in LAYER_TYPES)
 
 
 def is_layer(node: Node) -> bool:
@@ -92,7 +94,12 @@ def layer_name(node: Node) -> str:
 
 def layer_groups(node: Node) -> int:
     """``groups`` of a convolution; 1 for a fully connected layer."""
-    return node.args[6] if len(node.args) > 6 else 1
+    return int(layer_arguments(node).get("groups", 1))
+
+
+def layer_arguments(node: Node) -> dict[str, Any]:
+    """A layer's arguments behind weight and bias, by the names that torch's module has for them."""
+    return dict(zip(layer_type(node.op).arguments, node.args[3:], strict=False))
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -162,6 +162,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(87, "erf"),
     _elementwise(88, "sin"),
     _elementwise(89, "cos"),
+    _row(90, "conv_transpose2d", units=unit_rules.layer, per_example=True),
 )
 
 #: rows by name, and by the code in a file.

@@ -124,15 +124,20 @@ def layer(t: FollowedUnits, node: Node) -> Axes:
     ndim = len(t.shape(x))
     axis = layer_axis(node, ndim)
     inputs = t.of(x).get(axis)
-    outputs = t.name_axis(weight, 0, t.tensors[weight].get(0, t.units.new(shape[0])))
-    groups = layer_groups(node)
+    kind, groups = layer_type(node.op), layer_groups(node)
+    out, into = kind.output_axis, kind.input_axis
+    outputs = t.name_axis(weight, out, t.tensors[weight].get(out, t.units.new(shape[out])))
     if groups == 1:
         if inputs is None:
-            inputs = t.tensors[weight].get(1)
+            inputs = t.tensors[weight].get(into)
         if inputs is None:  # what is read is not followed: it stays
-            inputs = t.units.new(shape[1])
+            inputs = t.units.new(shape[into])
             t.units.fix(inputs)
-        t.name_axis(weight, 1, inputs)
+        t.name_axis(weight, into, inputs)
+    elif kind.is_transposed:  # a weight has outputs of one group, once for all of them: all stay
+        t.units.fix(outputs)
+        t.fix_axes(x, axis)
+        return {}
     elif inputs is None:
         t.units.fix(outputs)
     else:  # a group's inputs and outputs are removed together
@@ -140,7 +145,7 @@ def layer(t: FollowedUnits, node: Node) -> Axes:
             t.units.join_all(np.concatenate([read, computed]))
     if bias is not None:
         t.name_axis(bias.name, 0, outputs)
-    if node.op == "linear":
+    if not kind.spatial:
         passed = {a: units for a, units in t.of(x).items() if a < axis}
     else:
         t.fix_axes(x, *[a for a in t.of(x) if a != axis] or [-1])

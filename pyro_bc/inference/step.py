@@ -161,7 +161,7 @@ def compile_graph(traced: torch.fx.GraphModule, inputs: list[Tensor], options: d
 
     for node in traced.graph.nodes:  # what tracing noted of shapes, for each tensor by itself: the compiler has its own
         node.meta.clear()
-    return inductor.compile(traced, inputs, options=options)
+    return inductor.compile(traced, list[Any](inputs), options=options)
 
 
 def _options(device: torch.device) -> dict[str, Any]:

@@ -260,8 +260,72 @@ class BayesianConv2d(_BayesianConv):
     layer_type = layer_type("conv2d")
 
 
+class BayesianConvTranspose2d(BayesianLayer):
+    """``nn.ConvTranspose2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, height, width)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose2d``.
+    """
+
+    layer_type = layer_type("conv_transpose2d")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        *,
+        prior: Prior | None = None,
+    ):
+        if groups != 1:
+            raise UsageError(
+                f"a transposed convolution of {groups} groups cannot be Bayesian; name it in deterministic=[…]"
+            )
+        make: Any = nn.ConvTranspose2d
+        template = make(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, 1, bias, dilation, device="meta"
+        )
+        super().__init__(tuple(template.weight.shape), bias, prior)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, template.kernel_size
+        self.stride, self.padding, self.dilation = template.stride, template.padding, template.dilation
+        self.output_padding = template.output_padding
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianConvTranspose2d":
+        return cls(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.output_padding, module.groups, module.bias is not None, module.dilation, prior=prior,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.sample_parameters()
+        return self.layer_type.function(
+            x, weight, bias, self.stride, self.padding, self.output_padding, 1, self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, output_padding={self.output_padding}, dilation={self.dilation}, "
+            f"bias={self.bias is not None}, prior={self.prior}"
+        )
+
+
 #: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
     GroupedLinear: BayesianLinear,
-    **{layer.layer_type.module: layer for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d)},
+    **{
+        layer.layer_type.module: layer
+        for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d, BayesianConvTranspose2d)
+    },
 }

@@ -86,9 +86,9 @@ class Code(nn.Module):
         return transformed(self.log_step.exp() * codes, self.grid, [basis.T for basis in self._bases()])
 
     def encoded(self, values: Tensor) -> Tensor:
-        """Codes, not rounded, of a tensor; detached."""
+        """Codes, not rounded, of a tensor; detached, and where the code is."""
         with torch.no_grad():
-            return transformed(values.detach(), self.grid, self._bases()) / self.log_step.exp()
+            return transformed(values.detach().to(self.log_step), self.grid, self._bases()) / self.log_step.exp()
 
     def _bases(self) -> list[Tensor]:
         return [getattr(self, f"basis{dim}") for dim in range(len(self.grid))]

@@ -17,7 +17,7 @@ NAMES = [
     "pixel_shuffle", "instance_norm", "t", "relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu",
     "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "selu", "mish", "celu", "log_sigmoid",
     "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "clamp", "contiguous", "clone", "erf",
-    "sin", "cos",
+    "sin", "cos", "conv_transpose2d",
 ]  # fmt: skip
 
 
