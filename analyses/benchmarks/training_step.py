@@ -82,7 +82,8 @@ def dense_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def measure(name: str, batch: int, prior: str, steps: int, device: str) -> dict:
+def measure(name: str, batch: int, prior: str, steps: int, device: str, rounding: float) -> dict:
+    """One row; ``rounding`` is 1 for steps with rounded codes, 0 for those with draws from their cells."""
     torch.manual_seed(0)
     shape = SHAPES.get(name, (1, 28, 28))
     x, y = torch.rand(batch, *shape, device=device), torch.randint(10, (batch,), device=device)
@@ -96,11 +97,11 @@ def measure(name: str, batch: int, prior: str, steps: int, device: str) -> dict:
         loader = Interleaved(x, y, steps, max(5, steps // 10), dense_step(net, x, y))
         pyro.clear_param_store()
         start = time.perf_counter()
-        pyro_bc.fit(model, guide, loader, epochs=1, progress=False, compile=True)
+        pyro_bc.fit(model, guide, loader, epochs=1, progress=False, compile=True, rounding=rounding)
         seconds = time.perf_counter() - start - sum(loader.all)
     own, other = statistics.median(loader.own), statistics.median(loader.other)
     return {
-        "net": name, "prior": prior, "batch": batch, "steps": steps,
+        "net": name, "prior": prior + ", rounded" * bool(rounding), "batch": batch, "steps": steps,
         "parameters": sum(p.numel() for p in net.parameters()),
         "compile_seconds": seconds, "bayesian_ms": 1e3 * own, "dense_ms": 1e3 * other, "ratio": own / other,
         "ratio_quartiles": [q for i, q in enumerate(statistics.quantiles(
@@ -132,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=CASES, default="cpu")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=["gnj", "ghs"])
+    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=["gnj", "ghs", "learned"])
     parser.add_argument("--dry", action="store_true", help="print only")
     args = parser.parse_args()
     machine = f"{torch.get_num_threads()} threads of {platform.machine()}"
@@ -141,10 +142,10 @@ def main() -> None:
     rows = []
     for name, batch in CASES[args.device]:
         for prior in args.priors:
-            rows.append(
-                measure(name, batch, prior, args.steps if name == "lenet-300-100" else args.steps // 3, args.device)
-            )
-            print(table(rows[-1:], machine).splitlines()[-1], flush=True)
+            steps = args.steps if name == "lenet-300-100" else args.steps // 3
+            for rounding in (0.0, 1.0) if "learned" in prior else (0.0,):
+                rows.append(measure(name, batch, prior, steps, args.device, rounding))
+                print(table(rows[-1:], machine).splitlines()[-1], flush=True)
     if not args.dry:
         suffix = "" if args.device == "cpu" else "-cuda"
         (RESULTS / f"training_step{suffix}.json").write_text(json.dumps(rows, indent=2) + "\n")
