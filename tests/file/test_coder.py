@@ -122,6 +122,16 @@ def test_the_adaptive_code_is_shorter_than_a_table_and_close_to_the_entropy(spre
     assert adaptive_bits(codes) == pytest.approx(8 * len(encoder.data()), abs=24)
 
 
+def test_code_length_under_classes_is_what_the_decoder_counts():
+    rng = np.random.default_rng(2)
+    codes, classes = np.rint(rng.laplace(0, 3, 500)).astype(np.int64), rng.integers(0, 6, 500)
+    encoder = Encoder()
+    encoder.adaptive(codes, classes)
+    decoder = Decoder(encoder.data())
+    decoder.adaptive(len(codes), classes)
+    assert decoder.take_bits() == pytest.approx(adaptive_bits(codes, classes), rel=1e-9)
+
+
 def test_classes_pay_where_zeros_gather():
     rng = np.random.default_rng(0)
     classes = np.arange(3000) % 6
