@@ -24,6 +24,7 @@ from ..inspection.arviz import arviz_package, history_of, layer_posteriors
 from ..inspection.diagnostics import Calibration
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
+from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
 from .settings import command, flat
 from .tables import cuts_in_words, rows
@@ -97,7 +98,8 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     add = pages.add
     add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
     add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
-    if len(last_layers) == len(small.layers):
+    # A code's posterior is as wide as its step, everywhere: there is nothing to see.
+    if len(last_layers) == len(small.layers) and metrics["precision"] in RULES:
         add("What is left", "bits", lambda ax: plots.bits(last_layers, small, ax), plots.bits)
     for name, layer in layers.items():
         short = name.removeprefix("net.")

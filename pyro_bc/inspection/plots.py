@@ -266,7 +266,7 @@ def groups_left(history: Sequence[Epoch], ax: "Axes | None" = None) -> "Axes":
         ax.plot(range(1, len(history) + 1), [record.groups_left.get(name, np.nan) for record in history], label=name)
     ax.set_yscale("log")
     ax.set_xlabel("epoch")
-    ax.set_ylabel("groups left")
+    ax.set_ylabel("groups, or codes that are not 0")
     ax.legend(fontsize="small")
     return ax
 
