@@ -1,10 +1,9 @@
 """The job under a learned code, as a user runs it: digits to a tiny file; every refusal is one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from helpers import command
 from torch import nn
 
 from pyro_bc import read
@@ -14,7 +13,6 @@ from pyro_bc.app.settings import Settings
 from pyro_bc.errors import CheckpointError, UsageError
 
 SHORT = {
-
     "epochs": 30, "pretrain_epochs": 30, "passes": 2, "development": True, "widths": "24-16",
 }  # fmt: skip
 
@@ -23,26 +21,11 @@ def settings(**changes) -> Settings:
     return Settings.of("lenet-300-100", "learned", "digits", **SHORT | changes)
 
 
-def command(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "pyro_bc", *args], capture_output=True, text=True, timeout=600)
-
-
 def test_the_command_makes_a_file_that_evaluates_to_what_it_says(tmp_path):
     out = tmp_path / "out"
     options = ["--epochs", "40", "--pretrain-epochs", "30", "--widths", "24-16"]
-    done = command(
-        "run",
-        "--net",
-        "lenet-300-100",
-        "--objective",
-        "rate",
-        "--data",
-        "digits",
-        *options,
-        "--out",
-        str(out),
-        "--json",
-    )
+    what = ["--net", "lenet-300-100", "--objective", "rate", "--data", "digits", "--json"]
+    done = command("run", *what, *options, "--out", out)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)
     assert metrics == json.loads((out / "metrics.json").read_text())

@@ -1,11 +1,10 @@
 """The files that records are claimed with are as small as claimed, and make the errors that are claimed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import command
 
 import pyro_bc
 from pyro_bc.file.compressed import read_sections
@@ -29,7 +28,6 @@ def test_a_record_file_is_what_its_figures_say(file):
 @pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
 def test_evaluating_a_record_file_in_a_new_process_gives_its_error(file, mnist_folder):
     claimed = json.loads(file.with_suffix(".json").read_text())["test"]
-    arguments = ["evaluate", str(file), "--data", "mnist", "--data-dir", str(mnist_folder.parent), "--json"]
-    done = subprocess.run([sys.executable, "-m", "pyro_bc", *arguments], capture_output=True, text=True, timeout=600)
+    done = command("evaluate", file, "--data", "mnist", "--data-dir", mnist_folder.parent, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == claimed
