@@ -1,6 +1,7 @@
 """Shared fixtures: a clean param store, a fixed seed that is printed, and where the real data lie."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 # Workers, and the programs that they start, share the cores: threads that do wait for each other.
@@ -29,6 +30,19 @@ def _clean_slate():
     pyro.set_rng_seed(SEED)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def without_report():
+    """A context in which jobs draw no report, for tests that look at none."""
+
+    @contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pyro_bc.app.job.write_report", lambda folder, metrics: None)
+            yield
+
+    return context
 
 
 @pytest.fixture

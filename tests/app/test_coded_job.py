@@ -49,7 +49,21 @@ def test_the_command_makes_a_file_that_evaluates_to_what_it_says(tmp_path):
     ]  # fmt: skip
 
 
-def test_an_interrupted_run_gives_the_file_of_an_uninterrupted_one(tmp_path):
+@pytest.fixture
+def no_report(without_report):
+    with without_report():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, without_report):
+    """A run that was left alone: its folder and metrics."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    with without_report():
+        return folder, run(settings(), folder, progress=False)
+
+
+def test_an_interrupted_run_gives_the_file_of_an_uninterrupted_one(tmp_path, whole, no_report):
     class Stopped(Exception):
         pass
 
@@ -57,24 +71,23 @@ def test_an_interrupted_run_gives_the_file_of_an_uninterrupted_one(tmp_path):
         if epoch.epoch == 20:
             raise Stopped
 
-    whole = run(settings(), tmp_path / "whole", progress=False)
     with pytest.raises(Stopped):
         run(settings(), tmp_path / "cut", progress=False, after_epoch=stop)
     with pytest.raises(CheckpointError, match="kl_weight"):
         run(settings(kl_weight=3.0), tmp_path / "cut", resume=True, progress=False)
     resumed = run(settings(), tmp_path / "cut", resume=True, progress=False)
-    assert (tmp_path / "cut" / "network.pbc").read_bytes() == (tmp_path / "whole" / "network.pbc").read_bytes()
-    assert resumed["compressed"] == whole["compressed"]
+    assert (tmp_path / "cut" / "network.pbc").read_bytes() == (whole[0] / "network.pbc").read_bytes()
+    assert resumed["compressed"] == whole[1]["compressed"]
     again = run(settings(), tmp_path / "cut", resume=True, progress=False)
     assert again == json.loads((tmp_path / "cut" / "metrics.json").read_text())
 
 
-def test_widths_of_another_file_and_another_teacher(tmp_path):
-    first = run(settings(epochs=15), tmp_path / "first", progress=False)
-    file = tmp_path / "first" / "network.pbc"
+def test_widths_of_another_file_and_another_teacher(tmp_path, whole, no_report):
+    folder, first = whole
+    file = folder / "network.pbc"
     changes = {
         "epochs": 5, "widths": None, "widths_from": str(file), "pretrain_epochs": 5, "affine": 0.0,
-        "teacher_share": 1.0, "pretrained": str(tmp_path / "first" / "dense.safetensors"), "teacher": "lenet-300-100",
+        "teacher_share": 1.0, "pretrained": str(folder / "dense.safetensors"), "teacher": "lenet-300-100",
     }  # fmt: skip
     second = run(settings(**changes), tmp_path / "second", progress=False)
     assert second["started_from"] == [len(layer.weight.codes) for layer in read(file).layers[:-1]]
@@ -110,7 +123,7 @@ def test_the_objective_is_another_spelling_of_the_prior(tmp_path):
     assert done.returncode == 2 and "leave out --prior ghs" in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_a_run_that_was_cut_while_the_teacher_learned_resumes_to_the_same_file(tmp_path, monkeypatch):
+def test_a_run_that_was_cut_while_the_teacher_learned_resumes_to_the_same_file(tmp_path, monkeypatch, no_report):
     changes = {"epochs": 3, "pretrain_epochs": 2, "teacher": "wider", "passes": 1, "affine": 0.0}
     monkeypatch.setitem(NETWORKS, "wider", lambda shape, classes: NETWORKS["lenet-300-100"](shape, classes))
     run(settings(**changes), tmp_path / "whole", progress=False)
@@ -133,7 +146,7 @@ def normalised(picture_shape, classes):
     )  # fmt: skip
 
 
-def test_batch_norm_is_folded_and_the_dense_widths_are_a_start_too(tmp_path, monkeypatch):
+def test_batch_norm_is_folded_and_the_dense_widths_are_a_start_too(tmp_path, monkeypatch, no_report):
     monkeypatch.setitem(NETWORKS, "normalised", normalised)
     options = SHORT | {"widths": None, "kl_weight": 0.05, "train_limit": 800, "teacher_share": 0.7}
     metrics = run(Settings.of("normalised", "learned", "digits", **options), tmp_path / "out", progress=False)
