@@ -8,6 +8,7 @@ beyond what it held before, as a multiple of the weights in float32; the integer
 The table goes to ``analyses/results/coder.md``.
 """
 
+import argparse
 import json
 import multiprocessing
 import pickle
@@ -74,6 +75,7 @@ def decode(folder: str) -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     weights, processes = INPUTS * OUTPUTS, multiprocessing.get_context("spawn")
     rows = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ memory is that of a process which loads one network and predicts, beyond what it
 pictures in memory (Linux). Table and figure go to ``analyses/results/inference.md`` and ``.png``.
 """
 
+import argparse
 import json
 import multiprocessing
 import statistics
@@ -154,6 +155,7 @@ def figure(rows: list[dict]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rows = measure()
     (RESULTS / "inference.json").write_text(json.dumps(rows, indent=2) + "\n")
     (RESULTS / "inference.md").write_text(table(rows))

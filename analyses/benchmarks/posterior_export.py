@@ -5,6 +5,7 @@
 The table goes to ``analyses/results/posterior_export.md``.
 """
 
+import argparse
 import resource
 import sys
 import time
@@ -22,6 +23,7 @@ from common import RESULTS
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     lines = [
         "# Exporting a posterior",
         "",

@@ -9,6 +9,7 @@ patients, 10 measurements, progression after a year), 340 for training and 102 f
 writes ``analyses/results/regression.{json,md,pbc}``.
 """
 
+import argparse
 import json
 import sys
 from collections import OrderedDict
@@ -126,6 +127,7 @@ def one_seed(seed: int) -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     pyro.enable_validation(False)
     rows = [one_seed(seed) for seed in SEEDS]
     RESULTS.mkdir(exist_ok=True)

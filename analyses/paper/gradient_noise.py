@@ -9,6 +9,7 @@ mean over repeated draws on one batch, summed over a layer, as a ratio.
 writes ``analyses/results/gradient_noise.{json,md}``.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def ratios(prior: pyro_bc.Prior) -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     pyro.enable_validation(False)
     measured = {name: ratios(prior) for name, prior in PRIORS.items()}
     RESULTS.mkdir(exist_ok=True)
