@@ -229,7 +229,9 @@ def codes(folder):
         pyro.clear_param_store()
         torch.manual_seed(0)
         model = pyro_bc.BayesianNetwork(dense().to(device), pyro_bc.LearnedCode(), num_data=N)
-        return model, pyro_bc.FactorizedGuide(model)
+        guide = pyro_bc.FactorizedGuide(model)
+        guide(*data(device))  # before fit seeds the generators: what a guide starts from is drawn on the CPU
+        return model, guide
 
     def go(model, guide, device, **options):
         return pyro_bc.fit(model, guide, batches(device), epochs=4, kl_weight=0.1, seed=0, progress=False, **options)

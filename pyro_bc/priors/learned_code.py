@@ -72,7 +72,7 @@ class Code(nn.Module):
         self.is_settled = False
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.is_settled, device="cpu")
+        return torch.tensor(self.is_settled, device=self.log_step.device)
 
     def set_extra_state(self, state: Tensor) -> None:
         self.is_settled = bool(state)
