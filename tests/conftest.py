@@ -34,12 +34,13 @@ def _clean_slate():
 
 @pytest.fixture(scope="session")
 def without_report():
-    """A context in which jobs draw no report, for tests that look at none."""
+    """A context in which jobs draw no report and compute none of its diagnostics, for tests that look at neither."""
 
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pyro_bc.app.job.write_report", lambda folder, metrics: None)
+            patch.setattr("pyro_bc.app.job.diagnostics_of", lambda *args: {})
             yield
 
     return context

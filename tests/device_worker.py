@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import accelerator
@@ -375,7 +374,7 @@ def runs(folder):
             "resumed": resumed["compressed"]["error_percent"],
             "files": sorted(path.name for path in (folder / name).iterdir()),
         }
-    settings = replace(base, pretrain_epochs=0)
+    settings = Settings.of("small", "ghs", "digits", **base | {"pretrain_epochs": 0})
     found["no such device"] = message(lambda: run(settings, folder / "none", progress=False, device="cuda"))
     found["not a device"] = message(lambda: run(settings, folder / "none", progress=False, device="gpu"))
     found["nothing written"] = not (folder / "none").exists()
