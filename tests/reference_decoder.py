@@ -11,6 +11,7 @@ import zlib
 from fractions import Fraction
 
 PRECISION = 24
+LAYERS = (0, 1, 2, 90)  # linear, conv2d, conv1d, conv_transpose2d
 FREQUENCIES = [0, *(math.isqrt(2 ** (8 + c)) for c in range(31))]
 
 
@@ -161,7 +162,7 @@ class File:
             operation, count = self.varint(), self.varint()
             for position in range(count // 2):
                 kind, _ = self.argument()
-                if position == 1 and operation < 3 and kind == 6:  # linear, conv2d, conv1d: outputs and inputs
+                if position == 1 and operation in LAYERS and kind == 6:  # outputs and inputs of the dense layer
                     self.varint(), self.varint()
             for _ in range(2 * self.varint() if count % 2 else 0):
                 self.argument()

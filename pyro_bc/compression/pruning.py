@@ -88,12 +88,6 @@ class _Pruner:
         self.graph = graph
         self.layers = layers
         self.tracking = Tracking(graph)
-        for name, layer in layers.items():  # coefficients of one grid stand and fall together
-            grid = layer.codes["weight"].grid if layer.codes else ()
-            inputs = self.tracking.tensors[f"{name}.weight"].get(1)
-            if grid and layer.weight.dim() == 2 and inputs is not None:  # of others, a grid is a kernel
-                for row in inputs.reshape(-1, math.prod(grid)):
-                    self.tracking.units.join_all(row)
         self.uses: dict[str, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if is_layer(node):
@@ -105,6 +99,12 @@ class _Pruner:
             if layer_type(graph.nodes[indices[0]].op).is_transposed and layer_groups(graph.nodes[indices[0]]) > 1
         }
         self.types = {name: layer_type(graph.nodes[indices[0]].op) for name, indices in self.uses.items()}
+        for name, layer in layers.items():  # coefficients of one grid stand and fall together
+            grid = layer.codes["weight"].grid if layer.codes else ()
+            inputs = self.tracking.tensors[f"{name}.weight"].get(self.types[name].input_axis)
+            if grid and not self.types[name].spatial and inputs is not None:  # of others, a grid is a kernel
+                for row in inputs.reshape(-1, math.prod(grid)):
+                    self.tracking.units.join_all(row)
 
     def _outputs(self, name: str) -> np.ndarray:
         """Units that a layer computes."""
@@ -242,7 +242,7 @@ class _Pruner:
             weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
             of_outputs = {} if name in self.whole else {0: self._outputs(name)}
             bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            reads = mask.any(0) if mask.dim() == 2 else torch.ones(1, dtype=torch.bool)
+            reads = torch.ones(1, dtype=torch.bool) if self.types[name].spatial else mask.any(0)
             if not reads.all():
                 reads[0] |= not reads.any()
                 gathers[name] = torch.nonzero(reads).flatten()

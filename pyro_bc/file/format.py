@@ -45,7 +45,8 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
   - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
     for each number below it whether it is among them, with a table of two symbols.
 
-  The weight of a fully connected layer or convolution is followed by the shape of the dense one, outputs and inputs.
+  The weight (second argument) of a fully connected layer or convolution (operations 0, 1, 2, and 90, the transposed
+  one) is followed by two varints, outputs and inputs of the dense one.
 
 A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
 number of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0
@@ -83,6 +84,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CompressedFileError
+from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
 from ..graph.shapes import shapes_by_rules
@@ -168,8 +170,8 @@ def _dictionary(dense: Graph) -> bytes:
     for name, tensor in dense.tensors.items():
         zeros = torch.zeros((), dtype=torch.int64).expand(tensor.shape)
         tensors[name] = FixedPoint(zeros, 8) if tensor.is_floating_point() else Integers(zeros)
-    weights = [node.args[1].name for node in dense.nodes if is_layer(node)]
-    shapes = {name: (dense.tensors[name].shape[0], dense.tensors[name].shape[1]) for name in weights}
+    types = {node.args[1].name: layer_type(node.op) for node in dense.nodes if is_layer(node)}
+    shapes = {name: kind.dense_shape(dense.tensors[name].shape) for name, kind in types.items()}
     contents = Contents(dense.nodes, tensors, shapes, 1, (), dense.buffers)
     writer = HeaderWriter(contents, plans_of(tensors, dense.buffers, adaptive=False))
     writer.nodes()

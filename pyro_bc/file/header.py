@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import CompressedFileError
+from ..graph.layer_types import layer_type
 from ..graph.nodes import LAYERS, Named, Node, Value
 from ..graph.operations import BY_CODE, operation
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE, is_grid
@@ -93,7 +94,8 @@ class HeaderWriter:
         for position, argument in enumerate(node.args):
             self.argument(index, argument)
             if position == 1 and node.op in LAYERS and isinstance(argument, Named):
-                for size in self.contents.dense_shapes.get(argument.name, self.plans[argument.name].shape[:2]):
+                own = layer_type(node.op).dense_shape(self.plans[argument.name].shape)
+                for size in self.contents.dense_shapes.get(argument.name, own):
                     self.varint(size)
         if node.kwargs:
             self.varint(len(node.kwargs))

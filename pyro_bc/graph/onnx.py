@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
+from .layer_types import layer_type
 from .module import GraphNetwork
 from .nodes import Graph, Named, Value, is_layer, without_dead_code
 
@@ -35,7 +36,7 @@ def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
     nodes, tensors = list(net._nodes), dict(net.state_dict())
     shapes = (tuple(example.shape), *(getattr(value, "shape", None) for value in net.results(net._nodes, example)))
     for index, node in enumerate(nodes):
-        if node.op != "linear" or not is_layer(node) or not isinstance(node.args[0], Value):
+        if not is_layer(node) or layer_type(node.op).spatial or not isinstance(node.args[0], Value):
             continue
         source = nodes[node.args[0].index] if node.args[0].index >= 0 else None
         if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):

@@ -98,11 +98,11 @@ def weights(layer: LayerPosterior, threshold: Threshold | None = None, ax: "Axes
     """
     ax = _axes(ax)
     weight = _kept_weight(layer, threshold)
-    matrix = weight.flatten(1).numpy()
+    matrix = layer.layer_type.by_output(weight).flatten(1).numpy()
     limit = float(np.abs(matrix).max()) or 1.0
     picture = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     ax.figure.colorbar(picture, ax=ax, label="posterior mean")
-    ax.set_xlabel("input" if weight.dim() == 2 else "input channel × kernel position")
+    ax.set_xlabel("input channel × kernel position" if layer.layer_type.spatial else "input")
     ax.set_ylabel("output")
     ax.set_title(layer.name)
     return ax
@@ -156,7 +156,7 @@ def architecture(small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     ax.barh(places, small.architecture, color=KEPT, label="left")
     for place, before, after in zip(places, dense, small.architecture, strict=True):
         ax.annotate(f" {after} of {before}", (before, place), va="center", fontsize="small")
-    kinds = ["filters" if len(layer.weight.codes.shape) > 2 else "inputs" for layer in small.layers]
+    kinds = ["filters" if layer.type.scales_outputs else "inputs" for layer in small.layers]
     ax.set_yticks(places, [f"layer {number}\n{kind}" for number, kind in enumerate(kinds, 1)])
     ax.set_xlim(0, 1.25 * max(dense))
     ax.set_xlabel("groups")

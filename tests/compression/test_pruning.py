@@ -17,12 +17,14 @@ from pyro_bc.compression.batch_norm import fold_batch_norm
 from pyro_bc.compression.pruned import weight_mask
 from pyro_bc.compression.pruning import shrink
 from pyro_bc.errors import EmptyNetworkError, UsageError
+from pyro_bc.graph.layer_types import LAYER_TYPES
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.read import read_graph
 from pyro_bc.posterior.thresholds import Threshold
 
 CUT = Threshold(0.0, "explicit")
-LAYERS = nn.Linear | nn.Conv2d | nn.Conv1d
+TYPES = {row.module: row for row in LAYER_TYPES}
+LAYERS = tuple(TYPES)
 
 
 def posterior_of(layer, name, keep, variance=1e-4):
@@ -36,6 +38,7 @@ def posterior_of(layer, name, keep, variance=1e-4):
         bias_mean=None if layer.bias is None else layer.bias.detach(),
         bias_variance=None if layer.bias is None else torch.full_like(layer.bias, variance),
         statistic=torch.where(keep, -1.0, 1.0),
+        type=TYPES[type(layer)],
     )
 
 
@@ -44,10 +47,10 @@ def masked(net, keeps):
     net = copy.deepcopy(net)
     for name, keep in keeps.items():
         layer = net.get_submodule(name)
-        if keep.shape != layer.weight.shape and not isinstance(layer, nn.Linear):
+        if keep.shape != layer.weight.shape and TYPES[type(layer)].scales_outputs:
             if layer.bias is not None:
                 layer.bias.data *= keep
-            keep = keep.reshape(-1, *[1] * (layer.weight.dim() - 1))
+            keep = TYPES[type(layer)].over_groups(keep, layer.weight.shape)
         layer.weight.data *= keep
     return net.eval()
 
@@ -105,7 +108,9 @@ def networks(draw):
     channels, size = 2, 12
     modules: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "conv", "depthwise", "grouped", "residual", "dense", "pool", "norm"]))
+        kind = draw(
+            st.sampled_from(["conv", "conv", "transposed", "depthwise", "grouped", "residual", "dense", "pool", "norm"])
+        )
         bias = draw(st.booleans())
         if kind == "conv":
             out, kernel = draw(st.integers(2, 5)), draw(st.sampled_from([1, 3]))
@@ -113,6 +118,13 @@ def networks(draw):
             padding = draw(st.integers(0, 2)) if size > 4 else 1
             stride, dilation = draw(st.sampled_from([(1, 1), (2, 1), (1, 2)])) if size > 4 else (1, 1)
             layer = nn.Conv2d(channels, out, kernel, stride, padding, dilation, bias=bias, padding_mode=mode)
+            modules.append(layer)
+            size = layer(torch.zeros(1, channels, size, size)).shape[-1]
+            channels = out
+        elif kind == "transposed":
+            out, stride = draw(st.integers(2, 5)), draw(st.integers(1, 2)) if size < 12 else 1
+            extra = draw(st.integers(0, stride - 1))
+            layer = nn.ConvTranspose2d(channels, out, 3, stride, 1, extra, bias=bias)
             modules.append(layer)
             size = layer(torch.zeros(1, channels, size, size)).shape[-1]
             channels = out
@@ -164,7 +176,7 @@ def random_masks(net, generator, share, per_weight):
     keeps = {}
     for name, layer in net.named_modules():
         if isinstance(layer, LAYERS):
-            groups = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
+            groups = layer.weight.shape[TYPES[type(layer)].group_axis]
             shape = layer.weight.shape if per_weight else (groups,)
             keeps[name] = torch.rand(shape, generator=generator) < share
     return keeps
@@ -339,10 +351,12 @@ def test_group_masks_run_over_inputs_of_matrices_and_filters_of_kernels():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(3, 4), nn.Conv1d(4, 3, 2), nn.Conv2d(4, 3, 2)], ids=lambda m: type(m).__name__
+    "layer",
+    [nn.Linear(3, 4), nn.Conv1d(4, 3, 2), nn.Conv2d(4, 3, 2), nn.ConvTranspose2d(4, 3, 2)],
+    ids=lambda m: type(m).__name__,
 )
 def test_automatic_cuts_also_prune_across_the_groups_what_has_no_signal(layer):
-    across = 0 if isinstance(layer, nn.Linear) else 1
+    across = 1 - TYPES[type(layer)].group_axis
     keep = torch.tensor([True, True, False])
     posterior = posterior_of(layer, "layer", keep, variance=1.0)
     weight = posterior.weight_mean.movedim(across, 0)  # of four slices across, three weak ones

@@ -24,6 +24,7 @@ from pyro_bc.file.compressed import CompressedNetwork, read_sections
 from pyro_bc.file.contents import Contents, Integers, Selection, values
 from pyro_bc.file.format import decode, encode
 from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
+from pyro_bc.graph.layer_types import LAYER_TYPES
 from pyro_bc.graph.nodes import Named, Node, Value, replace_leaves
 from pyro_bc.graph.read import read_graph
 from pyro_bc.quantisation.fixed_point import FixedPoint
@@ -267,15 +268,45 @@ DIGESTS = {
 @pytest.mark.parametrize("name", DIGESTS)
 def test_golden_files_hold_what_they_held(name):
     """Read by this package, and by a second reader that knows the format's description only."""
-    data = (GOLDEN / f"{name}.pbc").read_bytes()
-    small, file = CompressedNetwork.from_bytes(data), File(data)
     digest = hashlib.sha256()
+    for own in codes_of_both_readers((GOLDEN / f"{name}.pbc").read_bytes()):
+        digest.update(own.contiguous().numpy().astype("<i8").tobytes())
+    assert digest.hexdigest() == DIGESTS[name]
+
+
+def codes_of_both_readers(data):
+    """Codes of every tensor of a file, which the second reader must have read too."""
+    small, file = CompressedNetwork.from_bytes(data), File(data)
+    found = []
     for tensor, codes, numbers in zip(small.tensors.values(), file.tensors, file.values, strict=True):
         own = tensor.indices if isinstance(tensor, Selection) else tensor.codes
         assert own.flatten().tolist() == codes
         assert [np.float32(float(number)) for number in numbers] == values(tensor).flatten().tolist()
-        digest.update(own.contiguous().numpy().astype("<i8").tobytes())
-    assert digest.hexdigest() == DIGESTS[name]
+        found.append(own)
+    return found
+
+
+@pytest.mark.parametrize("kind", LAYER_TYPES, ids=lambda kind: kind.op)
+def test_a_layer_of_every_type_is_read_by_both_readers(kind):
+    """Also where its bias is computed, so that it is no layer but says its dense shape all the same."""
+    made = kind.module(3, 2, *[2] * bool(kind.spatial))
+    weight = FixedPoint(torch.randint(-9, 9, made.weight.shape), 3)
+    bias = FixedPoint(torch.randint(-9, 9, (2,)), 3)
+    pictures = (3, *[4] * kind.spatial)
+    layer = (Node(kind.op, (Value(-1), Named("a.weight"), Named("a.bias"))),)
+    computed = Node("neg", (Named("a.bias"),)), Node(kind.op, (Value(-1), Named("a.weight"), Value(0)))
+    for nodes, dense in ((layer, {"a.weight": (6, 7)}), (computed, {})):
+        names = {name: {"a.weight": weight, "a.bias": bias}[name] for node in nodes for name in node.named()}
+        network = CompressedNetwork(nodes, names, dense, 99, pictures, frozenset(), {})
+        data = network.to_bytes()
+        assert all(
+            torch.equal(found, stored.codes)
+            for found, stored in zip(codes_of_both_readers(data), names.values(), strict=True)
+        )
+        again = CompressedNetwork.from_bytes(data)
+        assert list(again.dense_shapes.values()) == [dense.get("a.weight", (2, 3))]
+        x = torch.randn(2, *pictures)
+        assert torch.equal(again.network()(x), network.network()(x))
 
 
 def hostile_graphs():
