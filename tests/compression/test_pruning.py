@@ -277,6 +277,33 @@ def test_a_constant_other_than_zero_stays_where_a_convolution_pads():
         assert small.layers["2"].weight.shape[1] == left
 
 
+def test_only_the_constant_zero_moves_into_a_transposed_convolution_whose_edges_see_fewer_inputs():
+    for activation, left in ((nn.Sigmoid(), 2), (nn.ReLU(), 1)):
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), activation, nn.ConvTranspose2d(2, 3, 3)).eval()
+        small = assert_equal_outputs(net, {"0": torch.tensor([True, False])}, torch.randn(3, 1, 5, 5))
+        assert small.layers["2"].weight.shape == (left, 3, 3, 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_transposed_convolution_of_groups_stays_whole_between_pruned_layers(seed):
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3, 2, groups=2), nn.BatchNorm2d(6), nn.Sigmoid(),
+        nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 49, 3),
+    ).eval()  # fmt: skip
+    randomise(net, generator)
+    x = torch.randn(3, 2, 6, 6, generator=generator)
+    folded = fold_batch_norm(net, x)
+    with torch.no_grad():
+        assert torch.allclose(folded(x), net(x), atol=1e-4)
+    assert [node.op for node in read_graph(folded, x).nodes].count("batch_norm") == 1  # behind groups
+    keeps = random_masks(net, generator, 0.6, per_weight=False)
+    del keeps["2"]
+    small = assert_equal_outputs(net, keeps, x)
+    assert small is None or small.layers["2"].weight.shape == (4, 3, 3, 3)
+
+
 class Shared(nn.Module):
     def __init__(self):
         super().__init__()
