@@ -1,8 +1,8 @@
 """One training step, from a mini-batch to gradients; as Python runs it, or traced once and compiled.
 
 A step of a small network is mostly Python (Pyro's handlers, autograd's bookkeeping) and passes over memory. The model
-stays the one description of it: :func:`~pyro_bc.elbo_terms` runs under ``make_fx`` for one batch, backward pass
-included, and the tensor operations that it came to are one function, which ``torch.compile`` fuses.
+stays the one description of it: :func:`~pyro_bc.inference.elbo.elbo_terms` runs under ``make_fx`` for one batch,
+backward pass included, and the tensor operations that it came to are one function, which torch's compiler fuses.
 """
 
 import os
