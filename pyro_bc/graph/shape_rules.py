@@ -68,13 +68,240 @@ def convolution(spatial: int) -> ShapeRule:
     return rule
 
 
-def max_pool2d(args: tuple[Any, ...]) -> Shape | None:
-    """Of the maxima of windows without padding."""
-    if not 2 <= len(args) <= 3 or not _are_numbers(args[0]) or args[0].dim() != 4:
+def transposed_convolution(spatial: int) -> ShapeRule:
+    """Of a transposed convolution over as many dimensions."""
+
+    def rule(args: tuple[Any, ...]) -> Shape | None:
+        if not 2 <= len(args) <= 8:
+            return None
+        ones, zeros = (1,) * spatial, (0,) * spatial
+        defaults: tuple[Any, ...] = (None, ones, zeros, zeros, 1, ones)
+        x, weight, bias, stride, padding, more, groups, dilation = (*args, *defaults[len(args) - 2 :])
+        if not _are_numbers(x, weight) or not x.dim() == weight.dim() == spatial + 2:
+            return None
+        if not _are_integers(spatial, 1, stride, dilation) or not _are_integers(spatial, 0, padding, more):
+            return None
+        if not _are_integers(1, 1, (groups,)) or x.shape[1] != weight.shape[0] or weight.shape[0] % groups:
+            return None
+        outputs = weight.shape[1] * groups
+        if bias is not None and not (_are_numbers(bias) and tuple(bias.shape) == (outputs,)):
+            return None
+        if any(extra >= max(step, apart) for extra, step, apart in zip(more, stride, dilation, strict=True)):
+            return None
+        sizes = [
+            (size - 1) * step - 2 * pad + apart * (window - 1) + extra + 1
+            for size, step, pad, apart, window, extra in zip(
+                x.shape[2:], stride, padding, dilation, weight.shape[2:], more, strict=True
+            )
+        ]
+        return (x.shape[0], outputs, *sizes) if min(sizes) > 0 else None
+
+    return rule
+
+
+def max_pool(spatial: int) -> ShapeRule:
+    """Of the maxima of windows over as many dimensions."""
+    return _pool(spatial, lambda more: _are_integers(spatial, 1, *more[:1]) and len(more) < 2)
+
+
+def avg_pool(spatial: int) -> ShapeRule:
+    """Of the means of windows over as many dimensions."""
+    return _pool(spatial, lambda more: all(type(flag) is bool for flag in more) and not any(more[:1]) and len(more) < 3)
+
+
+def _pool(spatial: int, further: Callable[[tuple[Any, ...]], bool]) -> ShapeRule:
+    """Of windows, with arguments behind the padding that leave the shape as it is."""
+
+    def rule(args: tuple[Any, ...]) -> Shape | None:
+        if len(args) < 2 or not _are_numbers(args[0]) or args[0].dim() != spatial + 2:
+            return None
+        x, kernel = args[:2]
+        stride = args[2] if len(args) > 2 and args[2] != [] else kernel
+        padding = args[3] if len(args) > 3 else (0,) * spatial
+        if not _are_integers(spatial, 1, kernel, stride) or not _are_integers(spatial, 0, padding):
+            return None
+        if any(2 * pad > window for pad, window in zip(padding, kernel, strict=True)) or not further(args[4:]):
+            return None
+        return _windows(x.shape[:2], x.shape[2:], kernel, stride, padding)
+
+    return rule
+
+
+def adaptive_pool(spatial: int) -> ShapeRule:
+    """Of windows, as many as are asked for."""
+
+    def rule(args: tuple[Any, ...]) -> Shape | None:
+        if len(args) != 2 or not _are_numbers(args[0]) or not _are_integers(spatial, 1, args[1]):
+            return None
+        return (*args[0].shape[:2], *args[1]) if args[0].dim() == spatial + 2 else None
+
+    return rule
+
+
+def batch_norm(args: tuple[Any, ...]) -> Shape | None:
+    """Of a normalisation with statistics that were kept."""
+    if len(args) != 9 or not _are_numbers(args[0], *args[3:5]) or args[5] is not False or args[0].dim() < 2:
         return None
-    x, kernel = args[:2]
-    stride = args[2] if len(args) > 2 and args[2] != [] else kernel
-    return _windows(x.shape[:2], x.shape[2:], kernel, stride, (0, 0)) if _are_integers(2, 1, kernel, stride) else None
+    own = [x for x in args[1:5] if x is not None]
+    fit = _are_numbers(*own) and all(tuple(x.shape) == (args[0].shape[1],) for x in own)
+    options = all(type(number) is float for number in args[6:8]) and type(args[8]) is bool
+    return tuple(args[0].shape) if fit and options else None
+
+
+def layer_norm(args: tuple[Any, ...]) -> Shape | None:
+    """Of a normalisation over the last dimensions, with a gain and a shift or without."""
+    if not 2 <= len(args) <= 6 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple) or not args[1]:
+        return None
+    x, sizes = args[0], tuple(args[1])
+    own = [tensor for tensor in args[2:4] if tensor is not None]
+    if not _are_integers(len(sizes), 1, sizes) or not _are_numbers(*own):
+        return None
+    fit = all(tuple(shape) == sizes for shape in (x.shape[-len(sizes) :], *(tensor.shape for tensor in own)))
+    options = all(type(number) is float for number in args[4:5]) and all(type(flag) is bool for flag in args[5:])
+    return tuple(x.shape) if fit and options else None
+
+
+def along_one(args: tuple[Any, ...]) -> Shape | None:
+    """Of an operation along one dimension that keeps every size, such as softmax."""
+    fits = len(args) == 2 and _are_numbers(args[0]) and args[0].dim() and _is_dimension(args[1], args[0])
+    return tuple(args[0].shape) if fits else None
+
+
+def attention(args: tuple[Any, ...]) -> Shape | None:
+    """Of attention without a mask; every query's features become those of the values."""
+    if len(args) < 3 or args[3:] not in ((), (None,)) or not _are_numbers(*args[:3]):
+        return None
+    query, key, value = args[:3]
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    if len({shape[:-2] for shape in shapes}) != 1 or min(map(len, shapes)) < 2 or len(shapes[0]) != 4:
+        return None
+    if key.shape[-1] != query.shape[-1] or key.shape[-2] != value.shape[-2]:
+        return None
+    return (*query.shape[:-1], value.shape[-1])
+
+
+def reduction(args: tuple[Any, ...]) -> Shape | None:
+    """Of sums, means or maxima over dimensions."""
+    if not 2 <= len(args) <= 3 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple) or not args[1]:
+        return None
+    x, axes = args[:2]
+    if not all(_is_dimension(axis, x) for axis in axes) or args[2:] not in ((), (False,), (True,)):
+        return None
+    gone = {axis % x.dim() for axis in axes}
+    if len(gone) != len(axes):
+        return None
+    return tuple(1 if i in gone else n for i, n in enumerate(x.shape) if i not in gone or args[2:] == (True,))
+
+
+def cat(args: tuple[Any, ...]) -> Shape | None:
+    """Of tensors one behind the other along a dimension."""
+    if not 1 <= len(args) <= 2 or not isinstance(args[0], list | tuple) or not args[0] or not _are_numbers(*args[0]):
+        return None
+    parts, dim = (*args, 0)[:2]
+    first = parts[0]
+    if not first.dim() or not _is_dimension(dim, first) or any(part.dim() != first.dim() for part in parts):
+        return None
+    dim %= first.dim()
+    if len({(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts}) != 1:
+        return None
+    return (*first.shape[:dim], sum(part.shape[dim] for part in parts), *first.shape[dim + 1 :])
+
+
+def reshape(args: tuple[Any, ...]) -> Shape | None:
+    """Of the same numbers in another shape, one size of which may be left open as −1."""
+    if len(args) != 2 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple):
+        return None
+    return _filled(args[1], args[0].numel())
+
+
+def unflatten(args: tuple[Any, ...]) -> Shape | None:
+    """Of one dimension that becomes several."""
+    if len(args) != 3 or not _are_numbers(args[0]) or not args[0].dim() or not _is_dimension(args[1], args[0]):
+        return None
+    x, dim = args[0], args[1] % args[0].dim()
+    sizes = _filled(args[2], x.shape[dim]) if isinstance(args[2], list | tuple) and args[2] else None
+    return None if sizes is None else (*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+def transpose(args: tuple[Any, ...]) -> Shape | None:
+    """Of two dimensions that change places."""
+    if len(args) != 3 or not _are_numbers(args[0]) or not all(_is_dimension(dim, args[0]) for dim in args[1:]):
+        return None
+    sizes = list(args[0].shape)
+    sizes[args[1]], sizes[args[2]] = sizes[args[2]], sizes[args[1]]
+    return tuple(sizes)
+
+
+def permute(args: tuple[Any, ...]) -> Shape | None:
+    """Of all dimensions in another order."""
+    if len(args) != 2 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple):
+        return None
+    x, order = args
+    if not all(_is_dimension(dim, x) for dim in order) or len({dim % x.dim() for dim in order}) != x.dim():
+        return None
+    return tuple(x.shape[dim] for dim in order) if len(order) == x.dim() else None
+
+
+def t(args: tuple[Any, ...]) -> Shape | None:
+    """Of a matrix, transposed."""
+    return tuple(args[0].shape[::-1]) if len(args) == 1 and _are_numbers(*args) and args[0].dim() == 2 else None
+
+
+def squeeze(args: tuple[Any, ...]) -> Shape | None:
+    """Of dimensions of size 1 that go."""
+    if len(args) != 2 or not _are_numbers(args[0]):
+        return None
+    x, dims = args[0], args[1] if isinstance(args[1], list | tuple) else [args[1]]
+    if not dims or not all(_is_dimension(dim, x) for dim in dims):
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    if len(gone) != len(dims):
+        return None
+    return tuple(size for axis, size in enumerate(x.shape) if axis not in gone or size != 1)
+
+
+def unsqueeze(args: tuple[Any, ...]) -> Shape | None:
+    """Of a dimension of size 1 that is added."""
+    if len(args) != 2 or not _are_numbers(args[0]):
+        return None
+    x, dim = args
+    if type(dim) is not int or not -x.dim() - 1 <= dim <= x.dim():
+        return None
+    dim %= x.dim() + 1
+    return (*x.shape[:dim], 1, *x.shape[dim:])
+
+
+def select(args: tuple[Any, ...]) -> Shape | None:
+    """Of one entry of a dimension."""
+    if len(args) != 3 or not _are_numbers(args[0]) or not _is_dimension(args[1], args[0]):
+        return None
+    x, dim, entry = args
+    if type(entry) is not int or not -x.shape[dim] <= entry < x.shape[dim]:
+        return None
+    return tuple(size for axis, size in enumerate(x.shape) if axis != dim % x.dim())
+
+
+def slice_(args: tuple[Any, ...]) -> Shape | None:
+    """Of a part of a dimension."""
+    if len(args) != 4 or not _are_numbers(args[0]) or not _is_dimension(args[1], args[0]):
+        return None
+    x, dim, start, end = args
+    if not all(bound is None or type(bound) is int for bound in (start, end)):
+        return None
+    return (*x.shape[: dim % x.dim()], len(range(x.shape[dim])[start:end]), *x.shape[dim % x.dim() + 1 :])
+
+
+def matmul(args: tuple[Any, ...]) -> Shape | None:
+    """Of products of matrices, as many of one side as of the other."""
+    if len(args) != 2 or not _are_numbers(*args) or min(x.dim() for x in args) < 2:
+        return None
+    a, b = (tuple(x.shape) for x in args)
+    return (*a[:-1], b[-1]) if a[:-2] == b[:-2] and a[-1] == b[-2] else None
+
+
+def bmm(args: tuple[Any, ...]) -> Shape | None:
+    """Of products of matrices, in two stacks."""
+    return matmul(args) if all(isinstance(x, Tensor) and x.dim() == 3 for x in args) else None
 
 
 def flatten(args: tuple[Any, ...]) -> Shape | None:
@@ -105,6 +332,16 @@ def _windows(leading: Any, sizes: Any, reach: Any, stride: Any, padding: Any) ->
     if min(rooms) < 0:
         return None
     return (*leading, *(room // step + 1 for room, step in zip(rooms, stride, strict=True)))
+
+
+def _filled(sizes: Any, numel: int) -> Shape | None:
+    """Sizes with the one that is −1 made such that they hold so many numbers."""
+    if not all(type(size) is int and (size == -1 or 0 < size < 1 << 24) for size in sizes):
+        return None
+    known = math.prod(size for size in sizes if size != -1)
+    if list(sizes).count(-1) > 1 or numel % known or (-1 not in sizes and known != numel):
+        return None
+    return tuple(numel // known if size == -1 else size for size in sizes)
 
 
 def _are_numbers(*tensors: Any) -> bool:
