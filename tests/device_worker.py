@@ -223,18 +223,21 @@ def files(folder):
 
 def codes(folder):
     """Codes on both devices, and each one's checkpoint read on the other."""
-    results = []
+    results, starts = [], []
 
     def start(device):
         pyro.clear_param_store()
         torch.manual_seed(0)
         model = pyro_bc.BayesianNetwork(dense().to(device), pyro_bc.LearnedCode(), num_data=N)
         guide = pyro_bc.FactorizedGuide(model)
-        guide(*data(device))  # before fit seeds the generators: what a guide starts from is drawn on the CPU
+        guide(*data(device))
+        starts.append(copy.deepcopy(guide.state_dict()))
+        guide.load_state_dict(starts[0])  # initial values are drawn, too
         return model, guide
 
     def go(model, guide, device, **options):
-        return pyro_bc.fit(model, guide, batches(device), epochs=4, kl_weight=0.1, seed=0, progress=False, **options)
+        loader = Reseeded(batches(device))
+        return pyro_bc.fit(model, guide, loader, epochs=4, kl_weight=0.1, seed=0, progress=False, **options)
 
     for device, other in (("cpu", DEVICE), (DEVICE, "cpu")):
         model, guide = start(device)
