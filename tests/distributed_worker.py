@@ -5,9 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-import pyro
 import torch
 import torch.distributed as distributed
+from helpers import fresh as fresh_net
+from helpers import two_layers
+from helpers import two_of_six as data
 from torch import nn
 
 import pyro_bc
@@ -19,18 +21,9 @@ from pyro_bc.runtime import processes
 N, BATCH = 200, 25
 
 
-def data():
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(N, 6, generator=generator)
-    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()
-
-
 def fresh(seed=0):
-    pyro.clear_param_store()
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=N)
-    return model, pyro_bc.FactorizedGuide(model)
+    return fresh_net(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)))
 
 
 def groups_of(model, guide):
@@ -38,11 +31,8 @@ def groups_of(model, guide):
 
 
 def coded(seed=0):
-    pyro.clear_param_store()
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()), num_data=N)
-    return model, pyro_bc.FactorizedGuide(model)
+    return fresh_net(two_layers(), pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()))
 
 
 def train(model, guide, loader=None, epochs=60, **options):

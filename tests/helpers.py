@@ -1,4 +1,4 @@
-"""What several tests need: the command in processes of its own, which begin where all imports are done."""
+"""What several tests need: small problems, models with their guides, set up or fitted, graphs, and the command."""
 
 import multiprocessing
 import os
@@ -6,8 +6,87 @@ import signal
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from multiprocessing.connection import wait
 from pathlib import Path
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+import pyro_bc
+from pyro_bc.file.compressed import CompressedNetwork
+from pyro_bc.file.contents import Integers, Selection
+from pyro_bc.graph.nodes import Named, Node, Value
+from pyro_bc.quantisation.fixed_point import FixedPoint
+
+
+def two_of_six(n: int = 200) -> tuple[Tensor, Tensor]:
+    """Six inputs, of which the first two say the class."""
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(3))
+    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+
+
+def two_layers(inputs: int = 6, units: int = 8, outputs: int = 2) -> nn.Sequential:
+    """Two layers and what is between them."""
+    return nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, outputs))
+
+
+def fresh(net: nn.Module, prior=None, num_data: int = 200, **guide_options):
+    """A model and its guide, which has seen no data; normal-Jeffreys where no prior is given."""
+    pyro.clear_param_store()
+    prior = pyro_bc.GroupNormalJeffreys() if prior is None else prior
+    model = pyro_bc.BayesianNetwork(net, prior, num_data=num_data)
+    return model, pyro_bc.FactorizedGuide(model, **guide_options)
+
+
+def set_up(net: nn.Module, x: Tensor, prior=None, y: Tensor | None = None, **options):
+    """The same, the guide set up with data: it is at the network's own weights."""
+    model, guide = fresh(net, prior, **options)
+    guide(x, torch.zeros(len(x), dtype=torch.long) if y is None else y)
+    return model, guide
+
+
+def fitted(net: nn.Module, x: Tensor, y: Tensor, prior=None, batch: int = 50, log_variance: float | None = None, **fit):
+    """A model and its guide after :func:`pyro_bc.fit`, and the history of the training."""
+    options = {} if log_variance is None else {"init_log_variance": log_variance}
+    model, guide = fresh(net, prior, num_data=len(x), **options)
+    history = pyro_bc.fit(model, guide, pyro_bc.data.Batches(x, y, batch), progress=False, **fit).history
+    return model, guide, history
+
+
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
+
+
+def random_network(seed: int) -> CompressedNetwork:
+    """A chain of layers, some without a bias, with inputs that are selected, and arguments of every kind."""
+    rng = np.random.default_rng(seed)
+    widths = rng.integers(1, 9, rng.integers(2, 5))
+    nodes, tensors, dense = [Node("flatten", (Value(-1), 1))], {}, {}
+    total = int(widths[0] + rng.integers(0, 5))
+    if total > widths[0]:
+        kept = np.sort(rng.permutation(total)[: widths[0]])
+        tensors["l0_inputs"] = Selection(torch.from_numpy(kept), total)
+        nodes.append(Node("index_select", (Value(0), -1, Named("l0_inputs"))))
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        spread = 10.0 ** rng.uniform(0, 6.5)
+        codes = torch.from_numpy(np.rint(rng.laplace(0, spread, (outputs, inputs))).astype(np.int64))
+        tensors[f"l{i}.weight"] = FixedPoint(codes.clamp(-(2**23), 2**23 - 1), int(rng.integers(-8, 30)))
+        dense[f"l{i}.weight"] = (int(outputs + rng.integers(0, 5)), total if i == 0 else int(inputs + 3))
+        arguments = [Value(len(nodes) - 1), Named(f"l{i}.weight")]
+        if rng.random() < 0.7:
+            tensors[f"l{i}.bias"] = FixedPoint(torch.from_numpy(rng.integers(-500, 500, outputs)), 4)
+            arguments.append(Named(f"l{i}.bias"))
+        nodes.append(Node("linear", tuple(arguments)))
+        nodes.append(Node(str(rng.choice(ACTIVATIONS)), (Value(len(nodes) - 1),)))
+    nodes.append(Node("gelu", (Value(len(nodes) - 1),), (("approximate", "tanh"),)))
+    nodes.append(Node("elu", (Value(len(nodes) - 1), 0.75)))
+    tensors["order"] = Integers(torch.from_numpy(rng.permutation(widths[-1])))
+    nodes.append(Node("index_select", (Value(len(nodes) - 1), 1, Named("order"))))
+    nodes.append(Node("sum", (Value(len(nodes) - 1), (1,), True)))
+    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), frozenset(), {})
+
 
 # A server imports once what the command imports, and each command is a child of it: a process like any other, but for
 # the seconds that imports take. Nothing was computed in the server, so that no thread or random state comes along.

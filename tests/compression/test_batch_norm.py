@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_up
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -48,9 +49,7 @@ def test_the_compressed_network_normalises_by_what_its_pruned_layers_give():
     net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
     x = torch.rand(512, 8) + 1
     update_bn([x], net)
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=8)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-14.0)
-    guide(x, torch.zeros(512, dtype=torch.long))
+    model, guide = set_up(net, x, num_data=8, init_log_variance=-14.0)
     with torch.no_grad():
         loc, log_variance = guide.parameters_of("net.0.weight")
         loc[:, :4], log_variance[:, :4] = 1e-4, 0.0

@@ -3,10 +3,11 @@
 import pyro
 import pytest
 import torch
+from helpers import fitted, set_up, two_layers
 from torch import nn
 
 import pyro_bc
-from pyro_bc import BayesianNetwork, FactorizedGuide, GroupNormalJeffreys, LearnedCode
+from pyro_bc import GroupNormalJeffreys, LearnedCode
 from pyro_bc.app.networks import Normalize, lenet_5_caffe, lenet_300_100
 from pyro_bc.errors import EmptyNetworkError
 from pyro_bc.graph.read import read_graph
@@ -16,9 +17,7 @@ from pyro_bc.quantisation.grids import spatial_grids
 
 def coded(net: nn.Module, *shape: int, prior=None):
     """A model, its guide, and the centres of its codes by the name of the tensor."""
-    model = BayesianNetwork(net, LearnedCode() if prior is None else prior, num_data=10)
-    guide = FactorizedGuide(model)
-    guide(torch.rand(4, *shape), torch.zeros(4).long())
+    model, guide = set_up(net, torch.rand(4, *shape), LearnedCode() if prior is None else prior, num_data=10)
     settle_codes_(guide)
     centres = {name.removeprefix("net."): guide.parameters_of(name)[0] for name in guide.families}
     return model, guide, centres
@@ -62,10 +61,7 @@ def test_the_file_computes_what_was_trained(tmp_path):
 
 
 def test_steps_that_are_not_settled_are_rounded_to_powers_of_two():
-    net = convolutional()
-    model = BayesianNetwork(net, LearnedCode(), num_data=10)
-    guide = FactorizedGuide(model)
-    guide(torch.rand(4, 1, 8, 8), torch.zeros(4).long())
+    model, guide = set_up(convolutional(), torch.rand(4, 1, 8, 8), LearnedCode(), num_data=10)
     unsettled = pyro_bc.compress(model, guide).to_bytes()
     settle_codes_(guide)
     assert pyro_bc.compress(model, guide).to_bytes() == unsettled
@@ -158,15 +154,13 @@ def test_normalisation_behind_codes_is_kept_and_not_folded_into_them(tmp_path):
 
 
 def test_groups_that_a_scale_prunes_are_not_stored():
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    net = two_layers()
     torch.manual_seed(1)
-    model = BayesianNetwork(net, GroupNormalJeffreys(weights=LearnedCode()), num_data=200)
-    guide = FactorizedGuide(model)
     x = torch.randn(200, 6)
     y = (x[:, 0] > 0).long()
-    pyro_bc.fit(
-        model, guide, pyro_bc.data.Batches(x, y, 50), epochs=150, learning_rate=5e-3, log_learning_rate=3e-2,
-        code_learning_rate=0.1, kl_weight=0.3, progress=False,
+    model, guide, _ = fitted(
+        net, x, y, GroupNormalJeffreys(weights=LearnedCode()), epochs=150, learning_rate=5e-3, log_learning_rate=3e-2,
+        code_learning_rate=0.1, kl_weight=0.3,
     )  # fmt: skip
     small = pyro_bc.compress(model, guide)
     assert small.architecture[1] < 8 and (small.network()(x).argmax(1) != y).float().mean() < 0.1

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from file.test_format import random_network
+from helpers import random_network, set_up
 from torch import nn
 
 import pyro_bc
@@ -19,10 +19,7 @@ from pyro_bc.quantisation.fixed_point import FixedPoint
 
 def fitted(net: nn.Module, prior=None, inputs=(4,), log_variance=-6.0):
     """A model and a guide whose posterior is the network's own weights."""
-    model = pyro_bc.BayesianNetwork(net, prior or pyro_bc.GroupNormalJeffreys(), num_data=8)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=log_variance)
-    guide(torch.rand(2, *inputs), torch.tensor([0, 1]))
-    return model, guide
+    return set_up(net, torch.rand(2, *inputs), prior, num_data=8, init_log_variance=log_variance)
 
 
 def kill(guide, site: str, index: list[int]) -> None:

@@ -6,12 +6,12 @@ import struct
 import zlib
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import random_network
 from hostile import outcome, with_checksum
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
 from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.file.coder import Decoder, Encoder
 from pyro_bc.file.compressed import CompressedNetwork, read_sections
-from pyro_bc.file.contents import Contents, Integers, Selection, values
+from pyro_bc.file.contents import Contents, Selection, values
 from pyro_bc.file.format import decode, encode
 from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
 from pyro_bc.graph.layer_types import LAYER_TYPES
@@ -32,36 +32,6 @@ from pyro_bc.quantisation.fixed_point import FixedPoint
 GOLDEN = Path(__file__).parents[1] / "golden"
 CORPUS = Path(__file__).parents[1] / "corpus"
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
-ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
-
-
-def random_network(seed: int) -> CompressedNetwork:
-    """A chain of layers, some without a bias, with inputs that are selected, and arguments of every kind."""
-    rng = np.random.default_rng(seed)
-    widths = rng.integers(1, 9, rng.integers(2, 5))
-    nodes, tensors, dense = [Node("flatten", (Value(-1), 1))], {}, {}
-    total = int(widths[0] + rng.integers(0, 5))
-    if total > widths[0]:
-        kept = np.sort(rng.permutation(total)[: widths[0]])
-        tensors["l0_inputs"] = Selection(torch.from_numpy(kept), total)
-        nodes.append(Node("index_select", (Value(0), -1, Named("l0_inputs"))))
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        spread = 10.0 ** rng.uniform(0, 6.5)
-        codes = torch.from_numpy(np.rint(rng.laplace(0, spread, (outputs, inputs))).astype(np.int64))
-        tensors[f"l{i}.weight"] = FixedPoint(codes.clamp(-(2**23), 2**23 - 1), int(rng.integers(-8, 30)))
-        dense[f"l{i}.weight"] = (int(outputs + rng.integers(0, 5)), total if i == 0 else int(inputs + 3))
-        arguments = [Value(len(nodes) - 1), Named(f"l{i}.weight")]
-        if rng.random() < 0.7:
-            tensors[f"l{i}.bias"] = FixedPoint(torch.from_numpy(rng.integers(-500, 500, outputs)), 4)
-            arguments.append(Named(f"l{i}.bias"))
-        nodes.append(Node("linear", tuple(arguments)))
-        nodes.append(Node(str(rng.choice(ACTIVATIONS)), (Value(len(nodes) - 1),)))
-    nodes.append(Node("gelu", (Value(len(nodes) - 1),), (("approximate", "tanh"),)))
-    nodes.append(Node("elu", (Value(len(nodes) - 1), 0.75)))
-    tensors["order"] = Integers(torch.from_numpy(rng.permutation(widths[-1])))
-    nodes.append(Node("index_select", (Value(len(nodes) - 1), 1, Named("order"))))
-    nodes.append(Node("sum", (Value(len(nodes) - 1), (1,), True)))
-    return CompressedNetwork(tuple(nodes), tensors, dense, int(rng.integers(1, 10**9)), (1, total), frozenset(), {})
 
 
 @settings(deadline=None, max_examples=150)

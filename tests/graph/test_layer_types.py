@@ -3,6 +3,7 @@
 import pyro
 import pytest
 import torch
+from helpers import set_up
 from torch import nn
 
 import pyro_bc
@@ -63,10 +64,9 @@ def test_a_graph_of_it_computes_what_the_module_does(kind):
 @pytest.mark.parametrize("prior", [GroupNormalJeffreys(), GroupHorseshoe(0.1)], ids=lambda p: type(p).__name__)
 def test_local_reparameterization_has_the_moments_of_drawn_weights(kind, prior):
     layer = BAYESIAN[kind.module].from_module(module_of(kind), prior)
-    model = pyro_bc.BayesianNetwork(nn.Sequential(module_of(kind), nn.Flatten()), prior, num_data=4)
     x = input_of(kind, batch=1)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-2.0)
-    guide(x, torch.zeros(1).long())
+    net = nn.Sequential(module_of(kind), nn.Flatten())
+    model, guide = set_up(net, x, prior, num_data=4, init_log_variance=-2.0)
     n = 4000
     many = x.expand(n, *x.shape[1:])
     local = elbo_terms(model, guide, many, torch.zeros(n).long()).outputs.detach()
@@ -89,9 +89,7 @@ def test_what_is_pruned_is_cut_and_the_rest_computes_the_same(tmp_path, kind, pr
     net = network(kind)
     x = input_of(kind)
     net(x)
-    model = pyro_bc.BayesianNetwork(net, prior, num_data=4)
-    guide = pyro_bc.FactorizedGuide(model)
-    guide(x, torch.zeros(4).long())
+    model, guide = set_up(net, x, prior, num_data=4)
     settle_codes_(guide)
     with torch.no_grad():  # outputs 1 and 4 of the first layer become nothing
         for name, q in guide.posterior().items():

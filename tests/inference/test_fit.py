@@ -5,6 +5,9 @@ import math
 import pyro
 import pytest
 import torch
+from helpers import fresh as fresh_net
+from helpers import two_layers
+from helpers import two_of_six as problem
 from torch import nn
 
 import pyro_bc
@@ -12,18 +15,9 @@ from pyro_bc.errors import CheckpointError, NonFiniteLossError, UnsupportedNetwo
 from pyro_bc.inference.checkpoint import load_checkpoint
 
 
-def problem(n: int = 200):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n, 6, generator=generator)
-    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()  # four of the six inputs say nothing
-
-
 def fresh(seed: int = 0, prior=None):
-    pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys() if prior is None else prior, num_data=200)
-    return model, pyro_bc.FactorizedGuide(model)
+    return fresh_net(two_layers(), prior)
 
 
 def train(model, guide, epochs=6, **options):

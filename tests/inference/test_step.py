@@ -1,8 +1,9 @@
 """A training step, as Python runs it and compiled: plain Pyro's ELBO and gradients, whoever computes them."""
 
-import pyro
 import pytest
 import torch
+from helpers import fitted as fitted_net
+from helpers import set_up
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
@@ -29,10 +30,7 @@ def groups_of(model, guide):
 def problem(prior, net=small_net):
     torch.manual_seed(0)
     x, y = torch.rand(10, 1, 6, 6), torch.randint(4, (10,))
-    model = pyro_bc.BayesianNetwork(net(), PRIORS[prior], num_data=50)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-3.0)
-    guide(x, y)
-    return model, guide, x, y
+    return *set_up(net(), x, PRIORS[prior], y, num_data=50, init_log_variance=-3.0), x, y
 
 
 def reference(model, guide, x, y):
@@ -120,22 +118,18 @@ def test_parameters_are_views_of_vectors_inside_and_their_own_again_after():
 
 def fitted(compile, **options):
     torch.manual_seed(0)
-    pyro.clear_param_store()
     x, y = torch.rand(50, 1, 6, 6), torch.randint(4, (50,))
-    model = pyro_bc.BayesianNetwork(small_net(), PRIORS["gnj"], num_data=50)
-    guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.data.Batches(x, y, 16)  # 16, 16, 16, and 2 that are not compiled for
-    result = pyro_bc.fit(model, guide, batches, epochs=3, progress=False, compile=compile, **options)
-    return guide, result
+    # Batches of 16, 16, 16, and 2 that are not compiled for.
+    return fitted_net(small_net(), x, y, PRIORS["gnj"], batch=16, epochs=3, compile=compile, **options)[1:]
 
 
 @needs_compiler
 def test_a_compiled_fit_comes_to_the_same_result():
-    (guide, result), (other, compiled) = fitted(False), fitted(True)
+    (guide, history), (other, compiled) = fitted(False), fitted(True)
     for name, parameter in guide.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), parameter, rtol=1e-3, atol=2e-5, msg=name)
-    assert compiled.history[-1].loss == pytest.approx(result.history[-1].loss, rel=1e-4)
-    assert compiled.history[-1].groups_left == result.history[-1].groups_left
+    assert compiled[-1].loss == pytest.approx(history[-1].loss, rel=1e-4)
+    assert compiled[-1].groups_left == history[-1].groups_left
 
 
 def test_what_cannot_be_compiled_is_said_or_done_without(monkeypatch):
@@ -145,13 +139,13 @@ def test_what_cannot_be_compiled_is_said_or_done_without(monkeypatch):
     monkeypatch.setattr(training_step, "compile_graph", broken)
     with pytest.raises(UsageError, match=r"cannot be compiled: no compiler today\. Leave compile out"):
         fitted(True)
-    expected = fitted(None)[1].history[-1].loss  # so few steps are not worth it
+    expected = fitted(None)[1][-1].loss  # so few steps are not worth it
     monkeypatch.setattr(infer, "WORTH_COMPILING", 3)
     monkeypatch.setattr(infer, "has_compiler", lambda: True)
     with pytest.warns(UserWarning, match="not compiled, and slower: no compiler today"):
-        assert fitted(None)[1].history[-1].loss == expected
+        assert fitted(None)[1][-1].loss == expected
     monkeypatch.setattr(infer, "has_compiler", lambda: False)
-    assert fitted(None)[1].history[-1].loss == expected
+    assert fitted(None)[1][-1].loss == expected
 
 
 def test_a_compiler_is_looked_for_by_its_name_under_a_torch_that_draws_the_same_noise(monkeypatch, tmp_path):

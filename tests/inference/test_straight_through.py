@@ -3,11 +3,12 @@
 import pyro
 import pytest
 import torch
+from helpers import set_up
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_bc
-from pyro_bc import BayesianNetwork, FactorizedGuide, GroupHorseshoe, GroupNormalJeffreys, LearnedCode, rounded_codes
+from pyro_bc import GroupHorseshoe, GroupNormalJeffreys, LearnedCode, rounded_codes
 from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.inference.straight_through import rounded, settle_codes_
 
@@ -17,10 +18,7 @@ X, Y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
 def small(prior=None):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    model = BayesianNetwork(net, LearnedCode() if prior is None else prior, num_data=50)
-    guide = FactorizedGuide(model)
-    guide(X, Y)
-    return model, guide
+    return set_up(net, X, LearnedCode() if prior is None else prior, Y, num_data=50)
 
 
 def decoded(model, guide, round_=False):

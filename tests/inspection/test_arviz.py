@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import fitted as fitted_net
 from scipy import stats
 from torch import nn
 
@@ -28,13 +29,9 @@ def problem(n=60):
 
 
 def fitted(prior=None, epochs=3, log_variance=-4.0):
-    pyro.clear_param_store()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
-    model = pyro_bc.BayesianNetwork(net, prior, num_data=60)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=log_variance)
-    history = pyro_bc.fit(model, guide, pyro_bc.data.Batches(*problem(), 30), epochs=epochs, progress=False).history
-    return guide, history
+    return fitted_net(net, *problem(), prior, batch=30, epochs=epochs, log_variance=log_variance)[1:]
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)

@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from helpers import fitted
 from scipy import stats
 from torch import nn
 
@@ -123,15 +124,11 @@ def test_calibration_of_what_is_no_probabilities_is_refused(probabilities, y, me
 
 
 def digits(seed=0, epochs=30, prior=None):
-    pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     data = load_dataset("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
-    model = pyro_bc.BayesianNetwork(net, prior or pyro_bc.GroupNormalJeffreys(), num_data=len(data.train_x))
-    guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.data.Batches(data.train_x, data.train_y, 128)
-    pyro_bc.fit(model, guide, batches, epochs=epochs, learning_rate=5e-3, kl_weight=0.05, seed=seed, progress=False)
-    return data, model, guide
+    options = {"epochs": epochs, "learning_rate": 5e-3, "kl_weight": 0.05, "seed": seed}
+    return data, *fitted(net, data.train_x, data.train_y, prior, batch=128, **options)[:2]
 
 
 def test_probabilities_of_drawn_and_of_mean_weights():

@@ -7,6 +7,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from helpers import fresh
 from torch import nn
 
 import pyro_bc
@@ -28,12 +29,10 @@ def close():
 
 @pytest.fixture(scope="module")
 def fit():
-    pyro.clear_param_store()
     pyro.set_rng_seed(0)
     data = load_dataset("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=len(data.train_x))
-    guide = pyro_bc.FactorizedGuide(model)
+    model, guide = fresh(net, pyro_bc.GroupHorseshoe(), num_data=len(data.train_x))
     frames: list[dict] = []
     history = pyro_bc.fit(
         model, guide, pyro_bc.data.Batches(data.train_x, data.train_y, 128), epochs=40, learning_rate=5e-3,

@@ -1,6 +1,7 @@
 """Log-probabilities and errors against scipy, impossible targets are named, learned noise is that of the data."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pyro
@@ -10,10 +11,12 @@ import torch
 from scipy import special, stats
 from torch import nn
 
+import pyro_bc
 from pyro_bc import BayesianNetwork, FactorizedGuide, StandardNormal
+from pyro_bc.data import Batches
 from pyro_bc.errors import UsageError
 from pyro_bc.inference.elbo import elbo_terms
-from pyro_bc.model.likelihoods import Bernoulli, Categorical, Normal, SoftCategorical
+from pyro_bc.model.likelihoods import Bernoulli, Categorical, Likelihood, Normal, SoftCategorical
 
 
 def test_categorical_log_probabilities_are_log_softmax():
@@ -86,16 +89,77 @@ def test_check_names_targets_that_cannot_have_come_from_the_density(likelihood, 
         likelihood.check(torch.zeros(outputs), targets)
 
 
-@pytest.mark.parametrize(
-    "likelihood,outputs", [(Categorical(), (40, 3)), (Bernoulli(), (40, 1)), (Bernoulli(), (40,)), (Normal(), (40, 1))]
+@dataclass(frozen=True)
+class Case:
+    """A likelihood, the shape of a network's outputs for it, and what no target of it is."""
+
+    likelihood: Likelihood
+    outputs: tuple[int, ...]
+    impossible: torch.Tensor
+
+
+N = 40
+
+#: what every likelihood promises is tested for each of these: a new one joins by its case.
+CASES = [
+    Case(Categorical(), (N, 3), torch.full((N,), 3)),
+    Case(SoftCategorical(), (N, 3), torch.full((N, 3), 0.5)),
+    Case(Bernoulli(), (N, 1), torch.full((N,), 2.0)),
+    Case(Bernoulli(), (N,), torch.full((N,), 0.5)),
+    Case(Normal(), (N, 1), torch.zeros(N, 1)),
+    Case(Normal(2.0, 3.0), (N,), torch.zeros(N - 1)),
+]
+
+LIKELIHOODS = pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{type(case.likelihood).__name__}-{case.outputs}"
 )
-def test_what_the_density_draws_passes_its_own_check(likelihood, outputs):
-    outputs = torch.zeros(outputs)
-    y = likelihood(outputs).sample()
-    assert likelihood.check(outputs, y) is None and y.shape == (40,)
-    assert likelihood.error(outputs, y).shape == (40,)
-    if not isinstance(likelihood, Normal):
-        assert 0 < y.float().mean() < y.max()  # and it is not one value for all
+
+
+def test_every_likelihood_has_a_case():
+    assert {type(case.likelihood) for case in CASES} == set(Likelihood.__subclasses__())
+
+
+@LIKELIHOODS
+def test_what_the_density_draws_passes_its_own_check(case):
+    outputs = torch.zeros(case.outputs)
+    y = case.likelihood(outputs).sample()
+    assert case.likelihood.check(outputs, y) is None
+    error = case.likelihood.error(outputs, y)
+    assert error.shape == (N,) and (error >= 0).all()
+    assert math.isfinite(case.likelihood.summary(error.mean().item())) and case.likelihood.metric
+    assert y.float().std(0).min() > 0  # and it is not one value for all
+
+
+@LIKELIHOODS
+def test_examples_are_independent_and_what_is_impossible_is_refused(case):
+    outputs = torch.randn(case.outputs)
+    density = case.likelihood(outputs)
+    y = density.sample()
+    with poutine.block(), poutine.condition(data={"precision": torch.tensor(2.0)}):
+        whole = case.likelihood(outputs).log_prob(y)
+        parts = [case.likelihood(outputs[i : i + 1]).log_prob(y[i : i + 1]) for i in range(N)]
+    assert whole.shape == (N,)
+    torch.testing.assert_close(whole, torch.cat(parts))
+    with pytest.raises(UsageError):
+        case.likelihood.check(outputs, case.impossible)
+
+
+@LIKELIHOODS
+def test_a_network_learns_under_it(case):
+    """From targets of its own density at known outputs: the loss falls, and the error below that of a constant."""
+    pyro.clear_param_store()
+    x = torch.randn(N, 4)
+    with poutine.condition(data={"precision": torch.tensor(100.0)}):
+        y = case.likelihood(12 * x[:, : math.prod(case.outputs[1:])].reshape(case.outputs)).sample()
+    net = nn.Sequential(
+        nn.Linear(4, math.prod(case.outputs[1:])), nn.Flatten(0) if len(case.outputs) == 1 else nn.Identity()
+    )
+    model = BayesianNetwork(net, StandardNormal(), num_data=N, likelihood=case.likelihood)
+    guide = FactorizedGuide(model, init_log_variance=-6.0)
+    fit = {"epochs": 150, "learning_rate": 0.05, "kl_weight": 0.01, "progress": False}
+    history = pyro_bc.fit(model, guide, Batches(x, y, 20), **fit).history
+    assert history[-1].loss < history[0].loss
+    assert history[-1].error < 0.5 * history[0].error
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from helpers import fitted, two_layers
 
 import pyro_bc
 from pyro_bc.inspection.arviz import arviz_package, layer_posteriors
@@ -29,11 +29,7 @@ def test_the_prior_that_the_page_shows_is_one_subclass(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(200, 6)
     y = (x[:, 0] > 0).long()
-    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-    model = pyro_bc.BayesianNetwork(net, prior, num_data=200)
-    guide = pyro_bc.FactorizedGuide(model)
-    loader = pyro_bc.data.Batches(x, y, 50)
-    pyro_bc.fit(model, guide, loader, epochs=60, learning_rate=1e-2, log_learning_rate=3e-2, progress=False)
+    model, guide, _ = fitted(two_layers(), x, y, prior, epochs=60, learning_rate=1e-2, log_learning_rate=3e-2)
     assert guide.layers["net.0"].prior is prior
     small = pyro_bc.compress(model, guide)
     assert (small.network()(x).argmax(1) != y).float().mean() < 0.1

@@ -5,6 +5,7 @@ import math
 import pyro
 import pytest
 import torch
+from helpers import set_up
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
@@ -18,12 +19,9 @@ from pyro_bc.quantisation.cosine import to_cosines
 X, Y = torch.rand(4, 1, 3, 4), torch.tensor([0, 1, 2, 0])
 
 
-def small(prior=None, **options):
+def small(prior=None):
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
-    model = BayesianNetwork(net, LearnedCode() if prior is None else prior, num_data=50, **options)
-    guide = FactorizedGuide(model)
-    guide(X, Y)
-    return net, model, guide
+    return net, *set_up(net, X, LearnedCode() if prior is None else prior, Y, num_data=50)
 
 
 def codes_of(model):
