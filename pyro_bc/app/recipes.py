@@ -40,7 +40,7 @@ def _dense(epochs: int | None = None, learning_rate: float = 1e-3) -> Dense:
     return Dense(epochs, learning_rate)
 
 
-#: for what has no recipe of its own: what is missing, a user gives.
+#: What a combination without a recipe starts from: what is missing, a user gives.
 _UNKNOWN = Recipe(_dense(), _fit())
 
 _DIGITS = Recipe(_dense(100), _fit(200, 0.02))
@@ -50,6 +50,8 @@ _LENET_5 = Recipe(
     _dense(5, 2e-3), _fit(25, 1.0, learning_rate=2e-3), Finetune(epochs=48, kl_weight=0.6, shift=1)
 )  # fmt: skip
 _LENET_300 = Recipe(_dense(10), _fit(40, 0.1))
+# Scale-free weights under the scales give up weights as well as groups under the whole KL, and need no faster variances.
+_LENET_300_SPARSE = Recipe(_dense(10), _fit(60, 1.0, log_learning_rate=1e-3, decay=1.0, batch_size=100))
 
 
 def _code(kl_weight: float, epochs: int, widths: str) -> Recipe:
@@ -64,7 +66,7 @@ _CIFAR = Recipe(
     Finetune(epochs=40, kl_weight=0.2, shift=4),
 )  # fmt: skip
 
-#: by network, data set and prior.
+#: All recipes, by network, data set and prior.
 RECIPES: dict[tuple[str, str, str], Recipe] = {
     **{("lenet-300-100", "digits", prior): _DIGITS for prior in ("gnj", "ghs", "svd", "normal")},
     ("lenet-300-100", "digits", "learned"): _DIGITS_CODE,
@@ -72,6 +74,7 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
         _dense(10), _fit(40, 0.2, log_learning_rate=5e-2), Finetune(epochs=20, kl_weight=0.2, shift=0)
     ),
     **{("lenet-300-100", "mnist", prior): _LENET_300 for prior in ("ghs", "svd", "normal")},
+    **{("lenet-300-100", "mnist", prior): _LENET_300_SPARSE for prior in ("gnj+svd", "ghs+svd")},
     ("lenet-300-100", "mnist", "learned"): _code(0.4, 250, "40-20"),
     ("lenet-5-caffe", "mnist", "gnj"): replace(
         _LENET_5, dense=_dense(5, 3e-3), fit=replace(_LENET_5.fit, learning_rate=3e-3, log_learning_rate=5e-2)

@@ -15,17 +15,17 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-#: from the arguments of an operation, in which tensors are without storage.
+#: What tells a shape from the arguments of an operation, in which tensors are without storage.
 ShapeRule = Callable[[tuple[Any, ...]], Shape | None]
 
 
 def unchanged(args: tuple[Any, ...]) -> Shape | None:
-    """Of an operation on every element, without further arguments."""
+    """The shape of what an operation makes of every element, without further arguments."""
     return tuple(args[0].shape) if len(args) == 1 and _are_numbers(*args) else None
 
 
 def broadcast(args: tuple[Any, ...]) -> Shape | None:
-    """Of an operation on two tensors, the smaller of which is repeated."""
+    """The shape of an operation's result on two tensors, the smaller of which is repeated."""
     if len(args) != 2 or not _are_numbers(*args):
         return None
     ndim = max(x.dim() for x in args)
@@ -35,7 +35,7 @@ def broadcast(args: tuple[Any, ...]) -> Shape | None:
 
 
 def linear(args: tuple[Any, ...]) -> Shape | None:
-    """Of a fully connected layer."""
+    """The shape of a fully connected layer's result."""
     if not 2 <= len(args) <= 3:
         return None
     x, weight, bias = (*args, None)[:3]
@@ -46,7 +46,7 @@ def linear(args: tuple[Any, ...]) -> Shape | None:
 
 
 def convolution(spatial: int) -> ShapeRule:
-    """Of a convolution over as many dimensions."""
+    """The rule of convolutions over as many dimensions."""
 
     def rule(args: tuple[Any, ...]) -> Shape | None:
         if not 2 <= len(args) <= 7:
@@ -69,7 +69,7 @@ def convolution(spatial: int) -> ShapeRule:
 
 
 def transposed_convolution(spatial: int) -> ShapeRule:
-    """Of a transposed convolution over as many dimensions."""
+    """The rule of transposed convolutions over as many dimensions."""
 
     def rule(args: tuple[Any, ...]) -> Shape | None:
         if not 2 <= len(args) <= 8:
@@ -100,17 +100,17 @@ def transposed_convolution(spatial: int) -> ShapeRule:
 
 
 def max_pool(spatial: int) -> ShapeRule:
-    """Of the maxima of windows over as many dimensions."""
+    """The rule of maxima in windows over as many dimensions."""
     return _pool(spatial, lambda more: _are_integers(spatial, 1, *more[:1]) and len(more) < 2)
 
 
 def avg_pool(spatial: int) -> ShapeRule:
-    """Of the means of windows over as many dimensions."""
+    """The rule of means in windows over as many dimensions."""
     return _pool(spatial, lambda more: all(type(flag) is bool for flag in more) and not any(more[:1]) and len(more) < 3)
 
 
 def _pool(spatial: int, further: Callable[[tuple[Any, ...]], bool]) -> ShapeRule:
-    """Of windows, with arguments behind the padding that leave the shape as it is."""
+    """The rule of windows, whose arguments behind the padding leave the shape as it is."""
 
     def rule(args: tuple[Any, ...]) -> Shape | None:
         if len(args) < 2 or not _are_numbers(args[0]) or args[0].dim() != spatial + 2:
@@ -128,7 +128,7 @@ def _pool(spatial: int, further: Callable[[tuple[Any, ...]], bool]) -> ShapeRule
 
 
 def adaptive_pool(spatial: int) -> ShapeRule:
-    """Of windows, as many as are asked for."""
+    """The rule of pools into as many windows as are asked for."""
 
     def rule(args: tuple[Any, ...]) -> Shape | None:
         if len(args) != 2 or not _are_numbers(args[0]) or not _are_integers(spatial, 1, args[1]):
@@ -139,7 +139,7 @@ def adaptive_pool(spatial: int) -> ShapeRule:
 
 
 def batch_norm(args: tuple[Any, ...]) -> Shape | None:
-    """Of a normalisation with statistics that were kept."""
+    """The shape of a normalisation with statistics that were kept."""
     if len(args) != 9 or not _are_numbers(args[0], *args[3:5]) or args[5] is not False or args[0].dim() < 2:
         return None
     own = [x for x in args[1:5] if x is not None]
@@ -149,7 +149,7 @@ def batch_norm(args: tuple[Any, ...]) -> Shape | None:
 
 
 def layer_norm(args: tuple[Any, ...]) -> Shape | None:
-    """Of a normalisation over the last dimensions, with a gain and a shift or without."""
+    """The shape of a normalisation over the last dimensions, with a gain and a shift or without."""
     if not 2 <= len(args) <= 6 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple) or not args[1]:
         return None
     x, sizes = args[0], tuple(args[1])
@@ -162,13 +162,13 @@ def layer_norm(args: tuple[Any, ...]) -> Shape | None:
 
 
 def along_one(args: tuple[Any, ...]) -> Shape | None:
-    """Of an operation along one dimension that keeps every size, such as softmax."""
+    """The shape of a result that keeps every size, such as that of softmax along a dimension."""
     fits = len(args) == 2 and _are_numbers(args[0]) and args[0].dim() and _is_dimension(args[1], args[0])
     return tuple(args[0].shape) if fits else None
 
 
 def attention(args: tuple[Any, ...]) -> Shape | None:
-    """Of attention without a mask; every query's features become those of the values."""
+    """The shape of attention without a mask: every query gets the features of the values."""
     if len(args) < 3 or args[3:] not in ((), (None,)) or not _are_numbers(*args[:3]):
         return None
     query, key, value = args[:3]
@@ -181,7 +181,7 @@ def attention(args: tuple[Any, ...]) -> Shape | None:
 
 
 def reduction(args: tuple[Any, ...]) -> Shape | None:
-    """Of sums, means or maxima over dimensions."""
+    """The shape of sums, means or maxima over dimensions."""
     if not 2 <= len(args) <= 3 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple) or not args[1]:
         return None
     x, axes = args[:2]
@@ -194,7 +194,7 @@ def reduction(args: tuple[Any, ...]) -> Shape | None:
 
 
 def cat(args: tuple[Any, ...]) -> Shape | None:
-    """Of tensors one behind the other along a dimension."""
+    """The shape of tensors one behind the other along a dimension."""
     if not 1 <= len(args) <= 2 or not isinstance(args[0], list | tuple) or not args[0] or not _are_numbers(*args[0]):
         return None
     parts, dim = (*args, 0)[:2]
@@ -208,14 +208,14 @@ def cat(args: tuple[Any, ...]) -> Shape | None:
 
 
 def reshape(args: tuple[Any, ...]) -> Shape | None:
-    """Of the same numbers in another shape, one size of which may be left open as −1."""
+    """The shape that numbers are given, one size of which may be left open as −1."""
     if len(args) != 2 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple):
         return None
     return _filled(args[1], args[0].numel())
 
 
 def unflatten(args: tuple[Any, ...]) -> Shape | None:
-    """Of one dimension that becomes several."""
+    """The shape where one dimension becomes several."""
     if len(args) != 3 or not _are_numbers(args[0]) or not args[0].dim() or not _is_dimension(args[1], args[0]):
         return None
     x, dim = args[0], args[1] % args[0].dim()
@@ -224,7 +224,7 @@ def unflatten(args: tuple[Any, ...]) -> Shape | None:
 
 
 def transpose(args: tuple[Any, ...]) -> Shape | None:
-    """Of two dimensions that change places."""
+    """The shape where two dimensions change places."""
     if len(args) != 3 or not _are_numbers(args[0]) or not all(_is_dimension(dim, args[0]) for dim in args[1:]):
         return None
     sizes = list(args[0].shape)
@@ -233,7 +233,7 @@ def transpose(args: tuple[Any, ...]) -> Shape | None:
 
 
 def permute(args: tuple[Any, ...]) -> Shape | None:
-    """Of all dimensions in another order."""
+    """The shape with all dimensions in another order."""
     if len(args) != 2 or not _are_numbers(args[0]) or not isinstance(args[1], list | tuple):
         return None
     x, order = args
@@ -243,12 +243,12 @@ def permute(args: tuple[Any, ...]) -> Shape | None:
 
 
 def t(args: tuple[Any, ...]) -> Shape | None:
-    """Of a matrix, transposed."""
+    """The shape of a transposed matrix."""
     return tuple(args[0].shape[::-1]) if len(args) == 1 and _are_numbers(*args) and args[0].dim() == 2 else None
 
 
 def squeeze(args: tuple[Any, ...]) -> Shape | None:
-    """Of dimensions of size 1 that go."""
+    """The shape without dimensions of size 1."""
     if len(args) != 2 or not _are_numbers(args[0]):
         return None
     x, dims = args[0], args[1] if isinstance(args[1], list | tuple) else [args[1]]
@@ -261,7 +261,7 @@ def squeeze(args: tuple[Any, ...]) -> Shape | None:
 
 
 def unsqueeze(args: tuple[Any, ...]) -> Shape | None:
-    """Of a dimension of size 1 that is added."""
+    """The shape with a new dimension of size 1."""
     if len(args) != 2 or not _are_numbers(args[0]):
         return None
     x, dim = args
@@ -272,7 +272,7 @@ def unsqueeze(args: tuple[Any, ...]) -> Shape | None:
 
 
 def select(args: tuple[Any, ...]) -> Shape | None:
-    """Of one entry of a dimension."""
+    """The shape of one entry of a dimension."""
     if len(args) != 3 or not _are_numbers(args[0]) or not _is_dimension(args[1], args[0]):
         return None
     x, dim, entry = args
@@ -282,7 +282,7 @@ def select(args: tuple[Any, ...]) -> Shape | None:
 
 
 def slice_(args: tuple[Any, ...]) -> Shape | None:
-    """Of a part of a dimension."""
+    """The shape of a part of a dimension."""
     if len(args) != 4 or not _are_numbers(args[0]) or not _is_dimension(args[1], args[0]):
         return None
     x, dim, start, end = args
@@ -292,7 +292,7 @@ def slice_(args: tuple[Any, ...]) -> Shape | None:
 
 
 def matmul(args: tuple[Any, ...]) -> Shape | None:
-    """Of products of matrices, as many of one side as of the other."""
+    """The shape of products of matrices, as many on one side as on the other."""
     if len(args) != 2 or not _are_numbers(*args) or min(x.dim() for x in args) < 2:
         return None
     a, b = (tuple(x.shape) for x in args)
@@ -300,12 +300,12 @@ def matmul(args: tuple[Any, ...]) -> Shape | None:
 
 
 def bmm(args: tuple[Any, ...]) -> Shape | None:
-    """Of products of matrices, in two stacks."""
+    """The shape of products of the matrices in two stacks."""
     return matmul(args) if all(isinstance(x, Tensor) and x.dim() == 3 for x in args) else None
 
 
 def flatten(args: tuple[Any, ...]) -> Shape | None:
-    """Of dimensions that become one."""
+    """The shape where several dimensions become one."""
     if not 1 <= len(args) <= 3 or not _are_numbers(args[0]) or not args[0].dim():
         return None
     defaults: tuple[Any, ...] = (0, -1)
@@ -317,7 +317,7 @@ def flatten(args: tuple[Any, ...]) -> Shape | None:
 
 
 def index_select(args: tuple[Any, ...]) -> Shape | None:
-    """Of a selection of the entries of a dimension."""
+    """The shape of a selection of a dimension's entries."""
     if len(args) != 3 or not _are_numbers(args[0]) or not _is_dimension(args[1], args[0]):
         return None
     x, dim, index = args

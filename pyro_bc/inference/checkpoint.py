@@ -20,7 +20,7 @@ from ..runtime.files import write_atomically
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
 
-#: of a checkpoint, which another version may not read: the optimiser's state, and names of generators.
+#: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3
 
 

@@ -51,7 +51,7 @@ def _family(name: str, fn: Any) -> Any:
     )
 
 
-# Of a log-variance: its exponential is still a positive float32.
+# The least log-variance whose exponential is still a positive float32.
 _SMALLEST = -170.0
 
 
@@ -154,7 +154,7 @@ class FactorizedGuide(AutoGuide):
         found = []
         for tree in self._trees(name):
             own = tree.get_submodule(path)._parameters
-            # Of a site in a plate there is an unconstrained one; it is real all the same.
+            # A site in a plate has an unconstrained one; it is real all the same.
             found.append(cast(Tensor, own[leaf if leaf in own else f"{leaf}_unconstrained"]))
         return tuple(found)
 

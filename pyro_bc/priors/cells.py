@@ -122,7 +122,7 @@ class LaplaceCells(TorchDistribution):
         total: Any = 0.0
         for rate, half, side, probability in zip(*tables, strict=True):
             tail = torch.exp(-v * rate)
-            # Of the cell that holds 0: 1 - exp(-1/2b) cosh(v/b). Both branches are computed, so neither may overflow.
+            # The cell that holds 0 has 1 - exp(-1/2b) cosh(v/b). Both branches are computed, so neither may overflow.
             around = 1 - 0.5 * half * (tail + 1 / torch.maximum(tail, half))
             total = total + torch.where(holds_zero, around, tail * side) * probability
         return total.clamp_min(_LEAST).log().reshape(value.shape)

@@ -47,7 +47,7 @@ def _log_normal_entropy(q: dist.LogNormal) -> Tensor:
 
 @register_kl(dist.LogNormal, dist.Gamma)
 def _kl_log_normal_gamma(q: dist.LogNormal, p: dist.Gamma) -> Tensor:
-    r"""For :math:`\mathrm{Gamma}(\tfrac12, \text{scale}=\theta)`:
+    r"""The KL from :math:`\mathrm{Gamma}(\tfrac12, \text{scale}=\theta)`:
     :math:`e^{\mu+\sigma^2/2}/\theta - \tfrac12(\mu + \log\sigma^2 + 1 + \log 2 - \log\theta)`."""
     a, rate = p.concentration, p.rate
     mean = torch.exp(q.loc + 0.5 * q.scale.square())
@@ -57,7 +57,7 @@ def _kl_log_normal_gamma(q: dist.LogNormal, p: dist.Gamma) -> Tensor:
 
 @register_kl(dist.LogNormal, dist.InverseGamma)
 def _kl_log_normal_inverse_gamma(q: dist.LogNormal, p: dist.InverseGamma) -> Tensor:
-    r"""For :math:`\mathrm{InvGamma}(\tfrac12, 1)`:
+    r"""The KL from :math:`\mathrm{InvGamma}(\tfrac12, 1)`:
     :math:`e^{-\mu+\sigma^2/2} - \tfrac12(-\mu + \log\sigma^2 + 1 + \log 2)`."""
     a, rate = p.concentration, p.rate
     mean_of_inverse = torch.exp(-q.loc + 0.5 * q.scale.square())

@@ -95,7 +95,7 @@ class Code(nn.Module):
 
     @property
     def fraction_bits(self) -> int:
-        """Of the power of two that is nearest to the step."""
+        """The fractional bits of the power of two that is nearest to the step."""
         return -round(self.log_step.item() / math.log(2))
 
     @torch.no_grad()
