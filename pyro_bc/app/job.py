@@ -277,7 +277,7 @@ def _dense_stage(job: Job, net: nn.Module) -> tuple[nn.Module, float]:
 
 
 def _teacher_stage(job: Job, teacher: nn.Module, dense: nn.Module, dense_error: float) -> tuple[nn.Module, float]:
-    """The network by whose probabilities the fit learns, and its error; ``teacher.safetensors`` where it is another network."""
+    """The network by whose probabilities the fit learns, and its error; ``teacher.safetensors`` where it is another."""
     if job.plan.distil.teacher in (None, job.settings.net):
         return dense, dense_error
     pyro.set_rng_seed(job.settings.seed)  # as if the dense network had just been read back, by a resumed run

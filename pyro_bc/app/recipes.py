@@ -50,7 +50,7 @@ _LENET_5 = Recipe(
     _dense(5, 2e-3), _fit(25, 1.0, learning_rate=2e-3), Finetune(epochs=48, kl_weight=0.6, shift=1)
 )  # fmt: skip
 _LENET_300 = Recipe(_dense(10), _fit(40, 0.1))
-# Scale-free weights under the scales give up weights as well as groups under the whole KL, and need no faster variances.
+# Scale-free weights under scales give up weights and groups under the whole KL, and need no faster variances.
 _LENET_300_SPARSE = Recipe(_dense(10), _fit(60, 1.0, log_learning_rate=1e-3, decay=1.0, batch_size=100))
 
 
