@@ -33,6 +33,7 @@ from ..errors import UnsupportedSiteError, UsageError
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
+from .ownership import claim_parameters, forget_others
 
 
 def _family(name: str, fn: Any) -> Any:
@@ -93,6 +94,7 @@ class FactorizedGuide(AutoGuide):
         self.layers: dict[str, LayerSites] = {}
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        forget_others(f"{self._pyro_name}.", self)
         super()._setup_prototype(*args, **kwargs)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
@@ -121,6 +123,7 @@ class FactorizedGuide(AutoGuide):
                         f"Pyro's parameter store holds another model's parameters for site '{name}', of another shape; "
                         f"call pyro.clear_param_store() before a new guide's first call"
                     )
+        claim_parameters(self, f"{self._pyro_name}.")
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -172,6 +175,8 @@ class FactorizedGuide(AutoGuide):
         """Sample every latent site; the arguments are the model's. Returns ``{site: value}``."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        else:
+            claim_parameters(self, f"{self._pyro_name}.")
         assert self.prototype_trace is not None
         plates = self._create_plates(*args, **kwargs)
         result = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -46,9 +46,8 @@ class BayesianLayer(PyroModule):
         if self.prior.code(torch.zeros(1), ()) is not None:
             self._start_codes(self._initial_values())
         self._place(torch.get_default_device())
-        for role in self.prior.roles:
-            setattr(self, role, PyroSample(partial(_density, role=role)))
-        self.bias = PyroSample(partial(_density, role="bias")) if bias else None
+        for role in (*self.prior.roles, *["bias"] * bias):
+            self.__dict__["_pyro_samples"][role] = partial(_density, role=role)
 
     def _initial_values(self) -> dict[str, Tensor]:
         weight = initial_weight(self._shape, self.layer_type)
@@ -94,7 +93,7 @@ class BayesianLayer(PyroModule):
 
     @classmethod
     def from_module(cls, module: Any, prior: Prior) -> Any:
-        """A Bayesian layer of the same shape whose guide starts from the module's weight and bias."""
+        """A Bayesian layer of the same shape, with the module's hooks, whose guide starts from its weight and bias."""
         check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
         values = {name: value.detach().clone() for name, value in module.named_parameters()}
@@ -102,16 +101,37 @@ class BayesianLayer(PyroModule):
             layer._start_codes(values)
         layer._place(module.weight.device)
         layer.pretrained = values
+        for hooks in (
+            "_forward_hooks",
+            "_forward_hooks_with_kwargs",
+            "_forward_pre_hooks",
+            "_forward_pre_hooks_with_kwargs",
+        ):
+            layer.__dict__[hooks] = module.__dict__[hooks]
         return layer
 
     @classmethod
     def _like(cls, module: Any, prior: Prior) -> Any:
         raise NotImplementedError
 
+    def _site(self, role: str) -> Any:
+        """The value of one site, which the first reading samples."""
+        return PyroModule.__getattr__(self, role)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer multiplies with, whoever reads it; the site of this name may be a part of it."""
+        return self.sample_parameters()[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that the layer adds, or None."""
+        return self.sample_parameters()[1]
+
     def sample_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias: one ``pyro.sample`` statement per site."""
-        values: dict[str, Any] = {role: getattr(self, role) for role in self.prior.roles}
-        bias: Any = self.bias  # a tensor: reading the attribute samples the site
+        values: dict[str, Any] = {role: self._site(role) for role in self.prior.roles}
+        bias: Any = self._site("bias") if self._has_bias else None
         if self.weight_code is not None:
             values["weight"] = self.weight_code.decoded(values["weight"])
             if bias is not None:
@@ -167,7 +187,7 @@ class BayesianLinear(BayesianLayer):
         return F.linear(x, *self.sample_parameters())
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, prior={self.prior}"
+        return f"{self.in_features}, {self.out_features}, bias={self._has_bias}, prior={self.prior}"
 
 
 class _BayesianConv(BayesianLayer):
@@ -221,7 +241,7 @@ class _BayesianConv(BayesianLayer):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self._has_bias}, "
             f"padding_mode={self.padding_mode!r}, prior={self.prior}"
         )
 
@@ -317,7 +337,7 @@ class BayesianConvTranspose2d(BayesianLayer):
         return (
             f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, output_padding={self.output_padding}, dilation={self.dilation}, "
-            f"bias={self.bias is not None}, prior={self.prior}"
+            f"bias={self._has_bias}, prior={self.prior}"
         )
 
 
@@ -329,3 +349,17 @@ BAYESIAN: dict[type[nn.Module], Any] = {
         for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d, BayesianConvTranspose2d)
     },
 }
+
+
+def layer_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of :data:`BAYESIAN` as which a module computes: its own, or one that it inherits ``forward`` from."""
+    if type(module) in BAYESIAN:
+        return type(module)
+    for kind in BAYESIAN:
+        if isinstance(module, kind) and all(getattr(type(module), f, 0) is getattr(kind, f, 0) for f in _COMPUTES):
+            return kind
+    return None
+
+
+# The methods that a layer computes with.
+_COMPUTES = ("forward", "_conv_forward", "__call__")

@@ -12,15 +12,17 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
-from ..graph.attention import MultiheadAttention, separate_heads
+from ..graph.attention import MultiheadAttention
 from ..graph.module import evaluating
 from ..graph.read import read_graph
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
 from ..quantisation.grids import spatial_grids
-from .layers import BAYESIAN, BayesianLayer
+from .layers import BAYESIAN, BayesianLayer, layer_class
 from .likelihoods import Categorical, Likelihood
+from .ownership import claim_parameters
+from .prepare import prepared
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
@@ -56,8 +58,9 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     :param prior: one prior for all layers, or a rule ``(name, module) -> Prior | None``, where None leaves a
         layer deterministic.
     :param deterministic: layers to leave as they are: names (``"head"``, ``"stem.*"``), types (``nn.Conv1d``), or
-        functions ``(name, module) -> bool``. Other modules with weights (recurrent cells, embeddings) always are,
-        which a warning says unless they are named here.
+        functions ``(name, module) -> bool``. Layers whose weight does not require a gradient always are, and stay
+        as they are; so do other modules with weights (recurrent cells, embeddings), which a warning says unless they
+        are named here.
     :raises UnsupportedNetworkError: where no layer becomes Bayesian, or one's weight belongs to another module too.
     :raises UsageError: where a layer's weights are not of torch's default dtype.
 
@@ -67,7 +70,11 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     >>> [type(layer).__name__ for layer in net]
     ['BayesianLinear', 'PyroReLU', 'PyroLinear']
     """
-    net = separate_heads(copy.deepcopy(module))
+    return _bayesian(prepared(module), prior, deterministic)
+
+
+def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice]) -> nn.Module:
+    """What :func:`bayesianize` makes of a prepared network, which is used up."""
     for layer in net.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.p = 0.0
@@ -79,8 +86,9 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     def convert(layer: nn.Module) -> nn.Module:
         if id(layer) not in converted:
             converted[id(layer)] = layer
-            if id(layer) in chosen:
-                converted[id(layer)] = BAYESIAN[type(layer)].from_module(layer, chosen[id(layer)])
+            kind = layer_class(layer)
+            if id(layer) in chosen and kind is not None:
+                converted[id(layer)] = BAYESIAN[kind].from_module(layer, chosen[id(layer)])
             else:
                 for name, child in list(layer._modules.items()):
                     if child is not None:
@@ -89,7 +97,17 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
 
     result = convert(net)
     to_pyro_module_(result)
+    _keep_frozen_(result)
     return result
+
+
+def _keep_frozen_(net: nn.Module) -> None:
+    """Make buffers of the parameters that are not to be trained: Pyro trains whatever is a parameter."""
+    for module in net.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not parameter.requires_grad:
+                del module._parameters[name]
+                module.register_buffer(name, parameter.detach())
 
 
 def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice]) -> dict[int, Prior]:
@@ -102,12 +120,17 @@ def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice])
             owners.setdefault(id(parameter), []).append(name)
     chosen: dict[int, Prior] = {}
     left: list[str] = []
+    frozen: list[str] = []
     for name, layer in modules.items():
         if _chosen(name, layer, deterministic):
             continue
-        if type(layer) not in BAYESIAN:
+        kind = layer_class(layer)
+        if kind is None:
             if any(parameter.dim() > 1 for key, parameter in layer.named_parameters(recurse=False) if "weight" in key):
                 left.append(f"'{name}' ({type(layer).__name__})")
+            continue
+        if not layer.weight.requires_grad:
+            frozen.append(name)
             continue
         layer_prior = rule(name, layer)
         if layer_prior is None:
@@ -120,13 +143,24 @@ def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice])
             )
         chosen[id(layer)] = layer_prior
     if not chosen:
-        kinds = ", ".join(kind.__name__ for kind in BAYESIAN)
-        raise UnsupportedNetworkError(f"the network has no layer to make Bayesian; needed is at least one of: {kinds}")
+        raise UnsupportedNetworkError(_no_layer(left, frozen))
     if left:
         warnings.warn(
             f"left deterministic, and neither pruned nor rounded by a posterior: {', '.join(left)}", stacklevel=4
         )
     return chosen
+
+
+def _no_layer(left: list[str], frozen: list[str]) -> str:
+    """Why a network has no layer that may become Bayesian, and what to do."""
+    if frozen:
+        return f"all layers are frozen ({', '.join(frozen)}): call requires_grad_(True) on those that need a posterior"
+    kinds = ", ".join(kind.__name__ for kind in BAYESIAN if kind.__module__.startswith("torch"))
+    others = f"; what it has are {', '.join(left)}" if left else ""
+    return (
+        f"the network has no layer to make Bayesian{others}. Needed is one that is trained and computes as one of "
+        f"{kinds} does: a subclass with a forward of its own is none"
+    )
 
 
 def _code_over_grids(net: nn.Module) -> dict[str, BayesianLayer]:
@@ -187,12 +221,14 @@ class BayesianNetwork(PyroModule):
         super().__init__()
         if isinstance(num_data, bool) or not (isinstance(num_data, int) and num_data > 0):
             raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
-        self.net = bayesianize(net, GroupHorseshoe() if prior is None else prior, deterministic)
+        ready = prepared(net)
+        skeleton = copy.deepcopy(ready)
+        self.net = _bayesian(ready, GroupHorseshoe() if prior is None else prior, deterministic)
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.num_data = num_data
         self._over_pictures = _code_over_grids(self.net)
         # What compression fills with the posterior's weights. In a tuple, so that it is no submodule.
-        self._skeleton = (separate_heads(copy.deepcopy(net)),)
+        self._skeleton = (skeleton,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianNetwork":
         self._skeleton[0]._apply(fn, recurse)
@@ -216,6 +252,7 @@ class BayesianNetwork(PyroModule):
                 layer.code_over(grids.get(f"{name}.weight", ()))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = self.net(x)
         density = self.likelihood(outputs)

@@ -1,7 +1,10 @@
 """What cannot be trained is said before it is, and what stops a training is named; the last good checkpoint stays."""
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import ClippedAdam
 from torch import nn
 
 from pyro_bc import (
@@ -239,8 +242,47 @@ def test_two_networks_in_one_process_do_not_share_parameters():
     assert compress(*second).architecture == (6, 5) and compress(*first).architecture == (6, 8)
     torch.manual_seed(0)
     assert len(alone) > 50
+
+
+def test_a_loop_with_svi_starts_from_its_own_networks_parameters():
+    """Pyro's store has another model's under the same names, of the same shapes or of others."""
+
+    def loop(units, steps):
+        torch.manual_seed(units)
+        net = nn.Sequential(nn.Linear(6, units), nn.BatchNorm1d(units), nn.ReLU(), nn.Linear(units, 3))
+        model = BayesianNetwork(net, num_data=48)
+        guide = FactorizedGuide(model)
+        svi = SVI(model, guide, ClippedAdam({"lr": 0.05}), TraceMeanField_ELBO())
+        svi.evaluate_loss(X, Y)
+        assert torch.equal(guide.parameters_of("net.0.weight")[0], net[0].weight)
+        assert torch.equal(model.net[1].weight, net[1].weight)
+        for _ in range(steps):
+            svi.step(X, Y)
+        return net, model, guide, svi
+
+    first = loop(8, 3)
+    loop(8, 3)
+    other = loop(9, 0)
+    before = [guide.parameters_of("net.0.weight")[0].clone() for guide in (first[2], other[2])]
+    normalised = first[1].net[1].weight.clone()
+    first[3].step(X, Y)  # each trains its own, also in turns
+    assert not torch.equal(first[2].parameters_of("net.0.weight")[0], before[0])
+    assert not torch.equal(first[1].net[1].weight, normalised)
+    assert torch.equal(other[2].parameters_of("net.0.weight")[0], before[1])
+
+
+def test_parameters_that_were_read_from_a_file_are_taken_over(tmp_path):
     model = BayesianNetwork(small_net(), num_data=48)
-    FactorizedGuide(model)(X, Y)  # as a loop with SVI does: from here on Pyro's store has parameters of these names
+    guide = FactorizedGuide(model)
+    guide(X, Y)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    again = FactorizedGuide(BayesianNetwork(small_net(), num_data=48))
+    again(X, Y)
+    assert torch.equal(again.parameters_of("net.0.weight")[0], guide.parameters_of("net.0.weight")[0])
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
     wider = BayesianNetwork(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)), num_data=48)
     with pytest.raises(UsageError, match="clear_param_store"):
         FactorizedGuide(wider)(X, Y)

@@ -135,7 +135,7 @@ def test_a_rule_decides_layer_by_layer():
     ids=["no layer", "rule refuses all"],
 )
 def test_a_network_without_a_bayesian_layer_is_refused(net, prior):
-    with pytest.raises(UnsupportedNetworkError, match=r"at least one of: .*Linear"):
+    with pytest.raises(UnsupportedNetworkError, match=r"no layer to make Bayesian.*as one of .*Linear"):
         bayesianize(net, prior)
 
 

@@ -27,10 +27,11 @@ def reference(v: float, scales, weights) -> float:
     st.floats(-3, 3),
 )
 def test_the_density_is_that_of_a_laplace_mixture_over_a_cell(v, log_scales, logit):
-    prior = LaplaceCells(torch.tensor([log_scales]).double(), torch.tensor([[0.0, logit]]).double())
+    double = {"dtype": torch.double}  # of the numbers themselves, not of their nearest float32
+    prior = LaplaceCells(torch.tensor([log_scales], **double), torch.tensor([[0.0, logit]], **double))
     weights = [1 / (1 + math.exp(logit)), 1 / (1 + math.exp(-logit))]
     expected = max(reference(v, np.exp(log_scales), weights), 1e-9)
-    assert prior.log_prob(torch.tensor(v).double()).item() == pytest.approx(math.log(expected), abs=1e-6)
+    assert prior.log_prob(torch.tensor(v, **double)).item() == pytest.approx(math.log(expected), abs=1e-7)
 
 
 def test_the_density_integrates_to_one_and_so_do_the_codes():
