@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.layer_types import layer_type
+from ..graph.layers_alone import shared_layers
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_groups, layer_name, without_nodes
 from ..graph.read import read_graph
-from .pruned import PrunedLayer, masked_layer, with_weights
+from .pruned import PrunedLayer, masked_layers, with_weights
 
 
 def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
@@ -26,7 +27,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
     :raises UnsupportedNetworkError: as :func:`~pyro_bc.graph.read.read_graph`.
     """
     graph = read_graph(net, example)
-    layers = {layer_name(node): masked_layer(graph, node, {}, {}) for node in graph.nodes if is_layer(node)}
+    layers = masked_layers(graph, {}, {})
     graph = with_weights(*fold_batch_norms(graph, layers))
     return GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)
 
@@ -38,6 +39,7 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
         for value in node.values():
             readers.setdefault(value, []).append(index)
     uses = [layer_name(node) for node in graph.nodes if is_layer(node)]
+    shared = shared_layers(graph)
     nodes, tensors, layers = list(graph.nodes), dict(graph.tensors), dict(layers)
     folded: dict[int, int] = {}
     for index, node in enumerate(graph.nodes):
@@ -52,7 +54,7 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
             continue
         name = layer_name(nodes[source])
         statistics = [None if a is None else tensors[a.name] for a in node.args[1:5]]
-        if uses.count(name) > 1 or statistics[2] is None or node.args[5] or layers[name].codes:
+        if uses.count(name) > 1 or name in shared or statistics[2] is None or node.args[5] or layers[name].codes:
             continue
         gain, shift, mean, variance = statistics
         assert mean is not None and variance is not None

@@ -1,6 +1,8 @@
 """The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
 
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
 from ..file.contents import Integers, Selection, Stored
 from ..graph.layer_types import layer_type
+from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
 from ..model.guide import FactorizedGuide
@@ -18,7 +21,7 @@ from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
-from .pruned import PrunedNetwork
+from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 
 # Inputs on which a compressed network must not always compute the same.
@@ -56,6 +59,7 @@ def compress(
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
     posterior = layer_posteriors(model, guide)
+    own = net is None
     if net is None:
         if not isinstance(model, BayesianNetwork):
             raise UsageError(
@@ -67,18 +71,26 @@ def compress(
     graph = read_graph(net, example)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     posterior = _by_graph_name(posterior, names, net)
+    if own:
+        posterior = _used(posterior, graph)
+    loose = [name for name in posterior if name not in names and f"{name}.weight" in graph.tensors]
     prefix = _prefix(model)
     for site in guide.families:
         layer = site.removeprefix(prefix).removesuffix(".weight")
         if site.endswith(".weight") and layer in names and layer not in posterior:
             raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
     for name in posterior:
-        if name not in names:
+        if name not in names and name not in loose:
             raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
     for name in thresholds or {}:
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
+    # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
+    transformed = {
+        name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose
+    }
+    graph = with_weights(graph, transformed)
     pruned = shrink(graph, posterior, chosen, batch_norm_loader)
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
     dense_shapes = _dense_shapes(graph)
@@ -91,15 +103,27 @@ def compress(
         dense_shapes, dense_parameters = _dense_network(dense, example, list(shapes))
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
-        tensors=_store(pruned, precision, noise_ratio),
+        tensors=_store(pruned, transformed, precision, noise_ratio),
         dense_shapes=dense_shapes,
         dense_parameters=dense_parameters,
         input_shape=tuple(example.shape[1:]),
         buffers=pruned.graph.buffers,
         thresholds=chosen,
     )
-    _check_not_constant(small, example)
+    _check_not_constant(small, pruned, example)
     return small
+
+
+def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, LayerPosterior]:
+    """What the network uses of it in evaluation mode; layers that only training uses are left out, and said."""
+    unused = [name for name in posterior if not {f"{name}.weight", f"{name}.bias"} & graph.tensors.keys()]
+    if unused:
+        warnings.warn(f"not part of the network in evaluation mode, and left out: {', '.join(unused)}", stacklevel=3)
+    return {
+        name: layer if f"{name}.bias" in graph.tensors else replace(layer, bias_mean=None, bias_variance=None)
+        for name, layer in posterior.items()
+        if name not in unused
+    }
 
 
 def _dense_shapes(graph: Graph) -> dict[str, tuple[int, int]]:
@@ -118,20 +142,29 @@ def _dense_network(dense: nn.Module, example: Tensor, names: list[str]) -> tuple
 
 
 @on_cpu
-def _check_not_constant(small: CompressedNetwork, example: Tensor) -> None:
+def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example: Tensor) -> None:
     """:raises EmptyNetworkError: where what is left computes the same for every input."""
-    advice = "Train longer, with a higher learning rate or a lower weight of the KL, or set higher thresholds"
-    for layer in small.layers:
-        if not layer.weight.codes.any():
-            raise EmptyNetworkError(
-                f"all weights of layer '{layer.name}' are 0 in the precision that the posterior asks for. {advice}"
-            )
     x = example[:_EXAMPLES].cpu()
     x = x.float() if x.is_floating_point() else x  # what is stored computes in single precision
+    if not (x != x[:1]).any() or not _is_constant(small.network(), x):
+        return
+    zero = [layer.name for layer in small.layers if not layer.weight.codes.any()]
+    which = f"all weights of layer '{zero[0]}' are 0" if zero else "the network computes the same for every input"
+    if _is_constant(GraphNetwork(pruned.graph.nodes, pruned.graph.tensors, pruned.graph.buffers), x):
+        raise EmptyNetworkError(
+            f"{which} in what pruning left of the network: the fit has learned nothing that its output depends on, or "
+            f"lost it again. Give the KL less weight (kl_weight), or set higher thresholds"
+        )
+    raise EmptyNetworkError(
+        f"{which} in the precision that the posterior asks for: its noise is larger than its weights. Give the KL less "
+        f"weight (kl_weight), or take smaller steps (noise_ratio)"
+    )
+
+
+def _is_constant(network: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
-        outputs = small.network()(x)
-    if (x != x[:1]).any() and outputs.isfinite().all() and (outputs == outputs[:1]).all():
-        raise EmptyNetworkError(f"what pruning left of the network computes the same for every input. {advice}")
+        outputs = network(x)
+    return bool(outputs.isfinite().all() and (outputs == outputs[:1]).all())
 
 
 def _by_graph_name(
@@ -158,13 +191,15 @@ def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPoste
 
 
 @on_cpu
-def _store(pruned: PrunedNetwork, precision: str, noise_ratio: float) -> dict[str, Stored]:
+def _store(
+    pruned: PrunedNetwork, transformed: Mapping[str, PrunedLayer], precision: str, noise_ratio: float
+) -> dict[str, Stored]:
     """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
     tensors: dict[str, Stored] = {}
     selections = _selections(pruned.graph)
     for name, tensor in pruned.graph.tensors.items():
         layer_of, _, role = name.rpartition(".")
-        layer = pruned.layers.get(layer_of)
+        layer = pruned.layers.get(layer_of) or transformed.get(layer_of)
         if name in selections:
             tensors[name] = Selection(tensor, selections[name])
         elif tensor.dtype == torch.int64:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..graph.nodes import Graph, Node, layer_name
+from ..graph.nodes import Graph, is_layer, layer_name
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold, signal_bar, weights_kept
 from ..quantisation.fixed_point import FixedPoint
@@ -89,12 +89,25 @@ def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
     return replace(graph, tensors=tensors)
 
 
+def masked_layers(
+    graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]
+) -> dict[str, PrunedLayer]:
+    """Every layer of a graph, with what its threshold left of it."""
+    names = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    used = {name for node in graph.nodes for name in node.named()}
+    return {name: masked_layer(graph, name, f"{name}.bias" in used, posterior, thresholds) for name in names}
+
+
 def masked_layer(
-    graph: Graph, node: Node, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]
+    graph: Graph,
+    name: str,
+    has_bias: bool,
+    posterior: Mapping[str, LayerPosterior],
+    thresholds: Mapping[str, Threshold],
 ) -> PrunedLayer:
-    name = layer_name(node)
-    dense = graph.tensors[node.args[1].name]
-    dense_bias = graph.tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
+    """One layer of these tensors, with what its threshold left of it."""
+    dense = graph.tensors[f"{name}.weight"]
+    dense_bias = graph.tensors[f"{name}.bias"] if has_bias else None
     if name not in posterior:
         zeros = None if dense_bias is None else torch.zeros_like(dense_bias)
         everything = torch.ones_like(dense, dtype=torch.bool)

@@ -24,6 +24,7 @@ from ..errors import EmptyNetworkError
 from ..graph.constant_rules import Constant
 from ..graph.constants import propagate
 from ..graph.layer_types import layer_type
+from ..graph.layers_alone import shared_layers
 from ..graph.nodes import (
     Graph,
     Named,
@@ -43,7 +44,8 @@ from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
-from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
+from .branches import without_constant_branches
+from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
 
 
 @on_cpu
@@ -62,23 +64,26 @@ def shrink(
     :raises EmptyNetworkError: where the output no longer depends on the input.
     :raises UsageError: where the posterior does not fit the network, or is not finite.
     """
-    layers = {
-        layer_name(node): masked_layer(graph, node, posterior, thresholds) for node in graph.nodes if is_layer(node)
-    }
+    layers = masked_layers(graph, posterior, thresholds)
     dead = [name for name, layer in layers.items() if not layer.mask.any()]
     if batch_norm_loader is not None:
         graph = reestimate_batch_norm(with_weights(graph, layers), batch_norm_loader)
     graph, layers = fold_batch_norms(graph, layers)
-    pruner = _Pruner(graph, layers)
-    pruner.settle()
-    if pruner.output_is_constant():
-        name = (dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers))[0]
-        raise EmptyNetworkError(
-            f"nothing is left of layer '{name}', and so of the network: every one of its groups was pruned. Train "
-            f"longer, with a higher learning rate or a lower weight of the KL, cap its standard deviations while it "
-            f"learns (max_scale), or set a higher threshold for it"
-        )
-    return pruner.result()
+    while True:
+        pruner = _Pruner(graph, layers)
+        pruner.settle()
+        if pruner.output_is_constant():
+            name = (dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers))[0]
+            raise EmptyNetworkError(
+                f"nothing is left of layer '{name}', and so of the network: every one of its groups was pruned. Fit it "
+                f"with a lower weight of the KL (kl_weight), cap its standard deviations while it learns (max_scale), "
+                f"or set a higher threshold for it (thresholds)"
+            )
+        smaller = without_constant_branches(pruner.graph, pruner.constants)
+        if smaller is None:
+            return pruner.result()
+        left = {layer_name(node) for node in smaller.nodes if is_layer(node)}
+        graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 
 
 class _Pruner:
@@ -88,6 +93,7 @@ class _Pruner:
         self.graph = graph
         self.layers = layers
         self.tracking = Tracking(graph)
+        self.shared = shared_layers(graph)
         self.uses: dict[str, list[int]] = {}
         for index, node in enumerate(graph.nodes):
             if is_layer(node):
@@ -110,6 +116,9 @@ class _Pruner:
         """Units that a layer computes."""
         return self.tracking.tensors[f"{name}.weight"][self.types[name].output_axis]
 
+    def _node(self, index: int) -> Node:
+        return self.graph.nodes[index]
+
     def settle(self) -> None:
         changed = True
         while changed:
@@ -126,8 +135,10 @@ class _Pruner:
                 outputs[name] = np.full(size, np.nan)
                 continue
             reads = self.types[name].by_output(layer.mask).flatten(1).any(1).numpy()
+            added = {len(node.args) > 2 and node.args[2] is not None for node in map(self._node, self.uses[name])}
             bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
-            outputs[name] = np.where(reads, np.nan, bias)
+            constant = np.nan if len(added) > 1 else bias if added == {True} else 0.0
+            outputs[name] = np.where(reads, np.nan, constant)
         return propagate(self.graph, outputs)
 
     def output_is_constant(self) -> bool:
@@ -138,7 +149,7 @@ class _Pruner:
         """Move constant inputs of every layer into its bias."""
         changed = False
         for name, indices in self.uses.items():
-            if len(indices) > 1 or name in self.whole:
+            if len(indices) > 1 or name in self.whole or name in self.shared:
                 continue
             node, layer = self.graph.nodes[indices[0]], self.layers[name]
             known = self._input_constants(node)
@@ -189,7 +200,7 @@ class _Pruner:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
-            if layer_groups(self.graph.nodes[indices[0]]) == 1:
+            if name in self.layers and layer_groups(self.graph.nodes[indices[0]]) == 1:
                 kind = self.types[name]
                 inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
                 reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
@@ -208,8 +219,34 @@ class _Pruner:
                 changed = True
         return changed
 
+    def _without_unread_parts(self) -> None:
+        """Leave out of concatenations the parts that nothing reads, and what only they need."""
+        living = list(self._alive())
+        nodes = []
+        for node in self.graph.nodes:
+            unread: set[int] = set()
+            if node.op == "cat" and all(isinstance(part, Value) for part in node.args[0]):
+                for position, part in enumerate(node.args[0]):
+                    axis = (*node.args, 0)[1] % len(self.tracking.shape(part))
+                    units = self.tracking.of(part).get(axis)
+                    if units is not None and not np.isin(self.tracking.units.roots(units), living).any():
+                        unread.add(position)
+                if len(unread) < len(node.args[0]):
+                    parts = tuple(part for position, part in enumerate(node.args[0]) if position not in unread)
+                    node = replace(node, args=(parts, *node.args[1:]))
+            nodes.append(node)
+        self.graph = replace(self.graph, nodes=tuple(nodes))
+        read = {len(nodes) - 1}
+        for index in reversed(range(len(nodes))):
+            if index in read:
+                read.update(nodes[index].values())
+        self.read = read
+        names = {name for index in read if index >= 0 for name in nodes[index].named()}
+        self.layers = {name: layer for name, layer in self.layers.items() if f"{name}.weight" in names}
+
     def result(self) -> PrunedNetwork:
         """The graph with only what is alive."""
+        self._without_unread_parts()
         alive = self._alive()
         units, tracked = self.tracking.units, self.tracking.tensors
         for name in self.layers:  # a branch that is constant keeps one unit, since no tensor may be empty
@@ -263,8 +300,8 @@ class _Pruner:
     def _selections(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For every tensor of indices along a followed axis, the units that it selects from, and those selected."""
         found = {}
-        for node, axes in zip(self.graph.nodes, self.tracking.values, strict=True):
-            if node.op == "index_select":
+        for index, (node, axes) in enumerate(zip(self.graph.nodes, self.tracking.values, strict=True)):
+            if node.op == "index_select" and index in self.read:
                 source = self.tracking.of(node.args[0])
                 dim = node.args[1] % len(self.tracking.shape(node.args[0]))
                 if dim in axes:
@@ -277,6 +314,8 @@ class _Pruner:
         shapes: list[Any] = [self.graph.shapes[0]]
         new: dict[int, int] = {-1: -1}
         for index, node in enumerate(self.graph.nodes):
+            if index not in self.read:
+                continue
             node = _resized(node, self.graph, index, self.tracking, kept)
             args, kwargs = (
                 replace_leaves(tree, lambda leaf: Value(new[leaf.index]) if isinstance(leaf, Value) else leaf)

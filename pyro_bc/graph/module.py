@@ -109,8 +109,9 @@ def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
             continue
         name = layer_name(node)
         named = node.named()
-        as_a_module = named in ([f"{name}.weight"], [f"{name}.weight", f"{name}.bias"])
-        if as_a_module and all(uses[tensor] == alike[node.op, node.args[1:]] for tensor in named):
+        # A bias of this name that the layer does not add would become the module's.
+        expected = [f"{name}.weight", *[f"{name}.bias"] * (f"{name}.bias" in uses)]
+        if named == expected and all(uses[tensor] == alike[node.op, node.args[1:]] for tensor in named):
             layers[name] = node
     return layers
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError
 from .functions import ON_NUMBERS
+from .layers_alone import layers_alone
 from .module import GraphNetwork, evaluating
 from .nodes import DTYPE_NAMES, Graph, Named, Node, Value, is_layer, layer_name, without_dead_code
 from .operations import BY_NAME
@@ -108,7 +109,7 @@ def _read(program: Any) -> Graph:
         raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
     buffers = frozenset(names.values()).difference(signature.inputs_to_parameters.values())
     nodes, shapes = nodes[: output.index + 1], shapes[: output.index + 2]
-    return without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers))
+    return layers_alone(without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers)))
 
 
 def _shape(node: Any) -> tuple[Any, ...] | None:

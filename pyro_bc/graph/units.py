@@ -7,6 +7,7 @@ depthwise convolution has the units of its input. An operation that mixes the en
 fixes their units: they stay.
 """
 
+from .layers_alone import shared_layers
 from .nodes import Graph, Value
 from .operations import operation
 from .unit_rules import FollowedUnits
@@ -20,3 +21,7 @@ class Tracking(FollowedUnits):
         for node in graph.nodes:
             self.values.append(operation(node.op).units(self, node))
         self.fix_axes(Value(len(graph.nodes) - 1))
+        for name in shared_layers(graph):
+            for role in ("weight", "bias"):
+                for units in self.tensors.get(f"{name}.{role}", {}).values():
+                    self.units.fix(units)
