@@ -206,7 +206,7 @@ def files(folder):
         outputs = net(x)
         there = net.to(DEVICE)(x.to(DEVICE))
         difference_of_short = float((short(x) - outputs).abs().max())
-    onnx = pyro_bc.onnx.to_onnx(net, (1, 8, 8), folder / "net.onnx")
+    onnx = pyro_bc.onnx.to_onnx(net, folder / "net.onnx", (1, 8, 8))
     pyro.clear_param_store()
     again = pyro_bc.BayesianNetwork(net, PRIORS["gnj"], num_data=N)
     guide = pyro_bc.FactorizedGuide(again)
@@ -308,7 +308,7 @@ def by_hand(folder):
         resumed, resumed_guide = fresh("convolutional", "ghs", DEVICE)
         fit(resumed, resumed_guide, batches(DEVICE), checkpoint=folder / "half-cpu", resume=True)
         net = pyro_bc.compress(model, guide).network()
-        onnx = pyro_bc.onnx.to_onnx(net, (1, 8, 8), folder / "default.onnx")
+        onnx = pyro_bc.onnx.to_onnx(net, folder / "default.onnx", (1, 8, 8))
     finally:
         torch.set_default_device("cpu")
     return {

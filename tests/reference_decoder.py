@@ -126,11 +126,12 @@ class File:
     """Reads the header; :attr:`tensors` has the codes of every tensor, :attr:`values` its numbers as fractions."""
 
     def __init__(self, data: bytes) -> None:
-        assert data[:3] == b"PBC" and data[3] in (2, 3)
+        assert data[:3] == b"PBC" and data[3] in (2, 3, 4)
         self.data, self.position = data[8:], 0
         assert zlib.crc32(self.data) == struct.unpack("<I", data[4:8])[0]
         self.described: list[dict] = []
-        form = self.varint() if data[3] == 3 else 0
+        self.version = data[3]
+        form = self.varint() if data[3] > 2 else 0
         if form:
             self.chain(form)
         else:
@@ -158,6 +159,7 @@ class File:
     def graph(self) -> None:
         self.dense_parameters = self.varint()
         self.input_shape = [self.varint() for _ in range(self.varint())]
+        self.input_type = self.varint() if self.version == 4 else 0
         for _ in range(self.varint()):
             operation, count = self.varint(), self.varint()
             for position in range(count // 2):
@@ -187,6 +189,13 @@ class File:
         kind, shape = byte >> 4, [self.varint() for _ in range(byte & 15)]
         if kind == 2:
             return {"kind": kind, "shape": shape, "limit": self.varint()}
+        if kind == 6:
+            listed = self.varint() // 2
+            self.position += 4 * listed
+            patterns = struct.unpack(f"<{listed}I", self.data[self.position - 4 * listed : self.position])
+            return {"kind": kind, "shape": shape, "listed": patterns}
+        if kind == 7:
+            self.varint()  # which type
         found = {"kind": kind, "shape": shape, "bits": self.signed()}
         if kind == 5:
             found["grid"] = [self.varint() for _ in range(self.varint())]
@@ -253,6 +262,12 @@ def codes_of(stream: Stream, tensor: dict) -> list[int]:
         grid = tensor["grid"] if kind == 5 else []
         cells = math.prod(grid)
         return stream.adaptive([sum(place(i % cells, grid)) if grid else None for i in range(count)])
+    if kind == 6:
+        listed = tensor["listed"]
+        if listed:
+            return [listed[i] for i in (stream.table(count, len(listed)) if len(listed) > 1 else [0] * count)]
+        upper = stream.uniform(count, 16)
+        return [65536 * high + low for high, low in zip(upper, stream.uniform(count, 16), strict=True)]
     size, lowest = tensor["size"], tensor["lowest"]
     if 1 < size <= 4096 and stream.uniform(1, 1)[0]:
         return stream.table(count, size, lowest)
@@ -269,7 +284,10 @@ def place(cell: int, grid: list[int]) -> list[int]:
 
 
 def values_of(codes: list[int], tensor: dict) -> list[Fraction]:
-    if tensor["kind"] in (1, 2):
+    if tensor["kind"] == 6:
+        numbers = [struct.unpack("<f", struct.pack("<I", code))[0] for code in codes]
+        return [Fraction(number) if math.isfinite(number) else number for number in numbers]
+    if tensor["kind"] in (1, 2, 7):
         return [Fraction(code) for code in codes]
     bits = tensor["bits"]
     if tensor["kind"] == 5:

@@ -47,7 +47,7 @@ def predictor(net: str, prior: str | None, runtime: str) -> Callable[[Tensor], T
         return module
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "network.onnx")
-        to_onnx(module, (1, 28, 28), file)
+        to_onnx(module, file, (1, 28, 28))
         return OnnxNetwork(file, threads=torch.get_num_threads())
 
 

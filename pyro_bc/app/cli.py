@@ -201,7 +201,7 @@ def _export(args: argparse.Namespace) -> None:
         )
     data = _data_for(args, stored) if args.data else None
     net = stored.network()
-    difference = to_onnx(net, stored.input_shape, args.onnx)
+    difference = to_onnx(net, args.onnx, stored.input_shape, stored.input_dtype)
     networks: dict[str, Any] = {"pytorch": net, "onnx": OnnxNetwork(args.onnx)}
     result: dict[str, Any] = {"difference": difference, "bytes": {"onnx": Path(args.onnx).stat().st_size}}
     if args.int8:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..file.contents import Integers, Selection, Stored
+from ..file.contents import Floats, Integers, Numbers, Selection, Stored
+from ..file.tensors import DTYPES
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
@@ -23,6 +24,9 @@ from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
+
+# The file's limit on what it stores as integers.
+_MOST_INTEGER = 1 << 24
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -108,6 +112,7 @@ def compress(
         dense_parameters=dense_parameters,
         input_shape=tuple(example.shape[1:]),
         buffers=pruned.graph.buffers,
+        input_dtype=torch.float32 if example.is_floating_point() else example.dtype,
         thresholds=chosen,
     )
     _check_not_constant(small, pruned, example)
@@ -202,19 +207,38 @@ def _store(
         layer = pruned.layers.get(layer_of) or transformed.get(layer_of)
         if name in selections:
             tensors[name] = Selection(tensor, selections[name])
-        elif tensor.dtype == torch.int64:
-            tensors[name] = Integers(tensor)
         elif not tensor.is_floating_point():
-            raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+            tensors[name] = _integers(name, tensor)
         elif layer is not None and role in layer.codes:
             tensors[name] = layer.codes[role]
         elif layer is not None and role == "weight":
-            tensors[name] = to_fixed_point(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
+            tensors[name] = _numbers(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
         elif layer is not None and role == "bias" and layer.bias is not None and layer.bias_variance is not None:
-            tensors[name] = to_fixed_point(layer.bias, layer.bias_variance, None, precision, noise_ratio)
+            tensors[name] = _numbers(layer.bias, layer.bias_variance, None, precision, noise_ratio)
         else:
-            tensors[name] = to_fixed_point(tensor, torch.zeros_like(tensor))
+            tensors[name] = _numbers(tensor, torch.zeros_like(tensor), None, precision, noise_ratio)
     return tensors
+
+
+def _numbers(values: Tensor, variance: Tensor, mask: Tensor | None, precision: str, noise_ratio: float) -> Numbers:
+    """Numbers on the grid that their posterior allows; without one each in float32's own precision."""
+    values = values.float()
+    if bool(variance.any()):
+        return to_fixed_point(values, variance, mask, precision, noise_ratio)
+    if bool(values.isfinite().all()):
+        stored = to_fixed_point(values, variance)
+        if torch.equal(stored.values(), values):
+            return stored
+    return Floats(values)
+
+
+def _integers(name: str, tensor: Tensor) -> Integers:
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+    codes = tensor.long()
+    if int(codes.abs().max()) >= _MOST_INTEGER:
+        raise UnsupportedNetworkError(f"tensor '{name}' holds integers of {_MOST_INTEGER:,} and more: a file has none")
+    return Integers(codes, tensor.dtype)
 
 
 def _selections(graph: Graph) -> dict[str, int]:

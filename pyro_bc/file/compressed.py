@@ -15,9 +15,8 @@ from ..graph.attention import separate_heads
 from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
 from ..graph.read import read_graph
-from ..quantisation.fixed_point import FixedPoint
 from ..runtime.files import write_atomically
-from .contents import Contents, values
+from .contents import Contents, Numbers, values
 from .format import decode, encode
 
 
@@ -62,7 +61,7 @@ class CompressedNetwork(Contents):
         :param file_bytes: size of the file; None to encode and count.
         """
         size = len(self.to_bytes()) if file_bytes is None else file_bytes
-        numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, FixedPoint)]
+        numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, Numbers)]
         nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
         return Compression(
             pruning=self.dense_parameters / sum(tensor.codes.numel() for tensor in numbers),
@@ -85,7 +84,7 @@ class CompressedNetwork(Contents):
 
         :param net: as for :meth:`save`.
         """
-        return encode(self, None if net is None else _dense_graph(net)(self.input_shape))
+        return encode(self, None if net is None else _dense_graph(net)(self.input_shape, self.input_dtype))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -109,14 +108,18 @@ class CompressedNetwork(Contents):
         return len(data)
 
 
-def _bits_to_multiply(tensor: FixedPoint) -> int:
+def _bits_to_multiply(tensor: Numbers) -> int:
     """Bits of the numbers that a prediction multiplies with: of cosine coefficients' weights, which are float32."""
     return 32 if tensor.grid else tensor.bits
 
 
-def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...]], Graph]:
-    """The graph of a network for inputs of a shape, heads as in a Bayesian network."""
-    return lambda shape: read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, device="cpu"))
+def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...], torch.dtype], Graph]:
+    """The graph of a network for inputs of a shape and type, heads as in a Bayesian network."""
+
+    def graph(shape: tuple[int, ...], dtype: torch.dtype) -> Graph:
+        return read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, dtype=dtype, device="cpu"))
+
+    return graph
 
 
 def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:

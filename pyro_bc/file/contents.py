@@ -1,8 +1,10 @@
 """What a file holds: the network's graph, and its tensors as they are stored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..graph.layer_types import LayerType, layer_type
@@ -24,16 +26,42 @@ class Selection:
 
 @dataclass(frozen=True)
 class Integers:
-    """A tensor of integers, stored as it is.
+    """A tensor of integers or truth values, stored as it is.
 
     :param codes: int64, any shape.
+    :param dtype: of the tensor itself.
     """
 
     codes: Tensor
+    dtype: torch.dtype = torch.int64
 
+
+@dataclass(frozen=True)
+class Floats:
+    """A tensor of float32 numbers, stored as they are: every one in its own precision, also what is infinite.
+
+    :param numbers: float32, any shape.
+    """
+
+    numbers: Tensor
+    bits: ClassVar[int] = 32
+    grid: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def codes(self) -> Tensor:
+        """The numbers' bit patterns, int64, unsigned."""
+        return self.numbers.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+
+    def values(self) -> Tensor:
+        """The numbers themselves."""
+        return self.numbers
+
+
+#: what numbers are stored as.
+Numbers = FixedPoint | Floats
 
 #: a tensor of the file.
-Stored = FixedPoint | Selection | Integers
+Stored = Numbers | Selection | Integers
 
 
 @dataclass(frozen=True)
@@ -49,8 +77,8 @@ class StoredLayer:
 
     name: str
     dense_shape: tuple[int, int]
-    weight: FixedPoint
-    bias: FixedPoint | None
+    weight: Numbers
+    bias: Numbers | None
     type: LayerType
 
     @property
@@ -74,6 +102,7 @@ class Contents:
     :param dense_parameters: parameters of the network before compression, biases included.
     :param input_shape: shape of one input, or empty where unknown.
     :param buffers: names of the tensors that are no parameters.
+    :param input_dtype: of the input.
     """
 
     nodes: tuple[Node, ...]
@@ -82,6 +111,7 @@ class Contents:
     dense_parameters: int
     input_shape: tuple[int, ...]
     buffers: frozenset[str]
+    input_dtype: torch.dtype = field(default=torch.float32, kw_only=True)
 
     @property
     def layers(self) -> tuple[StoredLayer, ...]:
@@ -93,14 +123,14 @@ class Contents:
                 if len(node.args) > 2 and node.args[2] is not None:
                     bias = self.tensors[node.args[2].name]
                 name = node.args[1].name
-                assert isinstance(weight, FixedPoint) and (bias is None or isinstance(bias, FixedPoint))
+                assert isinstance(weight, Numbers) and (bias is None or isinstance(bias, Numbers))
                 own = name.removesuffix(".weight")
                 layers[name] = StoredLayer(own, self.dense_shapes[name], weight, bias, layer_type(node.op))
         return tuple(layers.values())
 
 
 def values(stored: Stored) -> Tensor:
-    """The tensor itself: float32 numbers, or indices or integers (int64)."""
+    """The tensor itself: float32 numbers, indices (int64), or integers or truth values of their dtype."""
     if isinstance(stored, Selection):
         return stored.indices
-    return stored.codes if isinstance(stored, Integers) else stored.values()
+    return stored.codes.to(stored.dtype) if isinstance(stored, Integers) else stored.values()

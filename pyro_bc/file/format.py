@@ -1,17 +1,20 @@
 r"""The file format ``.pbc``: a compressed network to bytes and back.
 
-Byte layout, version 3; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats little-endian IEEE:
+Byte layout, versions 3 and 4; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats
+little-endian IEEE:
 
 ==============  ====================================================================================
 bytes           content
 ==============  ====================================================================================
 3               ``PBC``
-1               version, 3
+1               version: 4 where something is in the file that version 3 does not know (an input that is not float32,
+                tensors of kinds 6 and 7), else 3
 4               CRC-32 (little-endian) of everything after it
 varint          form of the header: 0 for a graph, as follows here; from 1 on for a chain, see below. Version 2 knows
                 graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
+varint          version 4 only: type of the input, its position in :data:`~pyro_bc.file.tensors.DTYPES`
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, its code in
                 :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
@@ -44,6 +47,12 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
     classes by their frequency: behind the fraction bits a varint, number of dimensions of the grid, and each of them;
   - kind 2, ascending indices below a varint that follows, the dimension being how many there are. The stream holds
     for each number below it whether it is among them, with a table of two symbols.
+
+  - kind 6, float32 numbers as they are: a varint, twice the number n of different ones where these are at most 256,
+    else 0, plus 1 for numbers that training leaves alone; then n bit patterns in ascending order, four bytes each
+    (little-endian). The stream holds their positions in that list with a table of n symbols (nothing where n is 1); or,
+    where n is 0, first the upper 16 bits of all patterns, uniform, and then the lower 16;
+  - kind 7, as kind 1 behind a varint, the integers' type as for the input.
 
   The weight (second argument) of a fully connected layer or convolution (operations 0, 1, 2, and 90, the transposed
   one) is followed by two varints, outputs and inputs of the dense one.
@@ -92,11 +101,11 @@ from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
-from .contents import Contents, Integers, Stored, values
+from .contents import Contents, Integers, Numbers, Stored, values
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
-from .tensors import Plan, decode_tensor, encode_tensor, plans_of
+from .tensors import DTYPES, SINCE_4, Plan, decode_tensor, encode_tensor, plans_of
 
-_MAGIC, _VERSION, _OLDEST = b"PBC", 3, 2
+_MAGIC, _VERSION, _OLDEST = b"PBC", 4, 2
 
 # Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
 _MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
@@ -113,25 +122,26 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
     plans = plans_of(contents.tensors, contents.buffers)
+    plain = contents.input_dtype == torch.float32 and not any(plan.kind in SINCE_4 for plan in plans.values())
     headers = []
     chain = _chain(contents, plans)
     if chain is not None:
         headers.append(HeaderWriter(contents, plans))
         headers[-1].chain(*chain)
     if chain is None or dense is not None:
-        headers.append(_graph_header(contents, plans, dense))
+        headers.append(_graph_header(contents, plans, dense, typed=not plain))
     coder = Encoder()
     for name, tensor in contents.tensors.items():
         encode_tensor(coder, tensor, plans[name])
     body = bytes(min((header.data for header in headers), key=len)) + coder.data()
     body += b"\0" * (bytes_needed(plans.values()) - len(body))  # which say no more than the end of the data does
-    return _MAGIC + bytes([_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
+    return _MAGIC + bytes([3 if plain else _VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
 
 def _chain(contents: Contents, plans: Mapping[str, Plan]) -> tuple[Chain, tuple[int, ...]] | None:
     """The chain that the contents are, if they are one and a chain's header can say how its tensors are coded."""
     numbers = {name: tensor for name, tensor in contents.tensors.items() if isinstance(tensor, FixedPoint)}
-    if contents.buffers or len(numbers) < len(contents.tensors):
+    if contents.buffers or len(numbers) < len(contents.tensors) or contents.input_dtype != torch.float32:
         return None
     shapes = {name: plan.shape for name, plan in plans.items()}
     found = find_chain(contents.nodes, shapes, contents.dense_shapes, contents.input_shape)
@@ -142,13 +152,15 @@ def _chain(contents: Contents, plans: Mapping[str, Plan]) -> tuple[Chain, tuple[
     return found if fit else None
 
 
-def _graph_header(contents: Contents, plans: Mapping[str, Plan], dense: Graph | None) -> HeaderWriter:
+def _graph_header(contents: Contents, plans: Mapping[str, Plan], dense: Graph | None, typed: bool) -> HeaderWriter:
     header = HeaderWriter(contents, plans)
     header.varint(0)
     header.varint(contents.dense_parameters)
     header.varint(len(contents.input_shape))
     for size in contents.input_shape:
         header.varint(size)
+    if typed:
+        header.varint(DTYPES.index(contents.input_dtype))
     if dense is None:
         header.nodes()
         return header
@@ -198,14 +210,16 @@ def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
         raise CompressedFileError(f"the file's graph is damaged ({error})") from None
     if not inflate.eof:
         raise CompressedFileError("the file's graph is damaged, or larger than is allowed")
-    return HeaderReader(nodes, len(reader.data))
+    return HeaderReader(nodes, len(reader.data), reader.version)
 
 
 @on_cpu
-def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
+def decode(
+    data: bytes, dense: Callable[[tuple[int, ...], torch.dtype], Graph] | None = None
+) -> tuple[Contents, dict[str, float]]:
     """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
 
-    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of a given shape.
+    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of a given shape and type.
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
     if data[:3] != _MAGIC or len(data) < 8:
@@ -218,13 +232,14 @@ def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None)
     body = data[8:]
     if zlib.crc32(body) != struct.unpack("<I", data[4:8])[0]:
         raise CompressedFileError("the file is damaged: its checksum does not fit its content")
-    reader = HeaderReader(body)
+    reader = HeaderReader(body, version=data[3])
     form = reader.varint() if data[3] > 2 else 0
+    dtype = torch.float32
     if form:
         input_shape, pruned, dense_parameters = reader.chain(form)
         outer, nodes = reader, pruned.nodes
     else:
-        outer, nodes, dense_parameters, input_shape, reader = _read_graph(reader, dense)
+        outer, nodes, dense_parameters, input_shape, dtype, reader = _read_graph(reader, dense)
     sections = {"header": 8.0 + outer.position}
     coder = Decoder(body[outer.position :])
     tensors: dict[str, Stored] = {}
@@ -232,26 +247,36 @@ def decode(data: bytes, dense: Callable[[tuple[int, ...]], Graph] | None = None)
         tensors[name] = decode_tensor(coder, plan)
         sections[name] = coder.take_bits() / 8
     contents = _with_layer_names(
-        Contents(nodes, tensors, reader.dense_shapes, dense_parameters, input_shape, frozenset(reader.buffers))
+        Contents(
+            nodes,
+            tensors,
+            reader.dense_shapes,
+            dense_parameters,
+            input_shape,
+            frozenset(reader.buffers),
+            input_dtype=dtype,
+        )
     )
     _check(contents)
     return contents, sections
 
 
 def _read_graph(
-    reader: "HeaderReader", dense: Callable[[tuple[int, ...]], Graph] | None
-) -> tuple["HeaderReader", tuple[Node, ...], int, tuple[int, ...], "HeaderReader"]:
-    """What a header of form 0 says: the reader behind it, nodes, dense parameters, input shape, reader of the nodes."""
+    reader: "HeaderReader", dense: Callable[[tuple[int, ...], torch.dtype], Graph] | None
+) -> tuple["HeaderReader", tuple[Node, ...], int, tuple[int, ...], torch.dtype, "HeaderReader"]:
+    """What a header of form 0 says: the reader behind it, nodes, dense parameters, the input's shape and type, and
+    the reader of the nodes."""
     dense_parameters = reader.varint()
     input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
+    dtype = DTYPES[reader.at_most(len(DTYPES) - 1)] if reader.version > 3 else torch.float32
     outer, count = reader, reader.at_most(MOST_NODES)
     if not count:
-        reader = _inflated(outer, dense(input_shape) if dense is not None else None)
+        reader = _inflated(outer, dense(input_shape, dtype) if dense is not None else None)
         count = reader.at_most(MOST_NODES)
     nodes = tuple(reader.node(index) for index in range(count))
     if not nodes or dense_parameters < 1:
         raise CompressedFileError("the file claims an empty network")
-    return outer, nodes, dense_parameters, input_shape, reader
+    return outer, nodes, dense_parameters, input_shape, dtype, reader
 
 
 def _with_layer_names(contents: Contents) -> Contents:
@@ -285,7 +310,8 @@ def _check(contents: Contents) -> None:
         shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, shapes, contents.buffers)
         most, shape = _EXAMPLES * _MOST_OF_A_RESULT, (_EXAMPLES, *contents.input_shape)
-        if contents.input_shape and shapes_by_rules(contents.nodes, shapes, shape, most) is None:
+        known = contents.input_dtype == torch.float32 and shapes_by_rules(contents.nodes, shapes, shape, most)
+        if contents.input_shape and not known:
             _run_without_storage(contents, network)
     except Exception as error:  # whatever torch raises on what a damaged file asks for
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -293,7 +319,7 @@ def _check(contents: Contents) -> None:
 
 
 def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
-    x = torch.empty(_EXAMPLES, *contents.input_shape, device="meta")
+    x = torch.empty(_EXAMPLES, *contents.input_shape, dtype=contents.input_dtype, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
     recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
     for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
@@ -305,6 +331,6 @@ def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
 
 
 def _without_storage(stored: Stored) -> Tensor:
-    if isinstance(stored, FixedPoint):
+    if isinstance(stored, Numbers):
         return torch.empty(stored.codes.shape, device="meta")
     return values(stored).to("meta")

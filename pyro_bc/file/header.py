@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..errors import CompressedFileError
 from ..graph.layer_types import layer_type
 from ..graph.nodes import LAYERS, Named, Node, Value
@@ -15,7 +17,19 @@ from ..graph.operations import BY_CODE, operation
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE, is_grid
 from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
 from .contents import Contents
-from .tensors import ADAPTIVE, BUFFER, COSINES, NUMBERS, SELECTION, Plan
+from .tensors import (
+    ADAPTIVE,
+    BUFFER,
+    COSINES,
+    DTYPES,
+    FLOATS,
+    MOST_LISTED,
+    NUMBERS,
+    SELECTION,
+    SINCE_4,
+    TYPED,
+    Plan,
+)
 
 # What a file may claim: more is refused before anything is allocated.
 _MOST_PARAMETERS, MOST_NODES, _MOST_TENSORS = 1 << 28, 1 << 14, 1 << 14
@@ -29,6 +43,9 @@ _KEYWORD = re.compile("[a-z_]{1,32}")
 _NONE, _INTEGER, _FLOAT, _TEXT, _TUPLE, _RESULT, _TENSOR = range(7)
 
 _CONSTANTS = (None, False, True)
+
+#: what integers of a type go from and to, where a file could say more.
+_RANGES = {torch.bool: (0, 1), torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
 
 _CHAIN_KINDS = (NUMBERS, ADAPTIVE, COSINES)
 
@@ -134,6 +151,12 @@ class HeaderWriter:
         if plan.kind == SELECTION:
             self.varint(plan.limit)
             return
+        if plan.kind == FLOATS:
+            self.varint(2 * len(plan.listed) + plan.fraction_bits)
+            self.data += struct.pack(f"<{len(plan.listed)}I", *plan.listed)
+            return
+        if plan.kind == TYPED:
+            self.varint(plan.dtype)
         self.signed(plan.fraction_bits)
         if plan.kind == COSINES:
             self.varint(len(plan.grid))
@@ -177,10 +200,11 @@ class HeaderReader:
     """Reads what :class:`HeaderWriter` wrote; whatever is impossible is a :class:`CompressedFileError`.
 
     :param file_bytes: of the whole file behind its checksum, where ``data`` is but a part of it, inflated.
+    :param version: of the format.
     """
 
-    def __init__(self, data: bytes, file_bytes: int | None = None) -> None:
-        self.data, self.position = data, 0
+    def __init__(self, data: bytes, file_bytes: int | None = None, version: int = 4) -> None:
+        self.data, self.position, self.version = data, 0, version
         size = len(data) if file_bytes is None else file_bytes
         self.most = min(_MOST_PARAMETERS, _FREE + _PER_BYTE * size)
         self.most_adaptive = min(MOST_ADAPTIVE, _FREE + _ADAPTIVE_PER_BYTE * size)
@@ -264,8 +288,20 @@ class HeaderReader:
             kind = NUMBERS
             self.buffers.add(name)
         shape = tuple(self.at_most(1 << 24) for _ in range(dims))
-        if kind > COSINES:
+        if kind > COSINES and (kind not in SINCE_4 or self.version < 4):
             raise CompressedFileError("the file claims a tensor of an unknown kind")
+        if kind == FLOATS:
+            self.size(shape)
+            listed, is_buffer = divmod(self.at_most(2 * MOST_LISTED + 1), 2)
+            if is_buffer:
+                self.buffers.add(name)
+            patterns = struct.unpack(f"<{listed}I", self.take(4 * listed))
+            if list(patterns) != sorted(set(patterns)):
+                raise CompressedFileError("the file lists numbers out of order")
+            return Plan(kind, shape, is_buffer, listed=patterns)
+        dtype = self.at_most(len(DTYPES) - 1) if kind == TYPED else 1
+        if not dtype:
+            raise CompressedFileError("the file claims integers that are none")
         if kind in (ADAPTIVE, COSINES):
             self.size(shape)
             fraction_bits = self.signed()
@@ -278,7 +314,11 @@ class HeaderReader:
             self.size((limit,))
             return Plan(kind, shape, limit=limit)
         self.size(shape)
-        return self.numbers(Plan(kind, shape, self.signed(), self.signed(), self.varint()))
+        plan = self.numbers(Plan(kind, shape, self.signed(), self.signed(), self.varint(), dtype=dtype))
+        least, most = _RANGES.get(DTYPES[dtype], (-(1 << 25), 1 << 25))
+        if kind == TYPED and not (least <= plan.lowest and plan.lowest + plan.size - 1 <= most):
+            raise CompressedFileError("the file claims integers beyond their type")
+        return plan
 
     def size(self, shape: tuple[int, ...]) -> None:
         """Count a tensor in, and refuse it where it is empty or all of them would be too large."""

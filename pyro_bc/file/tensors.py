@@ -14,10 +14,19 @@ from ..quantisation.cosine import frequencies as spatial_frequencies
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE
 from .coder import Decoder, Encoder, adaptive_bits, frequencies
-from .contents import Integers, Selection, Stored
+from .contents import Floats, Integers, Selection, Stored
 
 #: kinds of tensors, by their number in a file.
-NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES = range(6)
+NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES, FLOATS, TYPED = range(8)
+
+#: kinds of tensors that version 4 of the format added.
+SINCE_4 = (FLOATS, TYPED)
+
+#: types of integers and inputs, by their number in a file.
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+# So few different numbers are listed, and then only told apart.
+MOST_LISTED = 256
 
 # More different codes than this are written as they are.
 _TABLE_SYMBOLS = 4096
@@ -27,7 +36,11 @@ _MOST_OF_A_TENSOR = 1 << 16
 
 @dataclass(frozen=True)
 class Plan:
-    """A tensor's description in the header. ``limit`` is that of a selection's indices."""
+    """A tensor's description in the header.
+
+    ``limit`` is that of a selection's indices, ``listed`` the bit patterns of a tensor of few different numbers, and
+    ``dtype`` the number of an integer's type.
+    """
 
     kind: int
     shape: tuple[int, ...]
@@ -36,6 +49,8 @@ class Plan:
     size: int = 0
     limit: int = 0
     grid: tuple[int, ...] = ()
+    listed: tuple[int, ...] = ()
+    dtype: int = 1
 
 
 def plans_of(
@@ -47,7 +62,7 @@ def plans_of(
     :param adaptive: whether numbers may be coded adaptively where that is shorter, as far as a file may hold such.
     :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
-    cosines = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FixedPoint) and tensor.grid}
+    cosines = {name: t for name, t in tensors.items() if isinstance(t, FixedPoint) and t.grid}
     for name, coefficients in cosines.items():
         if not fits_integers(coefficients.codes, coefficients.grid):
             raise UnsupportedNetworkError(
@@ -71,10 +86,17 @@ def plans_of(
 def _plan(tensor: Stored, buffer: bool, most_adaptive: int) -> Plan:
     if isinstance(tensor, Selection):
         return Plan(SELECTION, (len(tensor.indices),), limit=tensor.size)
-    lowest, size = _range(tensor.codes)
     shape = tuple(tensor.codes.shape)
+    if isinstance(tensor, Floats):
+        # That a number is trained is one more bit of a length that is at most the number of those listed.
+        different = tensor.codes.unique()
+        return Plan(
+            FLOATS, shape, int(buffer), listed=tuple(different.tolist()) if len(different) <= MOST_LISTED else ()
+        )
+    lowest, size = _range(tensor.codes)
     if isinstance(tensor, Integers):
-        return Plan(INTEGERS, shape, 0, lowest, size)
+        kind = INTEGERS if tensor.dtype == torch.int64 else TYPED
+        return Plan(kind, shape, 0, lowest, size, dtype=DTYPES.index(tensor.dtype))
     if tensor.grid:
         return Plan(COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
     fits = not buffer and tensor.codes.numel() <= min(_MOST_OF_A_TENSOR, most_adaptive)
@@ -115,6 +137,13 @@ def encode_tensor(coder: Encoder, tensor: Stored, plan: Plan) -> None:
         coder.table(read, 2)
         return
     codes = tensor.codes.flatten().numpy()
+    if plan.kind == FLOATS:
+        if not plan.listed:
+            coder.uniform(codes >> 16, 16)
+            coder.uniform(codes & 0xFFFF, 16)
+        elif len(plan.listed) > 1:
+            coder.table(np.searchsorted(plan.listed, codes), len(plan.listed))
+        return
     if plan.kind in (ADAPTIVE, COSINES):
         coder.adaptive(codes, _classes(plan.shape, plan.grid))
         return
@@ -140,6 +169,14 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
             raise CompressedFileError("the file's indices are not as many as it says")
         return Selection(torch.from_numpy(indices), plan.limit)
     count = math.prod(plan.shape)
+    if plan.kind == FLOATS:
+        if plan.listed:
+            which = coder.table(count, len(plan.listed)) if len(plan.listed) > 1 else np.zeros(count, np.int64)
+            patterns = np.array(plan.listed, dtype=np.int64)[which]
+        else:
+            high = coder.uniform(count, 16)
+            patterns = high << 16 | coder.uniform(count, 16)
+        return Floats(torch.from_numpy(patterns.astype(np.uint32).view(np.float32).reshape(plan.shape)))
     if plan.kind in (ADAPTIVE, COSINES):
         read = coder.adaptive(count, _classes(plan.shape, plan.grid))
         codes = torch.from_numpy(read.reshape(plan.shape))
@@ -150,7 +187,11 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
     bits, lowest = _uniform_bits(plan.size), plan.lowest
     read = coder.table(count, plan.size, lowest) if with_table else coder.uniform(count, bits, lowest)
     codes = torch.from_numpy(read.reshape(plan.shape))
-    return Integers(codes) if plan.kind == INTEGERS else FixedPoint(codes, plan.fraction_bits)
+    if plan.kind in (INTEGERS, TYPED):
+        if plan.kind == TYPED and not torch.equal(codes, codes.to(DTYPES[plan.dtype]).long()):
+            raise CompressedFileError("the file holds integers beyond their type")
+        return Integers(codes, DTYPES[plan.dtype])
+    return FixedPoint(codes, plan.fraction_bits)
 
 
 def _classes(shape: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray | None:

@@ -80,24 +80,36 @@ class OnnxNetwork(nn.Module):
 
 
 @on_cpu
-def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLike[str]) -> float:
+def to_onnx(
+    net: Any,
+    path: str | os.PathLike[str],
+    input_shape: tuple[int, ...] | None = None,
+    input_dtype: torch.dtype = torch.float32,
+) -> float:
     """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
 
-    :param net: the network, in evaluation mode, as :func:`~pyro_bc.load` gives it; on any device.
-    :param input_shape: of one input, e.g. ``(1, 28, 28)``.
+    :param net: a compressed network (:func:`~pyro_bc.compress`, :func:`~pyro_bc.read`), which knows its input; or a
+        module in evaluation mode, as :func:`~pyro_bc.load` gives it, on any device.
     :param path: an existing file is replaced, whole or not at all.
+    :param input_shape: of one input of a module, e.g. ``(1, 28, 28)``.
+    :param input_dtype: of a module's input.
     :returns: the largest difference between ONNX Runtime's outputs and PyTorch's.
     :raises ExportError: where the extra is not installed, an operation has no counterpart in ONNX, or the outputs
         differ by more than :data:`TOLERANCE`; nothing is written then.
     """
     _onnx_packages()
+    if not isinstance(net, nn.Module):
+        net, input_shape, input_dtype = net.network(), net.input_shape, net.input_dtype
+    if not input_shape:
+        raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
     net = copy.deepcopy(net).cpu().eval()
-    arranged = without_selections(net, torch.rand(2, *input_shape)) if isinstance(net, GraphNetwork) else net
+    example = _random_input(2, input_shape, input_dtype)
+    arranged = without_selections(net, example) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(
                 arranged,
-                (torch.rand(2, *input_shape),),
+                (example,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 input_names=["input"],
@@ -111,13 +123,20 @@ def to_onnx(net: nn.Module, input_shape: tuple[int, ...], path: str | os.PathLik
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "network.onnx"
         written.write_bytes(data)
-        difference = max(_difference(net, OnnxNetwork(written), input_shape, n) for n in (1, 5))
+        difference = max(
+            _difference(net, OnnxNetwork(written), _random_input(n, input_shape, input_dtype)) for n in (1, 5)
+        )
     write_atomically(path, data)
     return difference
 
 
-def _difference(net: nn.Module, exported: nn.Module, input_shape: tuple[int, ...], n: int) -> float:
-    x = torch.rand(n, *input_shape, generator=torch.Generator("cpu").manual_seed(n))
+def _random_input(n: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Inputs of a network; integers are 0 or 1, which every table of an embedding has."""
+    x = torch.rand(n, *shape, generator=torch.Generator("cpu").manual_seed(n))
+    return x if dtype.is_floating_point else (x > 0.5).to(dtype)
+
+
+def _difference(net: nn.Module, exported: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         expected, found = net(x), exported(x)
     difference = float((expected - found).abs().max())

@@ -213,6 +213,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(87, "erf"),
     _elementwise(88, "sin"),
     _elementwise(89, "cos"),
+    _elementwise(91, "to", shape=None, constants=None, per_example=True),
     _row(90, "conv_transpose2d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(2), per_example=True),
 )
 

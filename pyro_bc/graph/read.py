@@ -24,10 +24,13 @@ _ALIASES = {
     "sym_size": "size",
     "_log_softmax": "log_softmax",
     "_softmax": "softmax",
+    "_to_copy": "to",
     "adaptive_max_pool2d": "adaptive_max_pool2d",
 }
 
 _IDENTITIES = {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout", "alpha_dropout"}
+
+_CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 _PLACEMENT = {"device", "pin_memory", "layout", "memory_format"}
 
@@ -93,10 +96,18 @@ def _read(program: Any) -> Graph:
             (result,) = node.args[0]
             output = references[result]
             continue
+        if _is_check(node):
+            continue
         name = _operation(node)
         arguments, options = (_arguments(part, references) for part in (tuple(node.args), node.kwargs))
         if name == "slice":  # to the end, as torch.export writes it
             arguments = tuple(None if isinstance(a, int) and a >= 2**62 else a for a in arguments)
+        if name == "to":
+            options = (("dtype", DTYPE_NAMES.get(node.meta["val"].dtype, str(node.meta["val"].dtype))),)
+            arguments = arguments[:1]
+            if node.args[0].meta["val"].dtype == node.meta["val"].dtype:
+                references[node] = arguments[0]
+                continue
         if name in _IDENTITIES or (name == "slice" and arguments[2:] in ((0, None), (None, None), ())):
             references[node] = arguments[0]
             continue
@@ -117,6 +128,11 @@ def _shape(node: Any) -> tuple[Any, ...] | None:
     if not isinstance(value, Tensor):
         return None
     return tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+
+
+def _is_check(node: Any) -> bool:
+    """Whether a node computes nothing, but says what holds of its arguments."""
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "") in _CHECKS
 
 
 def _writes_in_place(node: Any) -> bool:

@@ -20,6 +20,7 @@ from ..inference.history import Epoch
 from ..model.guide import FactorizedGuide
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
+from ..quantisation.fixed_point import FixedPoint
 from .arviz import arviz_package, is_before_1
 from .diagnostics import Calibration, error_percent
 
@@ -184,6 +185,8 @@ def bits(layers: Mapping[str, LayerPosterior], small: CompressedNetwork, ax: "Ax
     for body in parts["bodies"]:
         body.set_facecolor(KEPT)
     for number, (place, stored) in enumerate(zip(places, small.layers, strict=True)):
+        if not isinstance(stored.weight, FixedPoint):
+            continue
         step = -stored.weight.fraction_bits * np.log10(2)
         ax.vlines(step, place - 0.4, place + 0.4, color="black", label="" if number else "step of the numbers")
     ax.set_yticks(places, [f"{name}\n{s.weight.bits} bits" for name, s in zip(layers, small.layers, strict=True)])

@@ -21,7 +21,7 @@ from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
 from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.file.coder import Decoder, Encoder
 from pyro_bc.file.compressed import CompressedNetwork, read_sections
-from pyro_bc.file.contents import Contents, Selection, values
+from pyro_bc.file.contents import Contents, Floats, Integers, Selection, values
 from pyro_bc.file.format import decode, encode
 from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
 from pyro_bc.graph.layer_types import LAYER_TYPES
@@ -99,8 +99,8 @@ def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_chan
 
 def test_newer_versions_and_other_files_say_so():
     data = random_network(1).to_bytes()
-    with pytest.raises(CompressedFileError, match=r"version 4.*update"):
-        CompressedNetwork.from_bytes(data[:3] + b"\x04" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"version 5.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x05" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")
 
@@ -251,9 +251,68 @@ def codes_of_both_readers(data):
     for tensor, codes, numbers in zip(small.tensors.values(), file.tensors, file.values, strict=True):
         own = tensor.indices if isinstance(tensor, Selection) else tensor.codes
         assert own.flatten().tolist() == codes
-        assert [np.float32(float(number)) for number in numbers] == values(tensor).flatten().tolist()
+        own_numbers = values(tensor).flatten().float().tolist()
+        assert [np.float32(float(number)) for number in numbers] == own_numbers
         found.append(own)
     return found
+
+
+def typed_network(seed: int) -> CompressedNetwork:
+    """A network of integer inputs, with tensors of every type that a file may hold."""
+    rng = np.random.default_rng(seed)
+    exponents = 10.0 ** rng.uniform(-38, 38, (2, 5))
+    mask = np.where(rng.random((3, 5)) < 0.5, -np.inf, 0.0)
+    nodes: list[Node] = [Node("to", (Value(-1),), (("dtype", "float32"),))]
+    tensors = {
+        "wide": Floats(torch.from_numpy(rng.choice([-1, 1], (2, 5)) * exponents).float()),
+        "mask": Floats(torch.from_numpy(mask).float()),
+        "one": Floats(torch.full((5,), 0.1)),
+        "w.weight": Floats(torch.from_numpy(rng.normal(size=(4, 5))).float()),
+        "w.bias": FixedPoint(torch.from_numpy(rng.integers(-50, 50, 4)), 4),
+        "long": Integers(torch.from_numpy(rng.integers(-(2**20), 2**20, 4))),
+        "bool": Integers(torch.from_numpy(rng.integers(0, 2, 4)), torch.bool),
+        "byte": Integers(torch.from_numpy(rng.integers(0, 256, 4)), torch.uint8),
+        "short": Integers(torch.from_numpy(rng.integers(-(2**15), 2**15, 4)), torch.int16),
+    }
+    nodes.append(Node("mul", (Value(0), Named("one"))))
+    nodes.append(Node("linear", (Value(1), Named("w.weight"), Named("w.bias"))))
+    for name in ("long", "bool", "byte", "short"):
+        nodes.append(Node("mul", (Value(len(nodes) - 1), Named(name))))
+    nodes.append(Node("sum", (Named("wide"), (0, 1))))
+    nodes.append(Node("amax", (Named("mask"), (0, 1))))
+    nodes.append(Node("mul", (Value(len(nodes) - 3), Value(len(nodes) - 2))))
+    nodes.append(Node("mul", (Value(len(nodes) - 1), Value(len(nodes) - 2))))
+    order = dict.fromkeys(name for node in nodes for name in node.named())
+    tensors = {name: tensors[name] for name in order}
+    buffers = frozenset({"mask", "one"})
+    dense = {"w.weight": (4, 5)}
+    return CompressedNetwork(tuple(nodes), tensors, dense, 99, (5,), buffers, {}, input_dtype=torch.int32)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tensors_of_every_type_and_the_inputs_type_are_read_by_both_readers(seed):
+    network = typed_network(seed)
+    data = network.to_bytes()
+    assert data[3] == 4  # older versions say that they are too old
+    codes_of_both_readers(data)
+    again = CompressedNetwork.from_bytes(data)
+    assert again.to_bytes() == data and again.input_dtype == torch.int32 and File(data).input_type == 3
+    for stored, found in zip(network.tensors.values(), again.tensors.values(), strict=True):
+        assert values(found).dtype == values(stored).dtype and torch.equal(values(found), values(stored))
+    x = torch.randint(0, 9, (3, 5), dtype=torch.int32)
+    torch.testing.assert_close(again.network()(x), network.network()(x), equal_nan=True)
+    for position in range(8, len(data)):
+        body = bytearray(data[8:])
+        body[position - 8] ^= 1 << seed % 8
+        assert outcome(with_checksum(bytes(body), 4)) in ("refused", "network")
+
+
+@pytest.mark.parametrize("dtype,code", [(torch.bool, 2), (torch.uint8, 256), (torch.int16, 1 << 15)])
+def test_integers_beyond_their_type_are_refused(dtype, code):
+    node = Node("mul", (Value(-1), Named("a")))
+    network = CompressedNetwork((node,), {"a": Integers(torch.tensor([code, 0]), dtype)}, {}, 9, (2,), frozenset(), {})
+    with pytest.raises(CompressedFileError, match="beyond their type"):
+        CompressedNetwork.from_bytes(network.to_bytes())
 
 
 @pytest.mark.parametrize("kind", LAYER_TYPES, ids=lambda kind: kind.op)

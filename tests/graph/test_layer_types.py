@@ -143,7 +143,7 @@ def test_a_decoder_with_transposed_convolutions_goes_all_the_way(tmp_path):
     loaded = pyro_bc.load(tmp_path / "decoder.pbc")
     assert (loaded(x).argmax(1) != y).float().mean() < 0.1
     assert any(isinstance(module, nn.ConvTranspose2d) for module in loaded.modules())
-    difference = pyro_bc.onnx.to_onnx(loaded, (4,), tmp_path / "decoder.onnx")
+    difference = pyro_bc.onnx.to_onnx(loaded, tmp_path / "decoder.onnx", (4,))
     assert difference < 1e-5
 
 

@@ -38,7 +38,7 @@ def test_onnx_runtime_computes_the_compressed_network(tmp_path, make, shape):
     torch.manual_seed(0)
     small = pyro_bc.compress(*fitted(make(), inputs=shape, log_variance=-9.0))
     net = small.network()
-    difference = to_onnx(net, shape, tmp_path / "net.onnx")
+    difference = to_onnx(net, tmp_path / "net.onnx", shape)
     exported = OnnxNetwork(tmp_path / "net.onnx", threads=1)
     for n in (1, 9):
         x = torch.rand(n, *shape)
@@ -51,7 +51,7 @@ def test_int8_stays_near_and_is_made_of_bytes(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
     x = torch.rand(256, 1, 8, 8)
-    to_onnx(net, (1, 8, 8), tmp_path / "net.onnx")
+    to_onnx(net, tmp_path / "net.onnx", (1, 8, 8))
     to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", x[:128].split(32))
     with torch.no_grad():
         expected, found = net(x), OnnxNetwork(tmp_path / "int8.onnx")(x)
@@ -70,7 +70,7 @@ def test_a_difference_is_an_error_and_writes_nothing(tmp_path):
             return x + torch.rand_like(x)
 
     with pytest.raises(ExportError, match="outputs differ"):
-        to_onnx(Random(), (3,), tmp_path / "net.onnx")
+        to_onnx(Random(), tmp_path / "net.onnx", (3,))
     assert not list(tmp_path.iterdir())
 
 
@@ -84,7 +84,7 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ExportError, match=r"onnxruntime is not installed; pip install 'pyro-bc\[onnx\]'"):
-        to_onnx(nn.Linear(2, 2), (2,), tmp_path / "net.onnx")
+        to_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", (2,))
 
 
 def test_the_command_exports_and_measures_all_three(tmp_path):

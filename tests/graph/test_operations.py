@@ -33,7 +33,7 @@ NAMES = [
     "pixel_shuffle", "instance_norm", "t", "relu", "tanh", "sigmoid", "gelu", "silu", "softplus", "elu",
     "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "selu", "mish", "celu", "log_sigmoid",
     "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "pow", "clamp", "contiguous", "clone", "erf",
-    "sin", "cos", "conv_transpose2d",
+    "sin", "cos", "conv_transpose2d", "to",
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_codes_are_those_that_files_hold():
 
 
 #: arguments behind the tensor of operations that need some.
-MORE = {"pow": (2,), "clamp": (-0.5, 0.5)}
+MORE = {"pow": (2,), "clamp": (-0.5, 0.5), "to": (torch.int64,)}
 
 #: results of two layers of four units each, which the operation of an example may read.
 A, B = Value(0), Value(1)
@@ -60,6 +60,7 @@ class Example:
     :param tensors: that the arguments name: shapes of random ones, or the tensors themselves.
     :param after: type of the two layers, and the dimensions of their results behind the units.
     :param before: a node between the layers and the operation.
+    :param kwargs: of the operation, as a node has them.
     """
 
     args: tuple[Any, ...]
@@ -67,6 +68,7 @@ class Example:
     tensors: dict[str, Any] = field(default_factory=dict)
     after: tuple[type[nn.Module], tuple[int, ...]] = PICTURES
     before: Node | None = None
+    kwargs: tuple[tuple[str, Any], ...] = ()
 
 
 def layer(op, weight, outputs, *more, after=PICTURES):
@@ -195,6 +197,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "int_mul": [Example((7, 3), operator.mul)],
     "int_floordiv": [Example((7, 3), operator.floordiv)],
     "log_sigmoid": [Example((A,), F.logsigmoid)],
+    "to": [Example((A,), lambda x, dtype: x.to(dtype), kwargs=(("dtype", "int64"),))],
     "contiguous": [Example((A,), lambda x: x.contiguous())],
 }  # fmt: skip
 
@@ -232,7 +235,7 @@ class Case:
         nodes = [Node(self.kind.op, (Value(-1), Named(f"{x}.weight"), Named(f"{x}.bias"))) for x in "ab"]
         nodes += [example.before] if example.before else []
         self.at = len(nodes)
-        nodes += [Node(row.name, example.args), Node("size", (Value(self.at), 0))]
+        nodes += [Node(row.name, example.args, example.kwargs), Node("size", (Value(self.at), 0))]
         self.nodes, self.tensors = tuple(nodes), tensors
         two, three = ([self.input(n), *self.results(tensors, self.input(n))] for n in (2, 3))
         self.graph = Graph(self.nodes, tensors, tuple(map(_symbolic_shape, two, three)))
@@ -282,7 +285,8 @@ def _symbolic_shape(two, three):
 def test_a_row_computes_what_torchs_function_does(row, example):
     case = Case(row, example)
     args, found = case.computed(case.results(case.tensors, case.input(2)), case.tensors)
-    torch.testing.assert_close(found, example.reference(*args), equal_nan=True)
+    kwargs = arguments(Node(row.name, (), example.kwargs), lambda leaf: leaf)[1]
+    torch.testing.assert_close(found, example.reference(*args, **kwargs), equal_nan=True)
 
 
 @CASES
