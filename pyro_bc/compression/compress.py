@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
+from ..model.agreement import check_one_function
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.summary import LayerPosterior, summarize
@@ -24,6 +25,8 @@ from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
+
+_T = TypeVar("_T")
 
 # The file's limit on what it stores as integers.
 _MOST_INTEGER = 1 << 24
@@ -90,6 +93,9 @@ def compress(
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
+    check_one_function(
+        model, guide.layers, guide.median(), graph, _graph_names(guide, prefix, names, net), _arguments(guide, net)
+    )
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose
@@ -172,13 +178,17 @@ def _is_constant(network: nn.Module, x: Tensor) -> bool:
     return bool(outputs.isfinite().all() and (outputs == outputs[:1]).all())
 
 
-def _by_graph_name(
-    posterior: Mapping[str, LayerPosterior], names: list[str], net: nn.Module
-) -> dict[str, LayerPosterior]:
-    """The summaries under the names that the graph has for layers; a shared module has several."""
+def _by_graph_name(posterior: Mapping[str, _T], names: list[str], net: nn.Module) -> dict[str, _T]:
+    """What is known of layers under the names that the graph has for layers; a shared module has several."""
     modules = dict(net.named_modules(remove_duplicate=False))
     by_module = {id(modules[name]): name for name in names if name in modules}
     return {by_module.get(id(modules.get(name)), name): layer for name, layer in posterior.items()}
+
+
+def _graph_names(guide: FactorizedGuide, prefix: str, names: list[str], net: nn.Module) -> dict[str, str]:
+    """The name that the graph has for each layer of the guide."""
+    found = _by_graph_name({name.removeprefix(prefix): name for name in guide.layers}, names, net)
+    return {site: name for name, site in found.items()}
 
 
 def _prefix(model: Any) -> str:
@@ -253,10 +263,17 @@ def _selections(graph: Graph) -> dict[str, int]:
     return found
 
 
-def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
-    """One batch of what the model was called with, on the network's device."""
+def _arguments(guide: FactorizedGuide, net: nn.Module) -> tuple[Any, ...]:
+    """What the model was called with first, on the network's device."""
     assert guide.prototype_trace is not None
     arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
+    device = device_of(net)
+    return tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in arguments)
+
+
+def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
+    """One batch of what the model was called with, on the network's device."""
+    arguments = _arguments(guide, net)
     if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
         raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
-    return arguments[0].detach().to(device_of(net))
+    return arguments[0]

@@ -1,0 +1,150 @@
+"""Whether a Pyro model and the network that is to be stored compute the same, for the same values of its sites.
+
+What is trained is the model; what is pruned, rounded and stored is a network with the posterior's weights. The two
+must be one function, and only running both tells: a weight that is used once more elsewhere, an activation of a network
+given by hand, or a bias that one scales and the other does not, would make them two, silently.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedNetworkError, UsageError
+from ..graph.module import GraphNetwork, evaluating
+from ..graph.nodes import Graph, is_layer, layer_name
+from ..priors.base import LayerSites, base_distribution
+from ..priors.learned_code import code_of
+from .layers import BayesianLayer
+
+# How far outputs may be apart: a part of each, and a part of the largest. Sums of float32 come in another order.
+_OF_EACH, _OF_LARGEST = 1e-3, 1e-3
+
+# Examples that are looked at.
+_EXAMPLES = 16
+
+
+def check_one_function(
+    model: Any,
+    layers: Mapping[str, LayerSites],
+    values: Mapping[str, Tensor],
+    graph: Graph,
+    names: Mapping[str, str],
+    args: tuple[Any, ...],
+) -> None:
+    """Run the model and the graph on the same inputs, with the same values of all sites.
+
+    A model whose output cannot be told is left: it returns no tensor, and observes nothing whose density has its
+    outputs among its parameters.
+
+    :param model: any Pyro model of ``args``, the first of which is the network's input.
+    :param layers: its layers, by the names of their sites.
+    :param values: of all its latent sites.
+    :param graph: the network, whose tensors the weights of the layers replace.
+    :param names: for every layer, its name in the graph.
+    :raises UnsupportedNetworkError: where outputs differ; names the first layer that does, where one can be told.
+    """
+    x = args[0][:_EXAMPLES]
+    rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == len(args[0]) else a for a in args[1:]]
+    seen: dict[str, Tensor] = {}
+    hooks = []
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, BayesianLayer) and path in names:
+
+            def look(module: nn.Module, inputs: Any, output: Any, name: str = names[path]) -> None:
+                seen.setdefault(name, output)
+
+            hooks.append(module.register_forward_hook(look))
+    try:
+        with torch.no_grad(), poutine.block(), _evaluating(model):
+            trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(x, *rest)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    graph = _with_values(graph, layers, values, names)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(x.device)
+    results: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for node, result in zip(graph.nodes, network.results(graph.nodes, x), strict=True):
+            if is_layer(node):
+                results.setdefault(layer_name(node), result)
+    if _agrees(trace, result):
+        return
+    wrong = [name for name, output in seen.items() if name in results and not _close(output, results[name])]
+    where = f"from layer '{wrong[0]}' on" if wrong else "in what is between or behind its layers"
+    scaled = [names[name] for name, layer in layers.items() if _scales_a_bias(layer) and not wrong]
+    bias = (
+        f" A scale multiplies a filter's bias, too (Prior.bias), which may be what differs in {', '.join(scaled)}."
+        if scaled and not isinstance(model, nn.Module)
+        else ""
+    )
+    raise UnsupportedNetworkError(
+        f"the Pyro model and the network that would be stored compute different things for the same weights, {where}."
+        f"{bias} Give net=… the network that the model computes, or use each layer's weight through the layer alone"
+    )
+
+
+def _evaluating(model: Any) -> Any:
+    return evaluating(model) if isinstance(model, nn.Module) else torch.no_grad()
+
+
+def _scales_a_bias(layer: LayerSites) -> bool:
+    return layer.type.scales_outputs and "bias" in layer.sites and len(layer.prior.roles) > 1
+
+
+def _with_values(
+    graph: Graph, layers: Mapping[str, LayerSites], values: Mapping[str, Tensor], names: Mapping[str, str]
+) -> Graph:
+    """The graph with the weights and biases that these values of the sites make."""
+    tensors = dict(graph.tensors)
+    for site, (prior, sites, kind) in layers.items():
+        own = {role: values[f"{site}.{role}"] for role in sites}
+        settled = False
+        for role, fn in sites.items():
+            code = code_of(fn)
+            if code is not None:
+                own[role] = code.decoded(own[role])
+                settled |= bool(code.is_settled)  # scales are in the codes
+        weight = own["weight"] if settled else prior.weight(own, kind)
+        bias = own.get("bias")
+        if bias is not None and not settled:
+            bias = prior.bias(own, kind)
+        for role, value in (("weight", weight), ("bias", bias)):
+            name = f"{names[site]}.{role}"
+            if value is not None and name in tensors:
+                if tensors[name].shape != value.shape:
+                    raise UsageError(
+                        f"layer '{names[site]}' has a {role} of shape {tuple(tensors[name].shape)} in the network, but "
+                        f"{tuple(value.shape)} in the model"
+                    )
+                tensors[name] = value.detach().cpu().float()
+    return replace(graph, tensors=tensors)
+
+
+def _agrees(trace: Any, outputs: Tensor) -> bool:
+    """Whether the model's output is the network's; True where it cannot be told."""
+    returned = trace.nodes["_RETURN"]["value"]
+    if isinstance(returned, Tensor):
+        return returned.shape != outputs.shape or _close(returned, outputs)
+    for site in trace.observation_nodes:
+        fn = base_distribution(trace.nodes[site]["fn"])
+        for name in ("logits", "loc"):
+            parameter = getattr(fn, name, None)
+            if isinstance(parameter, Tensor):
+                normalised = outputs.log_softmax(-1) if type(fn).__name__.endswith("Categorical") else outputs
+                if normalised.shape == parameter.shape:
+                    return _close(parameter, normalised)
+                if normalised.shape == (*parameter.shape, 1):
+                    return _close(parameter, normalised.squeeze(-1))
+    return True
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
+        return True
+    a, b = a.float().cpu(), b.float().cpu()
+    largest = float(b.nan_to_num(0.0, 0.0, 0.0).abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=_OF_EACH, atol=_OF_LARGEST * largest, equal_nan=True)
