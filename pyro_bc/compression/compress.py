@@ -3,20 +3,19 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
+from ..errors import EmptyNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..file.contents import Floats, Integers, Numbers, Selection, Stored
-from ..file.tensors import DTYPES
+from ..file.contents import Floats, Numbers, Selection, Stored, integers_of
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
-from ..model.agreement import check_one_function
+from ..model.agreement import check_one_function, graph_names
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.summary import LayerPosterior, summarize
@@ -25,11 +24,6 @@ from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
-
-_T = TypeVar("_T")
-
-# The file's limit on what it stores as integers.
-_MOST_INTEGER = 1 << 24
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -77,11 +71,12 @@ def compress(
     example = _example(guide, net)
     graph = read_graph(net, example)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    posterior = _by_graph_name(posterior, names, net)
+    prefix = _prefix(model)
+    in_graph = graph_names([name.removeprefix(prefix) for name in guide.layers], graph, net)
+    posterior = {in_graph[name]: layer for name, layer in posterior.items()}
     if own:
         posterior = _used(posterior, graph)
     loose = [name for name in posterior if name not in names and f"{name}.weight" in graph.tensors]
-    prefix = _prefix(model)
     for site in guide.families:
         layer = site.removeprefix(prefix).removesuffix(".weight")
         if site.endswith(".weight") and layer in names and layer not in posterior:
@@ -93,9 +88,8 @@ def compress(
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
-    check_one_function(
-        model, guide.layers, guide.median(), graph, _graph_names(guide, prefix, names, net), _arguments(guide, net)
-    )
+    of_sites = {name: in_graph[name.removeprefix(prefix)] for name in guide.layers}
+    check_one_function(model, guide.layers, guide.median(), graph, of_sites, _arguments(guide, net))
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose
@@ -178,19 +172,6 @@ def _is_constant(network: nn.Module, x: Tensor) -> bool:
     return bool(outputs.isfinite().all() and (outputs == outputs[:1]).all())
 
 
-def _by_graph_name(posterior: Mapping[str, _T], names: list[str], net: nn.Module) -> dict[str, _T]:
-    """What is known of layers under the names that the graph has for layers; a shared module has several."""
-    modules = dict(net.named_modules(remove_duplicate=False))
-    by_module = {id(modules[name]): name for name in names if name in modules}
-    return {by_module.get(id(modules.get(name)), name): layer for name, layer in posterior.items()}
-
-
-def _graph_names(guide: FactorizedGuide, prefix: str, names: list[str], net: nn.Module) -> dict[str, str]:
-    """The name that the graph has for each layer of the guide."""
-    found = _by_graph_name({name.removeprefix(prefix): name for name in guide.layers}, names, net)
-    return {site: name for name, site in found.items()}
-
-
 def _prefix(model: Any) -> str:
     """What stands before a layer's name in the network in the names of its sites."""
     return "net." if isinstance(model, BayesianNetwork) else ""
@@ -218,7 +199,7 @@ def _store(
         if name in selections:
             tensors[name] = Selection(tensor, selections[name])
         elif not tensor.is_floating_point():
-            tensors[name] = _integers(name, tensor)
+            tensors[name] = integers_of(name, tensor)
         elif layer is not None and role in layer.codes:
             tensors[name] = layer.codes[role]
         elif layer is not None and role == "weight":
@@ -240,15 +221,6 @@ def _numbers(values: Tensor, variance: Tensor, mask: Tensor | None, precision: s
         if torch.equal(stored.values(), values):
             return stored
     return Floats(values)
-
-
-def _integers(name: str, tensor: Tensor) -> Integers:
-    if tensor.dtype not in DTYPES:
-        raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
-    codes = tensor.long()
-    if int(codes.abs().max()) >= _MOST_INTEGER:
-        raise UnsupportedNetworkError(f"tensor '{name}' holds integers of {_MOST_INTEGER:,} and more: a file has none")
-    return Integers(codes, tensor.dtype)
 
 
 def _selections(graph: Graph) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedNetworkError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.nodes import Node, is_layer
 from ..quantisation.fixed_point import FixedPoint
@@ -127,6 +128,26 @@ class Contents:
                 own = name.removesuffix(".weight")
                 layers[name] = StoredLayer(own, self.dense_shapes[name], weight, bias, layer_type(node.op))
         return tuple(layers.values())
+
+
+#: types of integers and inputs that a file may hold, by their number in it.
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+# What integers of a file stay below.
+_MOST_INTEGER = 1 << 24
+
+
+def integers_of(name: str, tensor: Tensor) -> Integers:
+    """A tensor of integers or truth values as a file holds it.
+
+    :raises UnsupportedNetworkError: where a file cannot hold it.
+    """
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedNetworkError(f"tensor '{name}' of type {tensor.dtype} cannot be stored in a file")
+    codes = tensor.long()
+    if codes.numel() and int(codes.abs().max()) >= _MOST_INTEGER:
+        raise UnsupportedNetworkError(f"tensor '{name}' holds integers of {_MOST_INTEGER:,} and more: a file has none")
+    return Integers(codes, tensor.dtype)
 
 
 def values(stored: Stored) -> Tensor:

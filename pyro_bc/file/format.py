@@ -14,7 +14,7 @@ varint          form of the header: 0 for a graph, as follows here; from 1 on fo
                 graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
-varint          version 4 only: type of the input, its position in :data:`~pyro_bc.file.tensors.DTYPES`
+varint          version 4 only: type of the input, its position in :data:`~pyro_bc.file.contents.DTYPES`
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, its code in
                 :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
@@ -101,9 +101,9 @@ from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
-from .contents import Contents, Integers, Numbers, Stored, values
+from .contents import DTYPES, Contents, Integers, Numbers, Stored, values
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
-from .tensors import DTYPES, SINCE_4, Plan, decode_tensor, encode_tensor, plans_of
+from .tensors import SINCE_4, Plan, decode_tensor, encode_tensor, plans_of
 
 _MAGIC, _VERSION, _OLDEST = b"PBC", 4, 2
 

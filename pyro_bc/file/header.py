@@ -16,12 +16,11 @@ from ..graph.nodes import LAYERS, Named, Node, Value
 from ..graph.operations import BY_CODE, operation
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE, is_grid
 from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
-from .contents import Contents
+from .contents import DTYPES, Contents
 from .tensors import (
     ADAPTIVE,
     BUFFER,
     COSINES,
-    DTYPES,
     FLOATS,
     MOST_LISTED,
     NUMBERS,

@@ -14,16 +14,13 @@ from ..quantisation.cosine import frequencies as spatial_frequencies
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE
 from .coder import Decoder, Encoder, adaptive_bits, frequencies
-from .contents import Floats, Integers, Selection, Stored
+from .contents import DTYPES, Floats, Integers, Selection, Stored
 
 #: kinds of tensors, by their number in a file.
 NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES, FLOATS, TYPED = range(8)
 
 #: kinds of tensors that version 4 of the format added.
 SINCE_4 = (FLOATS, TYPED)
-
-#: types of integers and inputs, by their number in a file.
-DTYPES = (torch.float32, torch.int64, torch.bool, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # So few different numbers are listed, and then only told apart.
 MOST_LISTED = 256

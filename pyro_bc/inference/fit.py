@@ -24,7 +24,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..graph.read import read_graph
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
@@ -205,13 +205,16 @@ def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchChe
     with running_on(x):
         if guide.prototype_trace is None:
             # A guide starts from what Pyro's store holds under its names, which may be another model's.
-            with pyro.get_param_store().scope():
+            with pyro.get_param_store().scope(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what stands in the way of compression is an error here
                 guide(x, y)
         guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
         outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
     model.likelihood.check(outputs, y)
     if isinstance(model, BayesianNetwork):
         read_graph(model.skeleton, x)
+    if guide.obstacle is not None:
+        raise UnsupportedNetworkError(guide.obstacle)
     return BatchCheck(model.likelihood, outputs, x)
 
 

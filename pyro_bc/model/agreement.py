@@ -5,7 +5,7 @@ must be one function, and only running both tells: a weight that is used once mo
 given by hand, or a bias that one scales and the other does not, would make them two, silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,14 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedNetworkError, UsageError
+from ..errors import PyroBCError, UnsupportedNetworkError, UsageError
+from ..file.contents import integers_of
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
+from ..graph.read import read_graph
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import code_of
+from ..runtime.random_state import same_random_state
 from .layers import BayesianLayer
 
 # How far outputs may be apart: a part of each, and a part of the largest. Sums of float32 come in another order.
@@ -25,6 +28,40 @@ _OF_EACH, _OF_LARGEST = 1e-3, 1e-3
 
 # Examples that are looked at.
 _EXAMPLES = 16
+
+
+def obstacle(
+    model: Any, layers: Mapping[str, LayerSites], values: Mapping[str, Tensor], args: tuple[Any, ...]
+) -> str | None:
+    """Why the network of a :class:`~pyro_bc.BayesianNetwork` could not be compressed after a fit; None where it can.
+
+    :param args: of the model, the network's input first.
+    """
+    net = getattr(model, "skeleton", None)
+    if not isinstance(net, nn.Module) or not args or not isinstance(args[0], Tensor) or not args[0].dim():
+        return None
+    if not any(True for _ in net.children()):
+        return None  # a single layer has no name that a file could tell it by, and is a model all the same
+    with same_random_state(args[0].device):
+        try:
+            graph = read_graph(net, args[0])
+            for name, tensor in graph.tensors.items():
+                if not tensor.is_floating_point():
+                    integers_of(name, tensor)
+            names = graph_names([name.removeprefix("net.") for name in layers], graph, net)
+            of_sites = {name: names[name.removeprefix("net.")] for name in layers}
+            check_one_function(model, layers, values, graph, of_sites, args)
+        except PyroBCError as error:
+            return str(error)
+    return None
+
+
+def graph_names(layers: Iterable[str], graph: Graph, net: nn.Module) -> dict[str, str]:
+    """The name that a graph has for each layer of its network: a module that is used under several has one there."""
+    modules = dict(net.named_modules(remove_duplicate=False))
+    read = [layer_name(node) for node in graph.nodes if is_layer(node)]
+    by_module = {id(modules[name]): name for name in read if name in modules}
+    return {name: by_module.get(id(modules.get(name)), name) for name in layers}
 
 
 def check_one_function(
@@ -120,7 +157,7 @@ def _with_values(
                         f"layer '{names[site]}' has a {role} of shape {tuple(tensors[name].shape)} in the network, but "
                         f"{tuple(value.shape)} in the model"
                     )
-                tensors[name] = value.detach().cpu().float()
+                tensors[name] = value.detach().cpu().to(tensors[name].dtype)
     return replace(graph, tensors=tensors)
 
 

@@ -13,6 +13,7 @@ since the rate at which they may grow, :math:`d\log\sigma^2/dt`, sets how soon g
 learning rate of its own (:func:`pyro_bc.fit`).
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from operator import attrgetter
@@ -33,6 +34,7 @@ from ..errors import UnsupportedSiteError, UsageError
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
+from .agreement import obstacle
 from .ownership import claim_parameters, forget_others
 
 
@@ -92,6 +94,8 @@ class FactorizedGuide(AutoGuide):
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
         self.layers: dict[str, LayerSites] = {}
+        #: why :func:`~pyro_bc.compress` will refuse the model's network, as far as it is known; None where it will not.
+        self.obstacle: str | None = None
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         forget_others(f"{self._pyro_name}.", self)
@@ -124,6 +128,10 @@ class FactorizedGuide(AutoGuide):
                         f"call pyro.clear_param_store() before a new guide's first call"
                     )
         claim_parameters(self, f"{self._pyro_name}.")
+        (model,) = self._source
+        self.obstacle = obstacle(model, self.layers, self.median(), args)
+        if self.obstacle is not None:
+            warnings.warn(f"the network cannot be compressed: {self.obstacle}", stacklevel=6)
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
