@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import errors as errors
     from . import graph as graph
+    from .compression.check import check as check
     from .compression.compress import compress as compress
     from .errors import PyroBCError as PyroBCError
     from .file.compressed import CompressedNetwork as CompressedNetwork
@@ -79,6 +80,7 @@ _NAMES = {
     "Schedule": "inference.schedule",
     "StandardNormal": "priors.standard_normal",
     "bayesianize": "model.network",
+    "check": "compression.check",
     "compress": "compression.compress",
     "fit": "inference.fit",
     "load": "file.compressed",

@@ -18,7 +18,9 @@ class Units:
 
     def __init__(self) -> None:
         self._parent: list[int] = []
-        self._fixed: set[int] = set()
+        self._fixed: dict[int, int] = {}
+        #: the position in the graph of what fixes units now.
+        self.position = 0
 
     def new(self, count: int) -> np.ndarray:
         """That many units of their own."""
@@ -50,11 +52,17 @@ class Units:
 
     def fix(self, units: np.ndarray) -> None:
         """Say that these stay."""
-        self._fixed.update(map(int, units.ravel()))
+        for unit in units.ravel():
+            self._fixed.setdefault(int(unit), self.position)
 
     def fixed(self) -> set[int]:
         """Roots that stay."""
         return {self.find(unit) for unit in self._fixed}
+
+    def fixed_by(self, units: np.ndarray) -> int | None:
+        """The position in the graph of what fixed one of these first; None where nothing did."""
+        roots = set(self.roots(units.ravel()).tolist())
+        return min((at for unit, at in self._fixed.items() if self.find(unit) in roots), default=None)
 
 
 class FollowedUnits:

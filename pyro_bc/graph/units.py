@@ -18,8 +18,9 @@ class Tracking(FollowedUnits):
 
     def __init__(self, graph: Graph):
         super().__init__(graph)
-        for node in graph.nodes:
+        for self.units.position, node in enumerate(graph.nodes):
             self.values.append(operation(node.op).units(self, node))
+        self.units.position = len(graph.nodes)
         self.fix_axes(Value(len(graph.nodes) - 1))
         for name in shared_layers(graph):
             for role in ("weight", "bias"):

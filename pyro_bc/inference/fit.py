@@ -131,7 +131,7 @@ def fit(
         history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
         plain = fast = eager_step(model, guide, flat)
-        shapes = x.shape, y.shape
+        first, shapes = (x, y), (x.shape, y.shape)  # the last batch of an epoch may be smaller
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
@@ -142,7 +142,7 @@ def fit(
                 until = epochs if is_rounding else rounded_from
                 if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps):
                     bar.update(task, state="compiling")
-                    fast = _compiled(compile, plain, model, guide, flat, x, y)
+                    fast = _compiled(compile, plain, model, guide, flat, *first)
                 elif epoch == rounded_from:
                     fast = plain
                 sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)

@@ -132,6 +132,18 @@ def test_a_compiled_fit_comes_to_the_same_result():
     assert compiled[-1].groups_left == history[-1].groups_left
 
 
+@needs_compiler
+def test_a_step_is_compiled_again_for_rounded_codes_where_the_last_batch_is_smaller():
+    histories = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        x, y = torch.rand(50, 1, 6, 6), torch.randint(4, (50,))
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+        fitted = fitted_net(net, x, y, pyro_bc.LearnedCode(), batch=16, epochs=4, compile=compiled)
+        histories.append([epoch.loss for epoch in fitted[2]])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+
+
 def test_what_cannot_be_compiled_is_said_or_done_without(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no compiler today\nand more")

@@ -1,0 +1,260 @@
+"""A look at a network before any training: what becomes Bayesian, what can shrink, and what would be refused later."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..errors import EmptyNetworkError, PyroBCError, UnsupportedNetworkError, UsageError
+from ..file.compressed import CompressedNetwork
+from ..graph.layer_types import LayerType
+from ..graph.module import evaluating
+from ..graph.nodes import Graph, is_layer, layer_name
+from ..graph.read import read_graph
+from ..graph.units import Tracking
+from ..model.agreement import graph_names
+from ..model.guide import FactorizedGuide
+from ..model.likelihoods import Likelihood
+from ..model.network import BayesianNetwork, Choice, PriorRule
+from ..posterior.summary import LayerPosterior
+from ..posterior.thresholds import Threshold
+from ..runtime.devices import device_of
+from ..runtime.random_state import same_random_state
+from .compress import compress, layer_posteriors
+from .pruning import shrink
+
+# Examples that are looked at.
+_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """What is known of one layer before any training.
+
+    :param name: in the network.
+    :param type: its class.
+    :param shape: of its weight.
+    :param prior: None where the layer stays deterministic.
+    :param groups: how many groups a group prior has, and of what: ``8 inputs``.
+    :param note: why groups that are pruned would not make it smaller, or why it stays deterministic; empty otherwise.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    prior: str | None
+    groups: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What :func:`check` found; printed, it is a table.
+
+    :param layers: in the order of the network.
+    :param problems: what would be refused, by the training or behind it; empty where nothing would.
+    :param notes: what is worth knowing.
+    :param file_bytes: of the dry compression's file, nothing pruned; None where there is none.
+    """
+
+    layers: tuple[LayerCheck, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    file_bytes: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the network can be fitted, compressed, stored and loaded."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "\n".join([*(f"refused: {p}" for p in self.problems), *(f"note: {note}" for note in self.notes)])
+        head = ("layer", "type", "weight", "prior", "groups", "")
+        rows = [
+            (row.name, row.type, "x".join(map(str, row.shape)), row.prior or "none", row.groups, row.note)
+            for row in self.layers
+        ]
+        widths = [max(len(cells[column]) for cells in (head, *rows)) for column in range(len(head))]
+        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (head, *rows)]
+        lines += [f"refused: {problem}" for problem in self.problems]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.ok:
+            lines.append(f"can be fitted, compressed and stored: {self.file_bytes:,} bytes with nothing pruned")
+        return "\n".join(lines)
+
+
+def check(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    prior: PriorRule | None = None,
+    *,
+    likelihood: Likelihood | None = None,
+    deterministic: Iterable[Choice] = (),
+) -> Check:
+    """What a network would become, before any training: seconds instead of a surprise after hours.
+
+    It makes the model and its guide, compares model and network at the guide's means, and compresses, stores and loads
+    the network as it is, and with half of all groups pruned. Nothing of the network, of Pyro's store or of torch's
+    generators is changed.
+
+    :param net: as :class:`~pyro_bc.BayesianNetwork` takes it.
+    :param x: a batch of inputs, ``(batch, …)``.
+    :param y: its targets, if they are to be looked at, too.
+    :param prior: as for the model.
+    :param likelihood: as for the model.
+    :param deterministic: as for the model.
+
+    >>> import pyro_bc, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> print(pyro_bc.check(net, torch.randn(5, 4), prior=pyro_bc.GroupNormalJeffreys()))
+    layer  type    weight  prior                groups
+    0      Linear  8x4     GroupNormalJeffreys  4 inputs
+    2      Linear  3x8     GroupNormalJeffreys  8 inputs
+    can be fitted, compressed and stored: 174 bytes with nothing pruned
+    """
+    state = same_random_state(device_of(net)), pyro.get_param_store().scope()
+    with state[0], state[1], warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found = _checked(net, x[:_EXAMPLES], None if y is None else y[:_EXAMPLES], prior, likelihood, deterministic)
+        except PyroBCError as error:
+            found = Check((), (str(error),), (), None)
+    notes = dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning))
+    return replace(found, notes=tuple(note for note in notes if "cannot be compressed" not in note))
+
+
+def _checked(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    prior: PriorRule | None,
+    likelihood: Likelihood | None,
+    deterministic: Iterable[Choice],
+) -> Check:
+    model = BayesianNetwork(net, prior, num_data=len(x), likelihood=likelihood, deterministic=deterministic)
+    guide = FactorizedGuide(model, init_log_variance=-20.0)
+    try:
+        with torch.no_grad(), evaluating(model.skeleton) as dense:
+            outputs = dense(x)
+    except Exception as error:  # whatever a user's forward raises
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(
+            f"the network cannot be run on inputs of shape {tuple(x.shape)}, {x.dtype}: {reason}"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise UnsupportedNetworkError(f"the network's output is a {type(outputs).__name__}; one tensor is needed")
+    if y is None:
+        with pyro.poutine.block():
+            y = model.likelihood(outputs).sample()
+    else:
+        model.likelihood.check(outputs, y)
+    guide(x, y)
+    graph = read_graph(model.skeleton, x)
+    names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
+    posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
+    if guide.obstacle is not None:
+        return Check(_rows(graph, posterior, {}, model), (guide.obstacle,), (), None)
+    keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}
+    problems: list[str] = []
+    size = None
+    try:
+        small = compress(model, guide, thresholds=keep)
+        data = small.to_bytes()
+        size = len(data)
+        with torch.no_grad():
+            stored, loaded = (read.network()(x.cpu()) for read in (small, CompressedNetwork.from_bytes(data)))
+        if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
+            problems.append("the network that is loaded from the file computes something else")
+    except EmptyNetworkError:
+        problems.append("the network computes the same for every one of these inputs")
+    except PyroBCError as error:
+        problems.append(str(error))
+    stuck = _cannot_shrink(graph, posterior)
+    return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
+
+
+def _rows(
+    graph: Graph, posterior: dict[str, LayerPosterior], stuck: dict[str, str], model: BayesianNetwork
+) -> tuple[LayerCheck, ...]:
+    rows = []
+    read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    for name in [*read, *(name for name in posterior if name not in read)]:
+        layer = posterior.get(name)
+        shape = tuple(graph.tensors[f"{name}.weight"].shape) if f"{name}.weight" in graph.tensors else ()
+        module = dict(model.skeleton.named_modules(remove_duplicate=False)).get(name)
+        kind = "weight" if module is None else type(module).__name__
+        if layer is None:
+            rows.append(LayerCheck(name, kind, shape, None, "", "stays as it is"))
+            continue
+        note = stuck.get(name, "")
+        if name not in read:
+            note = "never cut: no layer multiplies with it as it is" if shape else "not used in evaluation: left out"
+        shape = shape or tuple(layer.weight_mean.shape)
+        rows.append(LayerCheck(name, kind, shape, type(layer.prior).__name__, _groups(layer), note))
+    return tuple(rows)
+
+
+def _groups(layer: LayerPosterior) -> str:
+    """What a prior's groups are, in words."""
+    if layer.statistic is None:
+        return "" if not layer.codes else f"{layer.weight_mean.numel():,} codes"
+    if layer.per_weight:
+        return f"{layer.weight_mean.numel():,} weights"
+    count, entries = len(layer.statistic), layer.weight_mean.shape[layer.group_dim]
+    what = "filters" if layer.layer_type.scales_outputs else "inputs"
+    return f"{count} {what}" if count == entries else f"{count} groups of {entries // count} {what}"
+
+
+def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[str, str]:
+    """Layers that stay as they are where half of all groups are pruned, and why."""
+    read = {layer_name(node): node for node in graph.nodes if is_layer(node)}
+    halved, cuts = {}, {}
+    for name, layer in posterior.items():
+        if name in read:
+            groups = layer.weight_mean.shape[layer.group_dim]
+            per_group = groups // len(layer.statistic) if layer.statistic is not None and not layer.per_weight else 1
+            statistic = (torch.arange(groups // per_group) % 2).float()
+            halved[name] = replace(layer, statistic=statistic, weight_statistic=None, codes={})
+            cuts[name] = Threshold(0.5, "explicit")
+    # Numbers between layers that a training would move, such as a normalisation's shift, are no longer 0.
+    own = {f"{name}.{role}" for name in read for role in ("weight", "bias")}
+    moved = {n: t + 0.1 if n not in own and t.is_floating_point() else t for n, t in graph.tensors.items()}
+    try:
+        pruned = shrink(replace(graph, tensors=moved), halved, cuts)
+    except EmptyNetworkError:
+        return {}
+    tracking = Tracking(graph)
+    stuck = {}
+    for name, layer in halved.items():
+        kind: LayerType = layer.layer_type
+        before = layer.weight_mean.shape[kind.group_axis]
+        after = pruned.layers[name].weight.shape[kind.group_axis] if name in pruned.layers else 0
+        what = "filters" if kind.scales_outputs else "inputs"
+        if before > 2 and after > 0.75 * before:
+            stuck[name] = f"its {what} stay: {_why(graph, tracking, name, kind.group_axis)}"
+        elif tracking.units.fixed_by(tracking.tensors[f"{name}.weight"][kind.output_axis]) not in (
+            None,
+            len(graph.nodes),
+        ):
+            stuck[name] = f"its outputs stay: {_why(graph, tracking, name, kind.output_axis)}"
+    return stuck
+
+
+def _why(graph: Graph, tracking: Tracking, name: str, axis: int) -> str:
+    """What keeps the units along an axis of a layer's weight."""
+    units: Any = tracking.tensors[f"{name}.weight"].get(axis)
+    index = tracking.units.fixed_by(units) if units is not None else None
+    if index is None:
+        return "a padded convolution reads what becomes of those that are pruned, which is not 0"
+    if index == len(graph.nodes):
+        return "they are the network's, or something else reads the weight, too"
+    node = graph.nodes[index]
+    if is_layer(node):
+        return f"they are the network's input, or reach layer '{layer_name(node)}' in a way that is not followed"
+    return f"'{node.op}' mixes them, or does something to them that is not followed"

@@ -1,0 +1,123 @@
+"""Before any training: what becomes Bayesian, what cannot shrink and why, what would be refused; nothing is changed."""
+
+import copy
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import two_layers
+from torch import nn
+
+import pyro_bc
+
+X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """Layers that shrink, that cannot, and that stay as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d, self.frozen = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(4, 3).requires_grad_(False)
+
+    def forward(self, x):
+        h = F.relu(self.b(self.norm(F.relu(self.a(x))))).mean((2, 3))
+        return self.frozen(self.d(F.layer_norm(self.c(h), (6,))))
+
+
+class Fourier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.fft.rfft(self.l(x)).abs().flatten(1)[:, :3]
+
+
+class Auxiliary(nn.Module):
+    """A head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.main, self.extra = nn.Linear(64, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x.flatten(2).mean(1)))
+        return self.main(h) + (self.extra(h) if self.training else 0)
+
+
+def test_a_table_says_what_each_layer_becomes():
+    net = Mixed()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    pyro.param("someone's", torch.ones(2))
+    found = pyro_bc.check(net, X, prior=pyro_bc.GroupNormalJeffreys())
+    assert found.ok and found.file_bytes > 100
+    rows = {row.name: row for row in found.layers}
+    assert list(rows) == ["a", "b", "c", "d", "frozen"]
+    assert rows["a"].groups == "8 filters" and "padded convolution" in rows["a"].note
+    assert rows["b"].note == "" and rows["d"].note == "" and rows["d"].groups == "6 inputs"
+    assert "outputs stay" in rows["c"].note and "'layer_norm'" in rows["c"].note
+    assert rows["frozen"].prior is None and rows["frozen"].note == "stays as it is"
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["layer", "type", "weight", "prior", "groups"] and lines[1].startswith("a ")
+    assert lines[-1].startswith("can be fitted, compressed and stored")
+    # Nothing was changed.
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and list(pyro.get_param_store()) == ["someone's"]
+
+
+@pytest.mark.parametrize(
+    "net,options,message",
+    [
+        (Fourier(), {}, "'fft_rfft'"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), {"y": torch.arange(6)}, r"labels lie in \[0, 5\]"),
+        (nn.Sequential(nn.Flatten()), {}, "no layer to make Bayesian"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False), {}, "frozen"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(63, 3)), {}, "shape"),
+    ],
+)
+def test_what_would_be_refused_is_said_and_not_raised(net, options, message):
+    found = pyro_bc.check(net, X, **options)
+    assert not found.ok and len(found.problems) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(found.problems[0])
+    assert f"refused: {found.problems[0]}" in str(found)
+
+
+@pytest.mark.parametrize("prior", [pyro_bc.LearnedCode(), pyro_bc.LogUniform(), pyro_bc.StandardNormal(), None])
+def test_every_prior_has_a_table(prior):
+    found = pyro_bc.check(nn.Sequential(nn.Flatten(), *two_layers(64)), X, prior=prior)
+    assert found.ok and [row.name for row in found.layers] == ["1", "3"]
+
+
+def test_what_only_training_uses_is_left_out_and_noted():
+    found = pyro_bc.check(Auxiliary(), X)
+    assert found.ok and [row.name for row in found.layers] == ["a", "main", "extra"]
+    assert found.layers[-1].note == "not used in evaluation: left out"
+    assert any("left out: extra" in note for note in found.notes)
+
+
+def test_fit_refuses_in_the_first_second_and_a_loop_of_ones_own_is_warned():
+    x = torch.randn(6, 8)
+    y = torch.arange(6) % 3
+
+    class Two(nn.Module):
+        """What it computes depends on who calls it."""
+
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.l(x) * (2.0 if hasattr(self.l, "prior") else 1.0)
+
+    model = pyro_bc.BayesianNetwork(Two(), num_data=6)
+    guide = pyro_bc.FactorizedGuide(model)
+    with pytest.raises(pyro_bc.errors.UnsupportedNetworkError, match="compute different things"):
+        pyro_bc.fit(model, guide, [(x, y)], epochs=2, progress=False)
+    again = pyro_bc.BayesianNetwork(Two(), num_data=6)
+    with pytest.warns(UserWarning, match=r"cannot be compressed: .*compute different things"):
+        pyro_bc.FactorizedGuide(again)(x, y)
+    assert not pyro_bc.check(Two(), x).ok
