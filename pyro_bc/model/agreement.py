@@ -84,6 +84,8 @@ def check_one_function(
     :param names: for every layer, its name in the graph.
     :raises UnsupportedNetworkError: where outputs differ; names the first layer that does, where one can be told.
     """
+    device = next(iter(values.values())).device
+    args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
     x = args[0][:_EXAMPLES]
     rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == len(args[0]) else a for a in args[1:]]
     seen: dict[str, Tensor] = {}

@@ -40,22 +40,34 @@ class Likelihood(ABC):
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """Classes: outputs are logits ``(batch, classes)``, targets class numbers ``(batch,)``."""
+    """Classes: outputs are logits ``(batch, classes)``, targets class numbers ``(batch,)``.
 
+    Also a class for each of several places of an example, tokens or pixels: outputs ``(batch, …, classes)``, targets
+    ``(batch, …)``; or, with ``class_dim=1``, outputs ``(batch, classes, …)`` as torch's cross entropy takes them.
+
+    :param class_dim: the dimension of the outputs that counts classes.
+    """
+
+    class_dim: int = -1
     metric: ClassVar[str] = "error %"
 
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
+
     def __call__(self, outputs: Tensor) -> Any:
-        return dist.Categorical(logits=outputs, validate_args=False)
+        return _by_example(dist.Categorical(logits=self._logits(outputs), validate_args=False))
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 100.0 * (outputs.argmax(-1) != targets)
+        return _mean(100.0 * (self._logits(outputs).argmax(-1) != targets))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        classes = outputs.shape[-1]
-        if targets.is_floating_point() or targets.shape != outputs.shape[:-1]:
+        _check_dims(outputs, 2, "logits (batch, classes)")
+        logits = self._logits(outputs)
+        classes = logits.shape[-1]
+        if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
             raise UsageError(
-                f"Categorical targets are class numbers of shape {tuple(outputs.shape[:-1])}, "
-                f"not {targets.dtype} of shape {tuple(targets.shape)}"
+                f"Categorical targets are class numbers of shape {tuple(logits.shape[:-1])}, "
+                f"not {targets.dtype} of shape {tuple(targets.shape)}{_squeezed(targets, logits.shape[:-1])}"
             )
         if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
             raise UsageError(
@@ -83,7 +95,7 @@ class _Taught(TorchDistribution):
 @dataclass(frozen=True)
 class SoftCategorical(Likelihood):
     r"""Classes that a teacher gives by their probabilities (Hinton et al. 2015, 1503.02531): outputs are logits
-    ``(batch, classes)``, targets probabilities :math:`t`, ``(batch, classes)``.
+    ``(batch, classes)``, targets probabilities :math:`t`, ``(batch, classes)``; or both ``(batch, …, classes)``.
 
     :math:`\log p(t) = \sum_c t_c \log p(c)`, the expected log-likelihood of a class drawn from the teacher.
     """
@@ -91,10 +103,10 @@ class SoftCategorical(Likelihood):
     metric: ClassVar[str] = "error %"
 
     def __call__(self, outputs: Tensor) -> Any:
-        return _Taught(outputs)
+        return _by_example(_Taught(outputs))
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 100.0 * (outputs.argmax(-1) != targets.argmax(-1))
+        return _mean(100.0 * (outputs.argmax(-1) != targets.argmax(-1)))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         if targets.shape != outputs.shape or not targets.is_floating_point():
@@ -108,18 +120,21 @@ class SoftCategorical(Likelihood):
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """One yes or no: outputs are logits ``(batch, 1)`` or ``(batch,)``, targets 0 or 1, ``(batch,)``."""
+    """Yes or no: outputs are logits ``(batch, 1)`` or ``(batch,)``, targets 0 or 1, ``(batch,)``.
+
+    Also several of them, binary labels or pixels: outputs and targets ``(batch, …)`` of one shape.
+    """
 
     metric: ClassVar[str] = "error %"
 
     def __call__(self, outputs: Tensor) -> Any:
-        return dist.Bernoulli(logits=_flat(outputs), validate_args=False)
+        return _by_example(dist.Bernoulli(logits=_flat(outputs), validate_args=False))
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 100.0 * ((_flat(outputs) > 0) != (targets > 0.5))
+        return _mean(100.0 * ((_flat(outputs) > 0) != (targets > 0.5)))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        _check_one_output(outputs, targets)
+        _check_alike(outputs, targets)
         if not targets.is_floating_point():
             raise UsageError(f"Bernoulli targets are floating-point numbers 0 or 1, not {targets.dtype}")
         if not bool(((targets == 0) | (targets == 1)).all()):
@@ -128,9 +143,10 @@ class Bernoulli(Likelihood):
 
 @dataclass(frozen=True)
 class Normal(Likelihood):
-    """Regression with learned noise: outputs are means ``(batch, 1)`` or ``(batch,)``.
+    """Regression with learned noise: outputs are means ``(batch, 1)`` or ``(batch,)``, targets ``(batch,)``.
 
-    The noise is a latent site ``precision`` with a Gamma prior, in units of one over the squared target.
+    Also of vectors: outputs and targets ``(batch, …)`` of one shape, each entry with a noise of its own. The noise is a
+    latent site ``precision`` with a Gamma prior, in units of one over the squared target.
 
     :param concentration: of the Gamma prior.
     :param rate: of the Gamma prior.
@@ -141,27 +157,106 @@ class Normal(Likelihood):
     metric: ClassVar[str] = "RMSE"
 
     def __call__(self, outputs: Tensor) -> Any:
-        like = torch.ones((), dtype=outputs.dtype, device=outputs.device)
-        precision = pyro.sample("precision", dist.Gamma(self.concentration * like, self.rate * like))
-        return dist.Normal(_flat(outputs), precision.rsqrt(), validate_args=False)
+        means = _flat(outputs)
+        like = torch.ones(means.shape[1:], dtype=outputs.dtype, device=outputs.device)
+        prior = dist.Gamma(self.concentration * like, self.rate * like).to_event(like.dim())
+        precision = pyro.sample("precision", prior)
+        return _by_example(dist.Normal(means, precision.rsqrt(), validate_args=False))
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (_flat(outputs) - targets).square()
+        return _mean((_flat(outputs) - targets).square())
 
     def summary(self, mean_error: float) -> float:
         return mean_error**0.5
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        _check_one_output(outputs, targets)
+        _check_alike(outputs, targets)
+        _check_numbers(targets)
+
+
+class _Counts(Likelihood):
+    """What likelihoods of counts share: outputs are logarithms of rates, in the shapes of :class:`Normal`."""
+
+    metric: ClassVar[str] = "RMSE"
+
+    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _mean((_flat(outputs).exp() - targets).square())
+
+    def summary(self, mean_error: float) -> float:
+        return mean_error**0.5
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        _check_alike(outputs, targets)
+        _check_numbers(targets)
+        if not bool(((targets >= 0) & (targets == targets.round())).all()):
+            raise UsageError(f"{type(self).__name__} targets are counts: 0, 1, 2, … as floating-point numbers")
+
+
+@dataclass(frozen=True)
+class Poisson(_Counts):
+    """Counts: outputs are logarithms of rates ``(batch, 1)``, ``(batch,)`` or ``(batch, …)``, targets as for
+    :class:`Normal`."""
+
+    def __call__(self, outputs: Tensor) -> Any:
+        return _by_example(dist.Poisson(_flat(outputs).exp(), validate_args=False))
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(_Counts):
+    r"""Counts that scatter more than Poisson's: outputs are logarithms of means :math:`m`, as for :class:`Poisson`.
+
+    The variance is :math:`m + m^2 / r`, with :math:`r` a latent site ``total_count`` with a Gamma prior.
+
+    :param concentration: of the Gamma prior.
+    :param rate: of the Gamma prior.
+    """
+
+    concentration: float = 1.0
+    rate: float = 0.1
+
+    def __call__(self, outputs: Tensor) -> Any:
+        logs = _flat(outputs)
+        like = torch.ones(logs.shape[1:], dtype=outputs.dtype, device=outputs.device)
+        prior = dist.Gamma(self.concentration * like, self.rate * like).to_event(like.dim())
+        total = pyro.sample("total_count", prior)
+        return _by_example(dist.NegativeBinomial(total, logits=logs - total.log(), validate_args=False))
+
+
+def _by_example(density: Any) -> Any:
+    """A density with one batch dimension: all entries of an example are one event."""
+    return density.to_event(len(density.batch_shape) - 1) if len(density.batch_shape) > 1 else density
+
+
+def _mean(errors: Tensor) -> Tensor:
+    """The mean error of every example's entries."""
+    return errors.flatten(1).mean(1) if errors.dim() > 1 else errors
 
 
 def _flat(outputs: Tensor) -> Tensor:
-    return outputs.squeeze(-1) if outputs.dim() == 2 else outputs
+    return outputs.squeeze(-1) if outputs.dim() == 2 and outputs.shape[-1] == 1 else outputs
 
 
-def _check_one_output(outputs: Tensor, targets: Tensor) -> None:
-    if _flat(outputs).dim() != 1 or _flat(outputs).shape != targets.shape:
+def _squeezed(targets: Tensor, shape: Sequence[int]) -> str:
+    """What to do about targets with one dimension of 1 too many; empty where that is not it."""
+    return "; give targets.squeeze(-1)" if tuple(targets.shape) == (*shape, 1) else ""
+
+
+def _check_dims(outputs: Tensor, least: int, what: str) -> None:
+    if outputs.dim() < least:
+        raise UsageError(f"a network with outputs of shape {tuple(outputs.shape)} does not give {what}")
+
+
+def _check_alike(outputs: Tensor, targets: Tensor) -> None:
+    shape = _flat(outputs).shape
+    if targets.shape != shape:
         raise UsageError(
             f"a network with outputs of shape {tuple(outputs.shape)} does not fit targets of shape "
-            f"{tuple(targets.shape)}; one output per example is needed"
+            f"{tuple(targets.shape)}: they need shape {tuple(shape)}{_squeezed(targets, shape)}"
         )
+
+
+def _check_numbers(targets: Tensor) -> None:
+    if not targets.is_floating_point():
+        raise UsageError(f"targets are floating-point numbers, not {targets.dtype}: give targets.float()")
+    if not bool(targets.isfinite().all()):
+        raise UsageError("targets hold NaN or infinite numbers; leave those examples out, or clean the data")
