@@ -62,6 +62,8 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
         raise
     except Exception as error:  # whatever a user's forward, or torch.export, raises
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if reason.startswith("Constraints violated"):
+            reason = "its forward fixes the batch size, as len(x) does; write x.shape[0], or -1 in a view"
         raise UnsupportedNetworkError(
             f"the network cannot be read as a fixed graph of one input, for any batch size: {reason}"
         ) from error
@@ -171,4 +173,7 @@ def _verify(net: nn.Module, graph: Graph, example: Tensor) -> None:
     found = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)(x)
     largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
     if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4 * largest, equal_nan=True):
-        raise UnsupportedNetworkError("the network computes something else when it is traced; does it use randomness?")
+        raise UnsupportedNetworkError(
+            "the network computes something else when it is traced; does it use randomness, or write into a part of a "
+            "tensor (h[:, :4] *= 2)?"
+        )

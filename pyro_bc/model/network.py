@@ -255,6 +255,11 @@ class BayesianNetwork(PyroModule):
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = self.net(x)
+        if not isinstance(outputs, Tensor):
+            raise UnsupportedNetworkError(
+                f"the network gives a {type(outputs).__name__}; one tensor is needed: wrap it in a module that gives "
+                f"the one that the likelihood is of"
+            )
         density = self.likelihood(outputs)
         with pyro.plate("data", self.num_data, subsample=x, dim=-1):
             pyro.sample("y", density, obs=y)

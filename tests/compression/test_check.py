@@ -86,6 +86,32 @@ def test_what_would_be_refused_is_said_and_not_raised(net, options, message):
     assert f"refused: {found.problems[0]}" in str(found)
 
 
+class Gives(nn.Module):
+    """A network whose output is what a function makes of a layer's."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.l, self.function = nn.Linear(8, 3), function
+
+    def forward(self, x):
+        return self.function(self.l(x.flatten(2).mean(1).unflatten(1, (8, 8)).mean(1)), x)
+
+
+@pytest.mark.parametrize(
+    "function,message",
+    [
+        (lambda h, x: {"logits": h}, "gives a dict; one tensor is needed"),
+        (lambda h, x: (h, x), "gives a tuple; one tensor is needed"),
+        (lambda h, x: h.view(len(x), 3), r"len\(x\) does; write x.shape\[0\]"),
+        (lambda h, x: h + torch.rand_like(h), "'rand_like'"),
+    ],
+)
+def test_what_a_network_may_not_give_is_one_line_before_the_training(function, message):
+    model = pyro_bc.BayesianNetwork(Gives(function), num_data=6)
+    with pytest.raises(pyro_bc.errors.UnsupportedNetworkError, match=message):
+        pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), [(X, torch.arange(6) % 3)], epochs=2, progress=False)
+
+
 @pytest.mark.parametrize("prior", [pyro_bc.LearnedCode(), pyro_bc.LogUniform(), pyro_bc.StandardNormal(), None])
 def test_every_prior_has_a_table(prior):
     found = pyro_bc.check(nn.Sequential(nn.Flatten(), *two_layers(64)), X, prior=prior)
