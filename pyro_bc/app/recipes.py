@@ -81,6 +81,7 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
     ),
     **{("lenet-5-caffe", "mnist", prior): _LENET_5 for prior in ("ghs", "svd", "normal")},
     ("lenet-5-caffe", "mnist", "learned"): _code(1.8, 240, "8-12-32"),
+    ("lenet-5-caffe", "mnist", "gnj+learned"): _code(1.8, 160, "10-20-64"),
     **{
         (net, data, prior): _CIFAR
         for net in ("vgg-16", "resnet-18", "wrn-16-4")

@@ -279,7 +279,8 @@ class _Pruner:
             weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
             of_outputs = {} if name in self.whole else {0: self._outputs(name)}
             bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            reads = torch.ones(1, dtype=torch.bool) if self.types[name].spatial else mask.any(0)
+            whole = self.types[name].spatial or name in self.shared
+            reads = torch.ones(1, dtype=torch.bool) if whole else mask.any(0)
             if not reads.all():
                 reads[0] |= not reads.any()
                 gathers[name] = torch.nonzero(reads).flatten()
