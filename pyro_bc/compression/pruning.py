@@ -219,9 +219,8 @@ class _Pruner:
                 changed = True
         return changed
 
-    def _without_unread_parts(self) -> None:
-        """Leave out of concatenations the parts that nothing reads, and what only they need."""
-        living = list(self._alive())
+    def _read_with(self, living: list[int]) -> tuple[list[Node], set[int]]:
+        """The nodes without the parts of concatenations that nothing reads, and which of them the output needs."""
         nodes = []
         for node in self.graph.nodes:
             unread: set[int] = set()
@@ -235,28 +234,37 @@ class _Pruner:
                     parts = tuple(part for position, part in enumerate(node.args[0]) if position not in unread)
                     node = replace(node, args=(parts, *node.args[1:]))
             nodes.append(node)
-        self.graph = replace(self.graph, nodes=tuple(nodes))
         read = {len(nodes) - 1}
         for index in reversed(range(len(nodes))):
             if index in read:
                 read.update(nodes[index].values())
-        self.read = read
-        names = {name for index in read if index >= 0 for name in nodes[index].named()}
+        return nodes, read
+
+    def _leave_out_unread_parts(self) -> set[int]:
+        """Leave out of concatenations the parts that nothing reads, and what only they need; the units that stay.
+
+        A branch that is constant keeps one unit, since no tensor may be empty, and so does a selection. What such a
+        unit is part of is read, in turn.
+        """
+        alive, units = self._alive(), self.tracking.units
+        while True:
+            nodes, self.read = self._read_with(list(alive))
+            names = {name for index in self.read if index >= 0 for name in nodes[index].named()}
+            given = [self._outputs(name) for name in self.layers if f"{name}.weight" in names]
+            given += [chosen for _, chosen in self._selections().values()]
+            empty = [units.roots(some) for some in given if not np.isin(units.roots(some), list(alive)).any()]
+            if not empty:
+                break
+            alive.update(int(some[0]) for some in empty)
+        self.graph = replace(self.graph, nodes=tuple(nodes))
         self.layers = {name: layer for name, layer in self.layers.items() if f"{name}.weight" in names}
+        return alive
 
     def result(self) -> PrunedNetwork:
         """The graph with only what is alive."""
-        self._without_unread_parts()
-        alive = self._alive()
+        alive = self._leave_out_unread_parts()
         units, tracked = self.tracking.units, self.tracking.tensors
-        for name in self.layers:  # a branch that is constant keeps one unit, since no tensor may be empty
-            outputs = units.roots(self._outputs(name))
-            if not np.isin(outputs, list(alive)).any():
-                alive.add(int(outputs[0]))
         selections = self._selections()
-        for _, chosen in selections.values():  # nor may one that a selection gives
-            if not np.isin(units.roots(chosen), list(alive)).any():
-                alive.add(int(units.find(int(chosen[0]))))
         living = list(alive)
 
         def kept(axes: Mapping[int, np.ndarray], axis: int) -> Tensor:

@@ -3,6 +3,7 @@ r"""The normal-Jeffreys density, and the priors made of it: group normal-Jeffrey
 Louizos et al. 2017 (1705.08665), section 3.1; its KL from a normal: Molchanov et al. 2017 (1701.05369), eq. 14.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,19 +25,24 @@ from .standard_normal import STANDARD_NORMAL
 # Molchanov et al. 2017, equation 14: fitted to the exact divergence, absolute error below 0.011 nats.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
+# What the approximation adds to the divergence from 1/|z|, so that it tends to 0 with the dropout rate to infinity: the
+# entropy of a standard normal less its mean log|z|. An improper density has no constant of its own, so it takes this.
+_ENTROPY, _MEAN_LOG = 0.5 * (1 + math.log(2 * math.pi)), -0.5 * (0.5772156649015329 + math.log(2))
+CONSTANT = _ENTROPY - _MEAN_LOG
+
 
 class NormalJeffreys(TorchDistribution):
     r"""The improper scale prior :math:`p(z) \propto 1/|z|` on the real line (log-uniform in :math:`|z|`).
 
     It is what is left of :math:`\int N(w \mid 0, z^2)\, p(z)\, dz` as the Jeffreys prior of a normal's
-    scale: Louizos et al. 2017, section 3.1. The density has no normaliser: it scores values, and its
-    divergence from a normal guide is known up to a constant that no parameter enters, but it cannot be
-    sampled.
+    scale: Louizos et al. 2017, section 3.1. The density has no normaliser: it scores values and has a
+    divergence from a normal guide, both with the constant with which that tends to 0 at infinite dropout rate,
+    but it cannot be sampled.
 
     :param batch_shape: shape of independent copies.
 
-    >>> NormalJeffreys().expand([3]).to_event(1).log_prob(torch.tensor([1.0, 2.0, 0.5]))
-    tensor(0.)
+    >>> NormalJeffreys().expand([3]).log_prob(torch.tensor([1.0, 2.0, 0.5]))
+    tensor([-2.0541, -2.7473, -1.3610])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -55,11 +61,11 @@ class NormalJeffreys(TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """:returns: :math:`-\\log|z|`, without the missing constant; shape of ``value`` and the batch."""
+        """:returns: :math:`-\\log|z| - 2.0541`, the constant that the KL has; shape of ``value`` and the batch."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        return -value.abs().log().expand(shape)
+        return (-value.abs().log() - CONSTANT).expand(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Not a draw, which there is none of, but ones where Pyro only looks for the shapes of sites.

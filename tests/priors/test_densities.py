@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 from pyro_bc.errors import ImproperPriorError, UsageError
 from pyro_bc.priors.horseshoe import half_cauchy_factors
-from pyro_bc.priors.normal_jeffreys import NormalJeffreys, log_dropout_rate
+from pyro_bc.priors.normal_jeffreys import CONSTANT, NormalJeffreys, log_dropout_rate
 
 
 def kl_normal_jeffreys_by_quadrature(loc: float, scale: float) -> float:
@@ -39,6 +39,14 @@ def test_normal_jeffreys_kl_matches_quadrature(log_alpha, loc):
     assert ours == pytest.approx(kl_normal_jeffreys_by_quadrature(loc, scale), abs=0.011)
 
 
+@pytest.mark.parametrize("loc,scale", [(1.0, 0.1), (0.3, 1.0), (0.0, 2.0)])
+def test_normal_jeffreys_scores_draws_as_its_kl_says(loc, scale):
+    q = dist.Normal(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
+    z = q.sample((200_000,))
+    drawn = q.log_prob(z) - NormalJeffreys().log_prob(z)
+    assert kl_divergence(q, NormalJeffreys()).item() == pytest.approx(drawn.mean().item(), abs=0.02)
+
+
 def test_normal_jeffreys_kl_gradient_by_finite_differences():
     loc = torch.tensor([0.7, -1.3, 1e-3], dtype=torch.float64, requires_grad=True)
     log_scale = torch.tensor([-2.0, 0.5, -4.0], dtype=torch.float64, requires_grad=True)
@@ -58,7 +66,7 @@ def test_normal_jeffreys_scores_but_cannot_be_sampled():
     prior = NormalJeffreys().expand([2, 3]).to_event(1)
     assert prior.batch_shape == (2,) and prior.event_shape == (3,)
     value = torch.tensor([1.0, -math.e, 1.0])
-    assert torch.allclose(prior.log_prob(value), torch.tensor([-1.0, -1.0]))
+    assert torch.allclose(prior.log_prob(value), torch.tensor([-1.0, -1.0]) - 3 * CONSTANT)
     with pytest.raises(ImproperPriorError, match="improper"):
         prior.sample()
 
