@@ -100,6 +100,7 @@ def fit(
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
+    guide.kl_weight = float(schedule.kl_weight)
     bounds = log_variance_bounds(guide, schedule.max_scale)
     has_codes = Cell in guide.families.values()
     warmup = schedule.warmup(epochs, has_codes)

@@ -310,6 +310,7 @@ def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence
         "prior": ", ".join(f"{name} {layer['prior']['type']}" for name, layer in layers.items()),
         "layers": json.dumps(layers),
         "num_data": int(getattr(model, "num_data", 0)),
+        "kl_weight": guide.kl_weight,
         "seed": seed,
         "sampling": f"{draws} independent draws from the variational posterior",
     }

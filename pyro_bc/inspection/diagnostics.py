@@ -144,16 +144,51 @@ class LeaveOneOut:
 
 
 def leave_one_out(data: Any) -> LeaveOneOut:
-    """``az.loo`` of exported data, the same in all versions of ArviZ, its warning as a count.
+    r"""Leave-one-out cross-validation by importance sampling (Vehtari, Gelman, Gabry 2017), its warning as a count.
 
-    :param data: of :func:`~pyro_bc.to_inference_data`, for points of the training set.
+    A fit whose KL had the weight :math:`\lambda` is the posterior of the likelihood to the power :math:`1/\lambda`, so
+    that a point is left out by ratios :math:`p(y \mid w)^{-1/\lambda}`; at :math:`\lambda = 1` it is ``az.loo``, in all
+    versions of ArviZ.
+
+    :param data: of :func:`~pyro_bc.to_inference_data`, for points of the training set; its attribute ``kl_weight`` is
+        the weight.
     """
+    kl_weight = float(data["log_likelihood"].attrs.get("kl_weight", 1.0))
+    if kl_weight not in (0.0, 1.0):
+        return _tempered(data, kl_weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found: Any = arviz_package().loo(data, pointwise=True, reff=1.0)  # draws are independent
     elpd, p = (getattr(found, old, None) or getattr(found, old.split("_")[0]) for old in ("elpd_loo", "p_loo"))
     k = np.asarray(found.pareto_k)
     return LeaveOneOut(float(elpd), float(found.se), float(p), int(k.size), int((k > RELIABLE_K).sum()))
+
+
+def _tempered(data: Any, kl_weight: float) -> LeaveOneOut:
+    """Leave-one-out where a point's ratio is its likelihood to the power −1 over the KL's weight."""
+    (name,) = data["log_likelihood"].data_vars
+    values = np.asarray(data["log_likelihood"][name].values)
+    log_likelihood = values.reshape(values.shape[0] * values.shape[1], -1).T.astype(np.float64)  # (points, draws)
+    log_weights, k = _smoothed(-log_likelihood / kl_weight)
+    elpd = np.logaddexp.reduce(log_weights + log_likelihood, axis=1)
+    lppd = np.logaddexp.reduce(log_likelihood, axis=1) - math.log(log_likelihood.shape[1])
+    deviation = math.sqrt(len(elpd) * float(elpd.var()))
+    return LeaveOneOut(
+        float(elpd.sum()), deviation, float((lppd - elpd).sum()), int(k.size), int((k > RELIABLE_K).sum())
+    )
+
+
+def _smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed importance weights of every row, their logarithms normalised, and the rows' Pareto k."""
+    arviz = arviz_package()
+    if is_before_1():
+        weights, k = arviz.psislw(log_ratios)
+    else:
+        from arviz_stats.base import array_stats
+
+        weights, k = array_stats.psislw(-log_ratios, axis=-1)  # which takes log-likelihoods
+    weights = np.asarray(weights)
+    return weights - np.logaddexp.reduce(weights, axis=1, keepdims=True), np.asarray(k)
 
 
 @dataclass(frozen=True)

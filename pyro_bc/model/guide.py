@@ -94,6 +94,8 @@ class FactorizedGuide(AutoGuide):
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
         self.layers: dict[str, LayerSites] = {}
+        #: weight that the KL had in :func:`~pyro_bc.fit`; 1 for a loop of one's own, which may say another.
+        self.kl_weight = 1.0
         #: why :func:`~pyro_bc.compress` will refuse the model's network, as far as it is known; None where it will not.
         self.obstacle: str | None = None
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from helpers import fitted
+from helpers import fitted, set_up
 from scipy import stats
 from torch import nn
 
@@ -149,6 +150,7 @@ def test_leave_one_out_is_arvizs():
     import arviz as az
 
     data, _, guide = digits()
+    guide.kl_weight = 1.0
     exported = pyro_bc.to_inference_data(guide, data.train_x[:50], data.train_y[:50], draws=100)
     found = leave_one_out(exported)
     expected = az.loo(exported, reff=1.0, pointwise=True)
@@ -160,6 +162,41 @@ def test_leave_one_out_is_arvizs():
     )
     table = az.compare({"normal-Jeffreys": exported, "horseshoe": other})
     assert set(table.index) == {"normal-Jeffreys", "horseshoe"}
+
+
+class KnownNoise(pyro_bc.likelihoods.Normal):
+    """A regression with noise of deviation 1."""
+
+    def __call__(self, outputs):
+        return dist.Normal(outputs.squeeze(-1), 1.0)
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.2])
+def test_leaving_a_point_out_knows_the_weight_of_the_kl(kl_weight):
+    """Against the exact posteriors without each point, of a linear regression with orthogonal inputs."""
+    n, d = 120, 4
+    x = torch.linalg.qr(torch.randn(n, d, generator=torch.Generator().manual_seed(1)))[0] * n**0.5
+    y = x[:, 0] + torch.randn(n, generator=torch.Generator().manual_seed(2))
+    net = nn.Sequential(nn.Linear(d, 1, bias=False))
+    model, guide = set_up(net, x, pyro_bc.StandardNormal(), y, num_data=n)
+    model.likelihood = KnownNoise()
+
+    def exact(keep):
+        precision = torch.eye(d) + x[keep].T @ x[keep] / kl_weight
+        return torch.linalg.solve(precision, x[keep].T @ y[keep] / kl_weight), torch.linalg.inv(precision)
+
+    mean, covariance = exact(torch.arange(n) >= 0)
+    with torch.no_grad():
+        loc, log_variance = guide.parameters_of("net.0.weight")
+        loc.copy_(mean), log_variance.copy_(covariance.diagonal().log())
+    guide.kl_weight = kl_weight
+    found = leave_one_out(pyro_bc.to_inference_data(guide, x, y, draws=4000))
+    expected = 0.0
+    for i in range(n):
+        mean, covariance = exact(torch.arange(n) != i)
+        spread = (1 + x[i] @ covariance @ x[i]).sqrt()
+        expected += dist.Normal(x[i] @ mean, spread).log_prob(y[i]).item()
+    assert found.elpd == pytest.approx(expected, abs=0.25)
 
 
 def test_fits_that_agree_have_an_r_hat_of_one():
