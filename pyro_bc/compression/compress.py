@@ -16,7 +16,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
 from ..model.agreement import check_one_function, graph_names
-from ..model.guide import FactorizedGuide
+from ..model.guide import FactorizedGuide, factorized_part
 from ..model.network import BayesianNetwork
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
@@ -59,6 +59,7 @@ def compress(
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
+    guide = factorized_part(guide, "compress")
     posterior = layer_posteriors(model, guide)
     own = net is None
     if net is None:

@@ -92,6 +92,15 @@ def fit(
     schedule = (schedule or Schedule()).changed(changes)
     if not (isinstance(epochs, int) and epochs > 0):
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    if not isinstance(guide, FactorizedGuide):
+        raise UsageError(
+            f"fit takes a FactorizedGuide, not {type(guide).__name__}: train another guide with Pyro's SVI"
+        )
+    if not isinstance(model, BayesianNetwork):
+        raise UsageError(
+            f"fit trains a BayesianNetwork, not a {type(model).__name__}: train one written by hand with Pyro's SVI, "
+            f"inside local_reparameterization()"
+        )
     steps = loader_steps(train_loader)
     processes.check_steps(steps)
     if seed is not None:

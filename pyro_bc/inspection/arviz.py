@@ -20,18 +20,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..inference.history import Epoch
-from ..model.guide import FactorizedGuide
+from ..model.guide import FactorizedGuide, factorized_part
 from ..posterior.predictive import observed_values, predict
 from ..posterior.summary import LayerPosterior, summarize
 from ..priors.base import base_distribution, described_prior
@@ -129,6 +131,9 @@ def _content(
     history: Iterable[Epoch] = (),
     seed: int = 0,
 ) -> Content:
+    guide = factorized_part(guide, "an export")
+    if x is not None:
+        _check_whole(guide)
     if not (isinstance(draws, int) and draws > 0):
         raise UsageError(f"draws must be a positive integer, not {draws!r}")
     if (x is None) != (y is None) or (x is not None and y is not None and len(x) != len(y)):
@@ -195,13 +200,15 @@ def _content(
         add("posterior", name, tuple(f"{name}.{axis}" for axis in range(len(shape))), shape)
     if x is not None and y is not None:
         for name, observed in observed_values(guide, x[:2], y[:2]).items():
-            if observed.dim() != 1 or len(observed) != 2:
+            if not observed.dim() or len(observed) != 2:
                 raise UsageError(
-                    f"the observed site '{name}' has shape {tuple(observed.shape)} for two points, not (2,)"
+                    f"the observed site '{name}' has shape {tuple(observed.shape)} for two points, not (2, …)"
                 )
+            event = tuple(observed.shape[1:])
+            dims = ("point", *(f"{name}.{axis}" for axis in range(len(event))))
             add("log_likelihood", name, ("point",), [len(x)], np.float64)
-            add("posterior_predictive", name, ("point",), [len(x)], _numpy(observed).dtype)
-            add_values("observed_data", name, ("point",), _numpy(y))
+            add("posterior_predictive", name, dims, [len(x), *event], _numpy(observed).dtype)
+            add_values("observed_data", name, dims, _numpy(y))
     add_history(list(history), add_values, coords)
     names = _needed(q, variables)
     numbers = sum(q[name].mean.numel() for name in names) + (0 if x is None else 2 * len(x))
@@ -315,6 +322,17 @@ def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence
         "sampling": f"{draws} independent draws from the variational posterior",
     }
     return attributes | ({"input_shape": list(example)} if example else {})
+
+
+def _check_whole(guide: FactorizedGuide) -> None:
+    """:raises UsageError: where the guide is one part of several, which do not all know the sites of the model."""
+    model = guide._source[0]
+    hidden = getattr(model, "args", ()) if isinstance(model, partial) else ()
+    if hidden and isinstance(hidden[0], BlockMessenger):
+        raise UsageError(
+            "this guide is one part of several (its model is behind poutine.block), and says nothing of other sites, "
+            "which a prediction would draw from their prior: leave x and y out"
+        )
 
 
 def layer_posteriors(data: Any) -> dict[str, LayerPosterior]:

@@ -22,7 +22,7 @@ from typing import Any, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
@@ -56,6 +56,22 @@ def _family(name: str, fn: Any) -> Any:
 
 # The least log-variance whose exponential is still a positive float32.
 _SMALLEST = -170.0
+
+
+def factorized_part(guide: Any, what: str) -> "FactorizedGuide":
+    """A guide, or the part of an ``AutoGuideList`` that has the layers.
+
+    :param what: is wanted of it, for the error.
+    :raises UsageError: where it is another guide.
+    """
+    several = list(guide) if isinstance(guide, AutoGuideList) else [guide]
+    parts = [part for part in several if isinstance(part, FactorizedGuide)]
+    if len(parts) == 1:
+        return parts[0]
+    raise UsageError(
+        f"{what} needs a FactorizedGuide, or an AutoGuideList with one, not {type(guide).__name__}, whose marginals "
+        f"are not read"
+    )
 
 
 class FactorizedGuide(AutoGuide):

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import fitted as fitted_net
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from scipy import stats
 from torch import nn
 
@@ -32,6 +33,46 @@ def fitted(prior=None, epochs=3, log_variance=-4.0):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     return fitted_net(net, *problem(), prior, batch=30, epochs=epochs, log_variance=log_variance)[1:]
+
+
+def test_a_part_of_several_guides_exports_its_own_sites_and_predicts_nothing():
+    def model(x, y=None):
+        weight = pyro_bc.GroupHorseshoe(0.1).sample("fc1", (1, 4))
+        noise = pyro.sample("noise", dist.Beta(1.0, 1.0))
+        with pyro.plate("d", len(x)):
+            pyro.sample("y", dist.Normal(nn.functional.linear(x, weight).squeeze(-1), noise), obs=y)
+
+    x = torch.randn(30, 4)
+    guide = AutoGuideList(model)
+    guide.append(pyro_bc.FactorizedGuide(pyro.poutine.block(model, hide=["noise"])))
+    guide.append(AutoNormal(pyro.poutine.block(model, expose=["noise"])))
+    guide(x, x[:, 0])
+    for part in (guide, guide[0]):
+        assert "fc1.scale" in pyro_bc.to_inference_data(part, draws=5).posterior
+        with pytest.raises(UsageError, match="one part of several"):
+            pyro_bc.to_inference_data(part, x, x[:, 0], draws=5)
+    net = nn.Sequential()
+    net.add_module("fc1", nn.Linear(4, 1, bias=False))
+    assert pyro_bc.compress(model, guide, net=net, thresholds={"fc1": 1e3}).architecture == (4,)
+    with pytest.raises(UsageError, match="not AutoNormal"):
+        pyro_bc.compress(model, guide[1], net=net)
+    with pytest.raises(UsageError, match="fit takes a FactorizedGuide"):
+        pyro_bc.fit(model, guide[1], [(x, x[:, 0])], epochs=1)
+    with pytest.raises(UsageError, match="fit trains a BayesianNetwork"):
+        pyro_bc.fit(model, guide[0], [(x, x[:, 0])], epochs=1)
+
+
+def test_targets_of_several_entries_have_dimensions_of_their_own():
+    x, _ = problem(12)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    y = x.flatten(1)[:, :3]
+    model = pyro_bc.BayesianNetwork(net, num_data=12, likelihood=pyro_bc.likelihoods.Normal())
+    guide = pyro_bc.FactorizedGuide(model)
+    pyro_bc.fit(model, guide, pyro_bc.data.Batches(x, y, 6), epochs=2, progress=False)
+    data = pyro_bc.to_inference_data(guide, x, y, draws=7)
+    assert data.log_likelihood["y"].shape == (1, 7, 12)
+    assert data.posterior_predictive["y"].shape == (1, 7, 12, 3)
+    assert np.allclose(data.observed_data["y"], y) and data.posterior["precision"].shape == (1, 7, 3)
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: type(prior).__name__)
