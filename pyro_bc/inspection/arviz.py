@@ -34,6 +34,7 @@ from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..inference.history import Epoch
 from ..model.guide import FactorizedGuide, factorized_part
+from ..model.network import BayesianNetwork
 from ..posterior.predictive import observed_values, predict
 from ..posterior.summary import LayerPosterior, summarize
 from ..priors.base import base_distribution, described_prior
@@ -199,16 +200,18 @@ def _content(
         shape = tuple(base_distribution(q[name]).mean.shape)
         add("posterior", name, tuple(f"{name}.{axis}" for axis in range(len(shape))), shape)
     if x is not None and y is not None:
-        for name, observed in observed_values(guide, x[:2], y[:2]).items():
-            if not observed.dim() or len(observed) != 2:
+        points = 2 if isinstance(guide._source[0], BayesianNetwork) else len(x)
+        for name, observed in observed_values(guide, x[:points], y[:points]).items():
+            if not observed.dim() or len(observed) != points:
                 raise UsageError(
-                    f"the observed site '{name}' has shape {tuple(observed.shape)} for two points, not (2, …)"
+                    f"the observed site '{name}' has shape {tuple(observed.shape)} for {points} points, not "
+                    f"({points}, …)"
                 )
             event = tuple(observed.shape[1:])
             dims = ("point", *(f"{name}.{axis}" for axis in range(len(event))))
             add("log_likelihood", name, ("point",), [len(x)], np.float64)
             add("posterior_predictive", name, dims, [len(x), *event], _numpy(observed).dtype)
-            add_values("observed_data", name, dims, _numpy(y))
+            add_values("observed_data", name, dims, _numpy(y if points < len(x) else observed))
     add_history(list(history), add_values, coords)
     names = _needed(q, variables)
     numbers = sum(q[name].mean.numel() for name in names) + (0 if x is None else 2 * len(x))
@@ -327,6 +330,13 @@ def _attributes(guide: FactorizedGuide, seed: int, draws: int, example: Sequence
 def _check_whole(guide: FactorizedGuide) -> None:
     """:raises UsageError: where the guide is one part of several, which do not all know the sites of the model."""
     model = guide._source[0]
+    assert guide.prototype_trace is not None
+    given = guide.prototype_trace.nodes["_INPUT"]["args"]
+    if len(given) > 2:
+        raise UsageError(
+            f"predictions are of models of inputs and targets, and this one was called with {len(given)} arguments: "
+            f"leave x and y out, or bind the others with functools.partial before the guide is made"
+        )
     hidden = getattr(model, "args", ()) if isinstance(model, partial) else ()
     if hidden and isinstance(hidden[0], BlockMessenger):
         raise UsageError(

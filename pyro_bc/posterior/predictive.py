@@ -21,8 +21,11 @@ _POINTS = 1000  # of one pass through the network
 def predict(guide: FactorizedGuide, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[tuple[str, str], Tensor]:
     """Log-likelihood and a draw of every point's target, given a value of every site."""
     parts: dict[tuple[str, str], list[Tensor]] = {}
-    for x_part, y_part in zip(x.split(_POINTS), y.split(_POINTS), strict=True):
-        for name, site in observed_sites(guide._source[0], draw, x_part, y_part).items():
+    model = guide._source[0]
+    # A model written by hand may have a plate of as many points as there are.
+    size = _POINTS if isinstance(model, BayesianNetwork) else max(1, len(x))
+    for x_part, y_part in zip(x.split(size), y.split(size), strict=True):
+        for name, site in observed_sites(model, draw, x_part, y_part).items():
             parts.setdefault(("log_likelihood", name), []).append(_log_prob(site["fn"], site["value"]))
             parts.setdefault(("posterior_predictive", name), []).append(site["fn"].sample())
     return {key: torch.cat(values) for key, values in parts.items()}
@@ -50,8 +53,12 @@ def observed_sites(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor)
     return {
         name: site
         for name, site in sites(model, draw, x, y).items()
-        # What was conditioned counts as observed, too, and so does a plate's choice of examples.
-        if site["is_observed"] and name not in draw and type(site["fn"]).__name__ != "_Subsample"
+        # What was conditioned counts as observed, too, and so do a plate's choice of examples and pyro.deterministic.
+        if site["is_observed"]
+        and name not in draw
+        and type(site["fn"]).__name__ != "_Subsample"
+        and not site["infer"].get("_deterministic")
+        and not isinstance(base_distribution(site["fn"]), dist.Unit)  # a pyro.factor
     }
 
 

@@ -62,6 +62,40 @@ def test_a_part_of_several_guides_exports_its_own_sites_and_predicts_nothing():
         pyro_bc.fit(model, guide[0], [(x, x[:, 0])], epochs=1)
 
 
+def test_models_with_a_plate_of_all_points_deterministic_sites_and_factors_are_exported():
+    x = torch.randn(40, 3)
+    y = (x[:, 0] > 0).float()
+    prior = pyro_bc.GroupHorseshoe(0.1)
+
+    def model(x, y=None):
+        weight = prior.sample("fc1", (1, 3))
+        pyro.factor("penalty", -weight.abs().sum())
+        logits = pyro.deterministic("logits", nn.functional.linear(x, weight).squeeze(-1))
+        with pyro.plate("d", 40):
+            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, y)
+    data = pyro_bc.to_inference_data(guide, x, y, draws=20)
+    assert list(data.log_likelihood) == list(data.observed_data) == ["y"]
+    assert np.allclose(data.observed_data["y"], y)
+    assert data.log_likelihood["y"].shape == (1, 20, 40) and bool((data.log_likelihood["y"] < 0).all())
+
+
+def test_a_model_of_more_arguments_is_told_so():
+    def model(x, group, y=None):
+        weight = pyro_bc.GroupHorseshoe().sample("fc1", (1, 3))
+        with pyro.plate("d", len(x)):
+            pyro.sample("y", dist.Normal(nn.functional.linear(x, weight).squeeze(-1) + group, 0.1), obs=y)
+
+    x = torch.randn(20, 3)
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, torch.zeros(20), x[:, 0])
+    with pytest.raises(UsageError, match="called with 3 arguments"):
+        pyro_bc.to_inference_data(guide, x, x[:, 0], draws=2)
+    assert "fc1.scale" in pyro_bc.to_inference_data(guide, draws=2).posterior
+
+
 def test_targets_of_several_entries_have_dimensions_of_their_own():
     x, _ = problem(12)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
