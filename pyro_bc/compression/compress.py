@@ -97,7 +97,7 @@ def compress(
     }
     graph = with_weights(graph, transformed)
     pruned = shrink(graph, posterior, chosen, batch_norm_loader)
-    shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in pruned.layers}
+    shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in names}
     dense_shapes = _dense_shapes(graph)
     dense_parameters = sum(p.numel() for p in net.parameters())
     if isinstance(dense, CompressedNetwork):
@@ -109,7 +109,7 @@ def compress(
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, transformed, precision, noise_ratio),
-        dense_shapes=dense_shapes,
+        dense_shapes={name: shape for name, shape in dense_shapes.items() if name in pruned.graph.tensors},
         dense_parameters=dense_parameters,
         input_shape=tuple(example.shape[1:]),
         buffers=pruned.graph.buffers,

@@ -17,7 +17,7 @@ def test_masked_pruned_and_stored_networks_are_one(seed):
     assert what in ("pruned", "empty"), (what, difference)
 
 
-@pytest.mark.parametrize("seed", [36, 50, 340])  # a tied weight whose inputs are pruned; ONNX; a part of one kept unit
+@pytest.mark.parametrize("seed", [36, 50, 340, 1495])  # a tied weight whose inputs are pruned; ONNX; a part of one kept unit; a whole branch of a chain
 def test_seeds_that_failed_once(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
