@@ -17,7 +17,8 @@ def test_masked_pruned_and_stored_networks_are_one(seed):
     assert what in ("pruned", "empty"), (what, difference)
 
 
-@pytest.mark.parametrize("seed", [36, 50, 340, 1495])  # a tied weight whose inputs are pruned; ONNX; a part of one kept unit; a whole branch of a chain
+# A tied weight whose inputs are pruned; one for ONNX; a part of one kept unit; a whole branch of a chain.
+@pytest.mark.parametrize("seed", [36, 50, 340, 1495])
 def test_seeds_that_failed_once(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
