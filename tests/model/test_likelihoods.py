@@ -1,5 +1,6 @@
 """Log-probabilities and errors against scipy, impossible targets are named, learned noise is that of the data."""
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -133,9 +134,8 @@ LIKELIHOODS = pytest.mark.parametrize(
 
 
 def test_every_likelihood_has_a_case():
-    abstract = [kind for kind in Likelihood.__subclasses__() if kind.__subclasses__()]
-    concrete = {kind for kind in Likelihood.__subclasses__() if kind not in abstract}
-    concrete.update(kind for parent in abstract for kind in parent.__subclasses__())
+    found = {value for name, value in vars(pyro_bc.likelihoods).items() if isinstance(value, type) and name[0] != "_"}
+    concrete = {kind for kind in found if issubclass(kind, Likelihood) and not inspect.isabstract(kind)}
     assert {type(case.likelihood) for case in CASES} == concrete
 
 
