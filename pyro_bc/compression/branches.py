@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..graph.constant_rules import Constant
-from ..graph.nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code, without_nodes
+from ..graph.nodes import Graph, Named, Value, without_dead_code, without_nodes
 
 #: operations on two tensors that broadcast, and the number that as their second argument changes nothing.
 _NEUTRAL = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0, "maximum": None, "minimum": None}
@@ -43,7 +43,7 @@ def without_constant_branches(graph: Graph, constants: Sequence[Constant]) -> Gr
     if not replaced and nodes == list(graph.nodes):
         return None
     buffers = graph.buffers | (tensors.keys() - graph.tensors.keys())
-    graph = replace(graph, nodes=tuple(_followed(nodes, replaced)), tensors=tensors, buffers=frozenset(buffers))
+    graph = replace(graph, nodes=tuple(nodes), tensors=tensors, buffers=frozenset(buffers))
     return without_dead_code(without_nodes(graph, _ends(replaced)))
 
 
@@ -55,15 +55,6 @@ def _ends(replaced: dict[int, int]) -> dict[int, int]:
             target = replaced[target]
         ends[index] = target
     return ends
-
-
-def _followed(nodes: list[Node], replaced: dict[int, int]) -> list[Node]:
-    ends = _ends(replaced)
-
-    def follow(leaf: Any) -> Any:
-        return Value(ends.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
-
-    return [Node(node.op, replace_leaves(node.args, follow), replace_leaves(node.kwargs, follow)) for node in nodes]
 
 
 def _known(constant: Constant) -> np.ndarray | None:
