@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.cpp_extension import include_paths, library_paths
 
 NAME = "pretend"
@@ -56,19 +55,32 @@ class AsStrictAsAGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        name = func._schema.name.removeprefix("aten::")
-        moves = name in ("copy_", "_to_copy", "_copy_from", "_copy_from_and_resize", "set_", "resize_")
-        if not moves and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            if name in ("index", "index_put", "index_put_", "_unsafe_index"):  # by indices of the CPU, too
-                tensors = tensors[:1] + [tensor for tensor in tensors[1:] if tensor.device.type != "cpu"]
-            kinds = {tensor.device.type for tensor in tensors if tensor.dim() or tensor.device.type != "cpu"}
-            if len(kinds) > 1:
-                raise RuntimeError(f"{name} takes tensors of one device, not of {' and '.join(sorted(kinds))}")
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if len({tensor.device.type for tensor in tensors}) > 1 and not any(isinstance(t, FakeTensor) for t in tensors):
+            _check_devices(func._schema.name.removeprefix("aten::"), tensors)
         result = func(*args, **kwargs)
         generator = kwargs.get("generator")
         if generator is not None:
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor) and tensor.device.type != generator.device.type:
-                    raise RuntimeError(f"{name} on {tensor.device} takes no generator of {generator.device}")
+            for tensor in _tensors([result]):
+                if tensor.device.type != generator.device.type:
+                    raise RuntimeError(f"{func._schema.name} on {tensor.device} takes no {generator.device} generator")
         return result
+
+
+def _tensors(values):
+    """The tensors among an operation's arguments, those in its lists included."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _check_devices(name, tensors):
+    if name in ("copy_", "_to_copy", "_copy_from", "_copy_from_and_resize", "set_", "resize_"):
+        return
+    if name in ("index", "index_put", "index_put_", "_unsafe_index"):  # by indices of the CPU, too
+        tensors = tensors[:1] + [tensor for tensor in tensors[1:] if tensor.device.type != "cpu"]
+    kinds = {tensor.device.type for tensor in tensors if tensor.dim() or tensor.device.type != "cpu"}
+    if len(kinds) > 1:
+        raise RuntimeError(f"{name} takes tensors of one device, not of {' and '.join(sorted(kinds))}")

@@ -91,7 +91,17 @@ def random_network(seed: int) -> CompressedNetwork:
 # A server imports once what the command imports, and each command is a child of it: a process like any other, but for
 # the seconds that imports take. Nothing was computed in the server, so that no thread or random state comes along.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["pyro_bc.app.cli", "arviz", "matplotlib.figure", "sklearn.datasets"])
+_SERVER.set_forkserver_preload(
+    [
+        "pyro_bc.app.cli",
+        "arviz",
+        "matplotlib.figure",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "torch.export._trace",
+        "h5netcdf",
+    ]
+)
 
 
 class Command:

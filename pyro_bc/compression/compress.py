@@ -16,8 +16,8 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
 from ..model.agreement import check_one_function, graph_names
-from ..model.guide import FactorizedGuide, factorized_part
 from ..model.network import BayesianNetwork
+from ..posterior.guides import Posterior, posterior_of
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
@@ -31,7 +31,7 @@ _EXAMPLES = 32
 
 def compress(
     model: Any,
-    guide: FactorizedGuide,
+    guide: Any,
     *,
     net: nn.Module | None = None,
     thresholds: Mapping[str, float] | None = None,
@@ -44,7 +44,8 @@ def compress(
 
     :param model: the model that was fitted: a :class:`~pyro_bc.BayesianNetwork`, or any Pyro model whose sites
         are named ``<layer>.<role>``.
-    :param guide: its fitted guide.
+    :param guide: its fitted guide: a :class:`~pyro_bc.FactorizedGuide`, or one of Pyro's
+        (:mod:`pyro_bc.posterior.guides`).
     :param net: the deterministic network that the model computes, with a layer of the same name for each of its
         own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
@@ -59,7 +60,7 @@ def compress(
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
-    guide = factorized_part(guide, "compress")
+    fitted = posterior_of(guide)
     posterior = layer_posteriors(model, guide)
     own = net is None
     if net is None:
@@ -69,16 +70,16 @@ def compress(
                 f"({', '.join(posterior)})"
             )
         net = model.skeleton
-    example = _example(guide, net)
+    example = _example(fitted, net)
     graph = read_graph(net, example)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     prefix = _prefix(model)
-    in_graph = graph_names([name.removeprefix(prefix) for name in guide.layers], graph, net)
+    in_graph = graph_names([name.removeprefix(prefix) for name in fitted.layers], graph, net)
     posterior = {in_graph[name]: layer for name, layer in posterior.items()}
     if own:
         posterior = _used(posterior, graph)
     loose = [name for name in posterior if name not in names and f"{name}.weight" in graph.tensors]
-    for site in guide.families:
+    for site in fitted.marginals:
         layer = site.removeprefix(prefix).removesuffix(".weight")
         if site.endswith(".weight") and layer in names and layer not in posterior:
             raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
@@ -89,8 +90,8 @@ def compress(
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
-    of_sites = {name: in_graph[name.removeprefix(prefix)] for name in guide.layers}
-    check_one_function(model, guide.layers, guide.median(), graph, of_sites, _arguments(guide, net))
+    of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
+    check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose
@@ -178,7 +179,7 @@ def _prefix(model: Any) -> str:
     return "net." if isinstance(model, BayesianNetwork) else ""
 
 
-def layer_posteriors(model: Any, guide: FactorizedGuide) -> dict[str, LayerPosterior]:
+def layer_posteriors(model: Any, guide: Any) -> dict[str, LayerPosterior]:
     """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``)."""
     prefix = _prefix(model)
     posterior = {name.removeprefix(prefix): layer for name, layer in summarize(guide).items()}
@@ -236,17 +237,15 @@ def _selections(graph: Graph) -> dict[str, int]:
     return found
 
 
-def _arguments(guide: FactorizedGuide, net: nn.Module) -> tuple[Any, ...]:
+def _arguments(posterior: Posterior, net: nn.Module) -> tuple[Any, ...]:
     """What the model was called with first, on the network's device."""
-    assert guide.prototype_trace is not None
-    arguments: Any = guide.prototype_trace.nodes["_INPUT"]["args"]
     device = device_of(net)
-    return tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in arguments)
+    return tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in posterior.arguments)
 
 
-def _example(guide: FactorizedGuide, net: nn.Module) -> Tensor:
+def _example(posterior: Posterior, net: nn.Module) -> Tensor:
     """One batch of what the model was called with, on the network's device."""
-    arguments = _arguments(guide, net)
+    arguments = _arguments(posterior, net)
     if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
         raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
     return arguments[0]

@@ -76,7 +76,7 @@ class BatchCheck:
     """
 
     likelihood: Likelihood
-    outputs: Tensor
+    outputs: Any
     x: Tensor
 
     def __call__(self, x: Tensor, y: Tensor, number: int) -> None:
@@ -89,7 +89,9 @@ class BatchCheck:
         check_device(f"the inputs of batch {number} are", x, self.x.device)
         check_device(f"the targets of batch {number} are", y, self.x.device)
         check_inputs(x, f"the inputs of batch {number}")
-        outputs = self.outputs[:1].expand(len(x), *self.outputs.shape[1:])
+        outputs = self.outputs
+        if isinstance(outputs, Tensor) and outputs.dim():
+            outputs = outputs[:1].expand(len(x), *outputs.shape[1:])
         try:
             self.likelihood.check(outputs, y)
         except UsageError as error:

@@ -9,12 +9,13 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..priors.cells import Cell
+from . import deferred_rules as deferred_rules  # operations on what is deferred
 from .deferred import Deferred, is_deferrable
+from .divergence import divergence
 from .straight_through import is_rounding, rounded
 
 
@@ -23,7 +24,8 @@ class ElboTerms:
     r"""One stochastic estimate of the two parts of the ELBO, in nats.
 
     :param log_likelihood: :math:`\frac{N}{B}\sum_b \log p(y_b \mid x_b, W)`, scalar.
-    :param kl: exact :math:`\mathrm{KL}(q\|p)` of every latent site, ``{site: scalar}``.
+    :param kl: :math:`\mathrm{KL}(q\|p)` of every latent site, ``{site: scalar}``: exact, or one draw's estimate where
+        it has no closed form.
     :param outputs: what the model returned.
     """
 
@@ -59,12 +61,16 @@ class _ElboMessenger(Messenger):
     def _value(self, name: str, q: Any) -> Tensor:
         if isinstance(q, Cell) and self.is_rounding:
             return rounded(q.centre)
-        return Deferred.of(q) if is_deferrable(name, q) else q.rsample()
+        if not is_deferrable(name, q, self.q):
+            return q.rsample()
+        value = Deferred.of(q)
+        value.site = name
+        return value
 
     def _divergence(self, name: str, fn: Any) -> Tensor:
         q = self.q[name]
         if not isinstance(q, Cell):
-            return kl_divergence(q, fn)
+            return divergence(name, q, fn, self.values[name])
         # Known as an expectation only: a draw's, with the value that the network computes with unless that is rounded.
         value = q.rsample() if self.is_rounding else self.values[name]
         return -fn.log_prob(value)
@@ -94,8 +100,8 @@ def elbo_terms(model: Callable[..., Any], guide: FactorizedGuide, *args: Any, **
     :func:`~pyro_bc.rounded_codes` the network computes with rounded codes.
 
     :param guide: set up by a first call, if it is not yet, with these arguments.
-    :raises NotImplementedError: where a site has no closed-form KL.
-    :raises UsageError: where the guide is no :class:`~pyro_bc.FactorizedGuide`, or has sites in a plate.
+    :raises UsageError: where the guide is no :class:`~pyro_bc.FactorizedGuide`, or has sites in a plate; or a site's KL
+        has no closed form, and its prior no density either.
     """
     if not isinstance(guide, FactorizedGuide):
         raise UsageError(f"elbo_terms takes a FactorizedGuide, not {type(guide).__name__}; use TraceMeanField_ELBO")

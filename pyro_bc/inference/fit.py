@@ -25,7 +25,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
-from ..graph.read import read_graph
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.summary import code_bytes, summarize
@@ -39,13 +38,14 @@ from .history import Epoch, FitResult
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
+from .trainable import trainable
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
 
 
 def fit(
-    model: BayesianNetwork,
+    model: Any,
     guide: FactorizedGuide,
     train_loader: Iterable[tuple[Tensor, Tensor]],
     *,
@@ -64,7 +64,8 @@ def fit(
     Where weights are codes (:class:`~pyro_bc.LearnedCode`), the last part of the training computes with rounded ones,
     in steps that are powers of two (:func:`~pyro_bc.rounded_codes`).
 
-    :param model: the network as a Pyro model.
+    :param model: the network as a Pyro model, or any other model of inputs and targets; the size of its training set is
+        that of the plate in which it observes.
     :param guide: its guide, set up or not.
     :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
         processes each has its share of the examples, as :class:`~pyro_bc.data.Batches` and torch's
@@ -96,16 +97,14 @@ def fit(
         raise UsageError(
             f"fit takes a FactorizedGuide, not {type(guide).__name__}: train another guide with Pyro's SVI"
         )
-    if not isinstance(model, BayesianNetwork):
-        raise UsageError(
-            f"fit trains a BayesianNetwork, not a {type(model).__name__}: train one written by hand with Pyro's SVI, "
-            f"inside local_reparameterization()"
-        )
+    if guide._source[0] is not model:
+        raise UsageError("the guide is of another model than the one to train: FactorizedGuide(model) makes its guide")
     steps = loader_steps(train_loader)
     processes.check_steps(steps)
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = first_batch(train_loader)
+    model = processes.on_all(lambda: _trainable(model, guide, x, y))
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
@@ -202,7 +201,17 @@ def _state(record: Epoch, metric: str, guide: FactorizedGuide) -> str:
     """What the progress bar says of an epoch."""
     left = "-".join(map(str, record.groups_left.values()))
     size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
-    return f"loss {record.loss:.3f}  KL {record.kl:.3f}  {metric} {record.error:.2f}  {left}{size}"
+    error = "" if math.isnan(record.error) else f"  {metric} {record.error:.2f}"
+    return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
+
+
+@torch.no_grad()
+def _trainable(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> Any:
+    """The model as a module that knows how much data there are."""
+    if isinstance(model, BayesianNetwork):
+        return model
+    with running_on(x):
+        return trainable(model, guide, x, y)
 
 
 @torch.no_grad()
@@ -221,8 +230,8 @@ def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchChe
         guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
         outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
     model.likelihood.check(outputs, y)
-    if isinstance(model, BayesianNetwork):
-        read_graph(model.skeleton, x)
+    if x.is_floating_point():
+        torch.rand(3, *x.shape[1:], dtype=x.dtype)  # drawn here before: a seed gives what it gave in earlier versions
     if guide.obstacle is not None:
         raise UnsupportedNetworkError(guide.obstacle)
     return BatchCheck(model.likelihood, outputs, x)

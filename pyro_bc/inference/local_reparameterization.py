@@ -28,18 +28,25 @@ Since nothing is drawn, the site's two log-densities are replaced by what their 
 are thus unbiased inside the handler, the latter with the closed-form KL too.
 """
 
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from ..errors import UsageError
 from ..priors.base import base_distribution
+from . import deferred_rules as deferred_rules  # operations on what is deferred
 from .deferred import Deferred, is_deferrable, plain
+from .divergence import divergence
 
 
 class _Undrawn(TorchDistribution):
@@ -70,14 +77,14 @@ class _UndrawnGuide(_Undrawn):
 
 
 class _UndrawnModel(_Undrawn):
-    def __init__(self, fn: Any, guide_fn: Any):
+    def __init__(self, fn: Any, guide_fn: Any, name: str = ""):
         super().__init__(fn)
-        self.guide_fn = guide_fn
+        self.guide_fn, self.name = guide_fn, name
         self._negative_kl: Tensor | None = None
 
     def log_prob(self, value: Any) -> Tensor:
         if self._negative_kl is None:
-            self._negative_kl = -kl_divergence(self.guide_fn, self.fn)
+            self._negative_kl = -divergence(self.name, self.guide_fn, self.fn)
         return self._negative_kl
 
 
@@ -99,19 +106,56 @@ class LocalReparameterizationMessenger(Messenger):
     pass gets independent noise each time.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sites: set[str] = set()  # the guide's
+
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"]:
             return
-        if isinstance(msg["value"], Deferred):  # the model, replayed against the guide
-            msg["fn"] = _UndrawnModel(msg["fn"], msg["value"].guide_fn)
+        name, value = msg["name"], msg["value"]
+        if isinstance(value, Deferred):  # the model, replayed against the guide
+            if value.guide_fn is None:
+                return  # of elbo_terms, which has its own divergences
+            msg["fn"] = _UndrawnModel(msg["fn"], value.guide_fn, name)
+            if not is_deferrable(name, value.distribution, self._sites):
+                msg["value"] = value.draw()  # of no layer, as its weight would be among the guide's sites
             return
+        if value is not None:
+            return
+        self._sites.add(name)
         q = base_distribution(msg["fn"])
-        if msg["value"] is None and is_deferrable(msg["name"], q):
+        if is_deferrable(name, q):
+            _refuse_other_bounds(msg)
             value = Deferred.of(q)
-            value.guide_fn = msg["fn"]
+            value.guide_fn, value.site = msg["fn"], name
             msg["value"] = value
             msg["done"] = True
             msg["fn"] = _UndrawnGuide(msg["fn"])
+
+
+def _refuse_other_bounds(msg: Any) -> None:
+    """:raises UsageError: where what is estimated is no plain ELBO: densities that stand for KLs would make it another.
+
+    Rényi's bound and importance weights are functions of a draw's densities, and vectorised particles of one pass would
+    share a weight that is not drawn.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        bound = frame.f_locals.get("self")
+        if isinstance(bound, ELBO | ReweightedWakeSleep):
+            if not isinstance(bound, Trace_ELBO | TraceMeanField_ELBO) or isinstance(bound, RenyiELBO):
+                raise UsageError(
+                    f"{type(bound).__name__} inside local_reparameterization() would be another bound, as weights are "
+                    f"not drawn there: use TraceMeanField_ELBO or Trace_ELBO, or leave the handler out"
+                )
+            break
+        frame = frame.f_back
+    if any(frame.name == "num_particles_vectorized" for frame in msg["cond_indep_stack"]):
+        raise UsageError(
+            "vectorized particles inside local_reparameterization() would share their weights: leave out "
+            "vectorize_particles, or the handler"
+        )
 
 
 def local_reparameterization() -> LocalReparameterizationMessenger:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.guides import Posterior, posterior_of
 from ..posterior.predictive import observed_sites, outputs, sites
 from ..posterior.summary import summarize
-from ..runtime.devices import device_of
 from ..runtime.random_state import seeded
 from .arviz import arviz_package, is_before_1
 
@@ -71,7 +70,7 @@ class ImportanceRatios:
 
 @torch.no_grad()
 def importance_ratios(
-    guide: FactorizedGuide, x: Tensor, y: Tensor, *, draws: int = 200, kl_weight: float = 1.0, seed: int = 0
+    guide: Any, x: Tensor, y: Tensor, *, draws: int = 200, kl_weight: float = 1.0, seed: int = 0
 ) -> ImportanceRatios:
     """Importance ratios of the exact posterior over the fitted one.
 
@@ -87,20 +86,20 @@ def importance_ratios(
         raise UsageError(f"a Pareto tail needs 25 draws or more, not {draws}")
     if not kl_weight > 0:
         raise UsageError(f"without a KL (kl_weight {kl_weight!r}) there is no posterior to compare the fit with")
-    q = guide.posterior()
-    model: Any = guide._source[0]
+    posterior = posterior_of(guide)
+    model = posterior.model
     ratios = []
-    with seeded(seed, device_of(guide)):
+    with seeded(seed, posterior.device):
         for _ in range(draws):
-            draw = {name: site.sample() for name, site in q.items()}
-            log_q = sum(site.log_prob(draw[name]).sum() for name, site in q.items())
+            draw = _one_draw(posterior)
+            log_q = posterior.log_prob(draw)
             log_likelihood = 0.0
             for x_part, y_part in zip(x.split(1000), y.split(1000), strict=True):
                 for site in observed_sites(model, draw, x_part, y_part).values():
                     log_likelihood = log_likelihood + site["fn"].log_prob(site["value"]).sum()
             log_likelihood = log_likelihood * (model.num_data / len(x))
             latent = sites(model, draw, x[:2], y[:2])
-            log_prior = sum(latent[name]["fn"].log_prob(draw[name]).sum() for name in q)
+            log_prior = sum(latent[name]["fn"].log_prob(draw[name]).sum() for name in draw)
             ratios.append(float(log_likelihood / kl_weight + log_prior - log_q))
     log_ratios = np.array(ratios)
     return ImportanceRatios(pareto_k(log_ratios), log_ratios)
@@ -232,24 +231,27 @@ def calibration(probabilities: Tensor, y: Tensor, bins: int = 15) -> Calibration
 
 
 @torch.no_grad()
-def sampled_probabilities(guide: FactorizedGuide, x: Tensor, *, draws: int = 50, seed: int = 0) -> Tensor:
+def sampled_probabilities(guide: Any, x: Tensor, *, draws: int = 50, seed: int = 0) -> Tensor:
     """Posterior predictive probabilities of classes: softmax outputs, averaged over draws of the weights.
 
     :param guide: of a :class:`~pyro_bc.BayesianNetwork` with a categorical likelihood, fitted.
     :returns: ``(n, classes)``.
     """
-    q = guide.posterior()
-    model = guide._source[0]
+    posterior = posterior_of(guide)
     total: Any = 0.0
-    with seeded(seed, device_of(guide)):
+    with seeded(seed, posterior.device):
         for _ in range(draws):
-            draw = {name: site.sample() for name, site in q.items()}
-            total = total + torch.cat([outputs(model, draw, part) for part in x.split(1000)]).softmax(-1)
+            draw = _one_draw(posterior)
+            total = total + torch.cat([outputs(posterior.model, draw, part) for part in x.split(1000)]).softmax(-1)
     return total / draws
 
 
+def _one_draw(posterior: Posterior) -> dict[str, Tensor]:
+    return {name: values[0] for name, values in posterior.draws(1).items()}
+
+
 @torch.no_grad()
-def mean_network(model: BayesianNetwork, guide: FactorizedGuide) -> nn.Module:
+def mean_network(model: BayesianNetwork, guide: Any) -> nn.Module:
     """The network with every weight at its posterior mean, neither pruned nor rounded, in evaluation mode."""
     net = copy.deepcopy(model.skeleton)
     for name, layer in summarize(guide).items():
@@ -260,7 +262,7 @@ def mean_network(model: BayesianNetwork, guide: FactorizedGuide) -> nn.Module:
     return net.eval()
 
 
-def compare_fits(guides: Sequence[FactorizedGuide], *, draws: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+def compare_fits(guides: Sequence[Any], *, draws: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
     r"""Agreement of several fits of one network (other seeds) on which groups matter: :math:`\hat R` of their scales.
 
     Each fit is a chain of draws of a group's log-scale. The groups of all layers but the first are in no order that two
@@ -272,16 +274,17 @@ def compare_fits(guides: Sequence[FactorizedGuide], *, draws: int = 200, seed: i
     """
     if len(guides) < 2:
         raise UsageError("two fits or more can agree; train with other seeds")
-    first, *others = (list(guide.layers) for guide in guides)
+    fits = [posterior_of(guide) for guide in guides]
+    first, *others = (list(fit.layers) for fit in fits)
     if any(names != first for names in others):
         raise UsageError("the fits are of different networks")
     result = {}
-    with seeded(seed, device_of(guides[0])):
+    with seeded(seed, fits[0].device):
         for position, layer in enumerate(first):
             chains = []
-            for guide in guides:
-                prior, sites, _ = guide.layers[layer]
-                scale = prior.group_scale({role: guide.posterior()[f"{layer}.{role}"] for role in sites})
+            for fit in fits:
+                prior, sites, _ = fit.layers[layer]
+                scale = prior.group_scale({role: fit.marginals[f"{layer}.{role}"] for role in sites})
                 if scale is None:
                     break
                 values = scale.sample((draws,)).abs().clamp(min=1e-30).log()

@@ -19,7 +19,7 @@ from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
 from ..priors.base import LayerSites, base_distribution
-from ..priors.learned_code import code_of
+from ..priors.learned_code import bias_of, weight_of
 from ..runtime.random_state import same_random_state
 from .layers import BayesianLayer
 
@@ -139,18 +139,9 @@ def _with_values(
 ) -> Graph:
     """The graph with the weights and biases that these values of the sites make."""
     tensors = dict(graph.tensors)
-    for site, (prior, sites, kind) in layers.items():
-        own = {role: values[f"{site}.{role}"] for role in sites}
-        settled = False
-        for role, fn in sites.items():
-            code = code_of(fn)
-            if code is not None:
-                own[role] = code.decoded(own[role])
-                settled |= bool(code.is_settled)  # scales are in the codes
-        weight = own["weight"] if settled else prior.weight(own, kind)
-        bias = own.get("bias")
-        if bias is not None and not settled:
-            bias = prior.bias(own, kind)
+    for site, layer in layers.items():
+        own = {role: values[f"{site}.{role}"] for role in layer.sites}
+        weight, bias = weight_of(layer, own), bias_of(layer, own)
         for role, value in (("weight", weight), ("bias", bias)):
             name = f"{names[site]}.{role}"
             if value is not None and name in tensors:

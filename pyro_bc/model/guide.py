@@ -22,7 +22,7 @@ from typing import Any, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoGuide, AutoGuideList
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
@@ -56,22 +56,6 @@ def _family(name: str, fn: Any) -> Any:
 
 # The least log-variance whose exponential is still a positive float32.
 _SMALLEST = -170.0
-
-
-def factorized_part(guide: Any, what: str) -> "FactorizedGuide":
-    """A guide, or the part of an ``AutoGuideList`` that has the layers.
-
-    :param what: is wanted of it, for the error.
-    :raises UsageError: where it is another guide.
-    """
-    several = list(guide) if isinstance(guide, AutoGuideList) else [guide]
-    parts = [part for part in several if isinstance(part, FactorizedGuide)]
-    if len(parts) == 1:
-        return parts[0]
-    raise UsageError(
-        f"{what} needs a FactorizedGuide, or an AutoGuideList with one, not {type(guide).__name__}, whose marginals "
-        f"are not read"
-    )
 
 
 class FactorizedGuide(AutoGuide):
@@ -216,8 +200,14 @@ class FactorizedGuide(AutoGuide):
         return result
 
     def posterior(self) -> dict[str, Any]:
-        """Variational distribution of every site, detached: ``{site: Normal | LogNormal | Cell}``."""
+        """Variational distribution of every site, detached: ``{site: Normal | LogNormal | Cell}``.
+
+        :raises UsageError: where a site's is NaN.
+        """
         self._require_setup()
+        for name in self.families:
+            if any(bool(parameter.isnan().any()) for parameter in self.parameters_of(name)):
+                raise UsageError(f"the posterior of site '{name}' is NaN; fit it anew, with smaller learning rates")
         return {
             name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
             for name in self.families

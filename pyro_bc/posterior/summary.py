@@ -9,12 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type_of_shape
 from ..model.guide import FactorizedGuide
 from ..priors.base import GroupPrior, LayerSites, Prior
-from ..priors.learned_code import code_of
+from ..priors.learned_code import bias_of, code_of, weight_of
 from ..quantisation.fixed_point import FixedPoint
+from ..runtime.random_state import seeded
+from .guides import DRAWS, Posterior, posterior_of
 
 _BEYOND = 1e4
 
@@ -128,29 +129,29 @@ def code_bytes(guide: FactorizedGuide) -> float:
 
 
 @torch.no_grad()
-def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
+def summarize(guide: Any) -> dict[str, LayerPosterior]:
     """Posterior summary of every layer of a fitted guide, in the order of the network.
 
+    :param guide: a :class:`~pyro_bc.FactorizedGuide`, or one of Pyro's (:mod:`pyro_bc.posterior.guides`).
     :raises RuntimeError: where the guide has not been set up by a first call.
-    :raises UsageError: where a site's posterior is NaN.
+    :raises UsageError: where a site's posterior is NaN, or the guide is none that is known.
     """
-    guide._require_setup()
-    for name in guide.families:
-        if any(bool(parameter.isnan().any()) for parameter in guide.parameters_of(name)):
-            raise UsageError(f"the posterior of site '{name}' is NaN; fit it anew, with smaller learning rates")
-    q = guide.posterior()
+    posterior = posterior_of(guide)
     layers = {}
-    for name, (prior, sites, kind) in guide.layers.items():
-        layer_q = {role: q[f"{name}.{role}"] for role in sites}
-        codes, source = _codes(guide.layers[name], layer_q), prior
+    for name, (prior, sites, kind) in posterior.layers.items():
+        layer_q = {role: posterior.marginals[f"{name}.{role}"] for role in sites}
+        codes, source = _codes(posterior.layers[name], layer_q), prior
         for role, site in sites.items():
             if (code := code_of(site)) is not None:
                 deviation = torch.full_like(layer_q[role].centre, float(code.log_step.exp()) / math.sqrt(12))
                 layer_q[role] = dist.Normal(code.decoded(layer_q[role].centre), deviation, validate_args=False)
                 # Once codes are settled, scales are in them, and say nothing any more.
                 source = prior.weights if code.is_settled and isinstance(prior, GroupPrior) else prior
-        mean, variance = source.moments(layer_q, kind)
-        bias_mean, bias_variance = source.bias_moments(layer_q, kind) if "bias" in layer_q else (None, None)
+        if posterior.dependent and len(prior.roles) > 1:
+            mean, variance, bias_mean, bias_variance = _drawn_moments(posterior, name)
+        else:
+            mean, variance = source.moments(layer_q, kind)
+            bias_mean, bias_variance = source.bias_moments(layer_q, kind) if "bias" in layer_q else (None, None)
         layers[name] = LayerPosterior(
             name=name,
             prior=prior,
@@ -164,3 +165,24 @@ def summarize(guide: FactorizedGuide) -> dict[str, LayerPosterior]:
             type=kind,
         )
     return layers
+
+
+def _drawn_moments(posterior: Posterior, name: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Mean and variance of a layer's weight and bias from joint draws, where their factors are not independent."""
+    layer = posterior.layers[name]
+    roles = {role: f"{name}.{role}" for role in layer.sites}
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    with seeded(0, posterior.device):
+        for _ in range(DRAWS):
+            draw = posterior.draws(1, list(roles.values()))
+            own = {role: draw[site][0] for role, site in roles.items()}
+            for index, value in enumerate((weight_of(layer, own), bias_of(layer, own))):
+                if value is not None:
+                    first, second = sums.get(index, (0.0, 0.0))
+                    sums[index] = first + value.double(), second + value.double().square()
+    moments = {index: (total / DRAWS, squares / DRAWS) for index, (total, squares) in sums.items()}
+    (mean, square), (bias_mean, bias_square) = moments[0], moments.get(1, (None, None))
+    variance = (square - mean.square()).clamp_min(0).float()
+    if bias_mean is None or bias_square is None:
+        return mean.float(), variance, None, None
+    return mean.float(), variance, bias_mean.float(), (bias_square - bias_mean.square()).clamp_min(0).float()

@@ -123,9 +123,10 @@ class Prior(ABC):
 
         A convolution's scales multiply its filters' whole output, bias included (Louizos et al. 2017, appendix).
         """
-        bias, scale = values["bias"], self.scale(values)
-        scaled = (layer or layer_type_of_shape(values["weight"].shape)).scales_outputs
-        return scale * bias if scaled and scale is not None else bias
+        if not (layer or layer_type_of_shape(values["weight"].shape)).scales_outputs:
+            return values["bias"]
+        scale = self.scale(values)
+        return values["bias"] if scale is None else scale * values["bias"]
 
     @abstractmethod
     def group_scale(self, q: Mapping[str, Any]) -> Any | None:

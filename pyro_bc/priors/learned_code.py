@@ -30,7 +30,7 @@ from ..errors import ImproperPriorError, UsageError
 from ..quantisation.cosine import cosine_basis, frequencies, transformed
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.grids import is_grid
-from .base import Prior, base_distribution
+from .base import LayerSites, Prior, base_distribution
 from .cells import LaplaceCells
 
 #: components of a prior's mixture: one narrow, for zeros, and one wide.
@@ -126,6 +126,30 @@ class Code(nn.Module):
 def code_of(fn: Any) -> Code | None:
     """The code behind a site's prior density; None where it has none."""
     return getattr(fn, "of_code", None)
+
+
+def weight_of(layer: LayerSites, values: Mapping[str, Tensor]) -> Tensor:
+    """The weight that a layer computes with, from a value of every role: scaled, and decoded where it is a code."""
+    own = _decoded(layer, values)
+    return own["weight"] if _is_settled(layer) else layer.prior.weight(own, layer.type)
+
+
+def bias_of(layer: LayerSites, values: Mapping[str, Tensor]) -> Tensor | None:
+    """The bias that a layer adds, likewise; None where it has none. The weight is not needed."""
+    if "bias" not in layer.sites:
+        return None
+    own = _decoded(layer, values)
+    return own["bias"] if _is_settled(layer) else layer.prior.bias(own, layer.type)
+
+
+def _decoded(layer: LayerSites, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    codes = {role: code_of(fn) for role, fn in layer.sites.items()}
+    return {role: value if (code := codes.get(role)) is None else code.decoded(value) for role, value in values.items()}
+
+
+def _is_settled(layer: LayerSites) -> bool:
+    """Whether scales are in the codes."""
+    return any(code.is_settled for fn in layer.sites.values() if (code := code_of(fn)) is not None)
 
 
 @dataclass(frozen=True)

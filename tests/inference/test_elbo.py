@@ -9,7 +9,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from scipy import special
+from scipy import special, stats
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -171,14 +171,37 @@ def test_the_kl_follows_a_scaled_model():
     assert scaled.loss().item() == pytest.approx(pyros, rel=1e-5)
 
 
-def test_a_site_without_a_closed_form_is_not_passed_over():
+def test_a_site_without_a_closed_form_has_one_draws_divergence():
     def model(x):
         mu = pyro.sample("mu", dist.StudentT(3.0, 0.0, 1.0))
         pyro.sample("x", dist.Normal(mu, 1.0).expand([len(x)]).to_event(1), obs=x)
 
-    guide = FactorizedGuide(model)
+    guide = FactorizedGuide(model, init_log_variance=-1.0)
+    x = torch.ones(3)
+    guide(x)
+    q = guide.posterior()["mu"]
+    loc, scale = float(q.loc), float(q.scale)
+    grid = np.linspace(loc - 9 * scale, loc + 9 * scale, 20_001)
+    density = stats.norm(loc, scale)
+    exact = np.trapezoid(density.pdf(grid) * (density.logpdf(grid) - stats.t(3).logpdf(grid)), grid)
+    with torch.no_grad():
+        found = np.array([float(elbo_terms(model, guide, x).kl["mu"]) for _ in range(4000)])
+    assert abs(found.mean() - exact) < 4.5 * found.std() / math.sqrt(4000)
+
+
+def test_a_site_without_any_divergence_is_named():
+    class NoDensity(dist.StudentT):
+        def log_prob(self, value):
+            raise NotImplementedError("no density here")
+
+    def model(x):
+        mu = pyro.sample("mu", NoDensity(3.0, 0.0, 1.0))
+        with poutine.mask(mask=False):
+            pyro.sample("x", dist.Normal(mu, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    guide = FactorizedGuide(model, init_loc_fn=lambda site: torch.zeros(()))
     guide(torch.ones(3))
-    with pytest.raises(NotImplementedError, match="StudentT"):
+    with pytest.raises(UsageError, match="site 'mu' has no KL"):
         elbo_terms(model, guide, torch.ones(3))
 
 

@@ -10,7 +10,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 import torch.nn.functional as F
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
 from scipy import special, stats
 from torch import nn
 
@@ -24,7 +24,9 @@ from pyro_bc import (
     bayesianize,
     local_reparameterization,
 )
+from pyro_bc.errors import UsageError
 from pyro_bc.inference.deferred import Deferred, DeferredProduct
+from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]
@@ -227,7 +229,20 @@ EXPRESSIONS = {
     "weight times scale": lambda x, z, w, b: F.linear(x, w * z, bias=b),
     "torch.mul and keywords": lambda x, z, w, b: F.linear(x, weight=torch.mul(z, w), bias=b),
     "method": lambda x, z, w, b: F.linear(input=x, weight=z.mul(w), bias=b),
+    "matmul": lambda x, z, w, b: x @ (z * w).T + b.reshape(1, -1).squeeze(0),
+    "matrix product": lambda x, z, w, b: torch.matmul(x, (z * w).t()) + b,
+    "transposed": lambda x, z, w, b: torch.mm(x, (w * z).transpose(0, 1)) + b,
+    "einsum": lambda x, z, w, b: torch.einsum("bi,oi->bo", x, z * w) + b,
+    "einsum, weight first": lambda x, z, w, b: torch.einsum("oi,bi->bo", z * w, x) + b,
+    "scale with a dimension more": lambda x, z, w, b: F.linear(x, z[None] * w, b),
+    "unsqueezed scale": lambda x, z, w, b: F.linear(x, w * z.unsqueeze(0), b),
+    "viewed scale": lambda x, z, w, b: F.linear(x, z.view(1, -1) * w, b),
+    "halves": lambda x, z, w, b: F.linear(x, 0.5 * (z * (w * 2)), b),
+    "a quotient": lambda x, z, w, b: F.linear(x, z * (-w / torch.tensor(-1.0)), b),
+    "viewed weight": lambda x, z, w, b: F.linear(x, z * w.view(1, OUTPUTS, INPUTS).reshape(OUTPUTS, INPUTS), b),
 }
+#: a bias that is added, not given to the layer, is one draw for the batch.
+DRAWN_BIAS = {"matmul", "matrix product", "transposed", "einsum", "einsum, weight first"}
 
 
 def plain_model(expression):
@@ -240,10 +255,10 @@ def plain_model(expression):
     return model
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS.keys())
-def test_a_hand_written_product_is_handled_without_a_draw(expression):
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_a_hand_written_product_is_handled_without_a_draw(name):
     n = 20_000
-    model = plain_model(expression)
+    model = plain_model(EXPRESSIONS[name])
     guide = FactorizedGuide(model, init_log_variance=-2.0)
     x = torch.tensor([0.7, -1.1, 0.4, 1.6])
     guide(x.expand(2, -1))
@@ -251,18 +266,24 @@ def test_a_hand_written_product_is_handled_without_a_draw(expression):
         guide_trace = poutine.trace(guide).get_trace(x.expand(n, -1))
         out = poutine.replay(model, trace=guide_trace)(x.expand(n, -1)).double().numpy()
     assert out[:, 0].std() > 0.1  # rows with equal inputs differ
-    for site in ("scale", "weight", "bias"):
+    for site in ("scale", "weight"):
         assert guide_trace.nodes[f"net.{site}"]["value"]._draw is None
+    bias = guide_trace.nodes["net.bias"]["value"]
+    assert (bias._draw is None) == (name not in DRAWN_BIAS)
+    if name in DRAWN_BIAS:  # one for all rows: without it they are as the others are
+        q = guide.posterior()["net.bias"]
+        out = out - bias.draw().numpy() + np.random.default_rng(1).normal(q.loc, q.scale, out.shape)
     mean, covariance = closed_form(GroupNormalJeffreys(), guide, x.double().numpy())
     assert np.all(np.abs(out.mean(0) - mean) < 5 * np.sqrt(np.diag(covariance) / n))
     assert np.all(np.abs(np.cov(out.T) - covariance) < 5 * covariance_error(out))
 
 
 UNKNOWN = {
-    "matmul": lambda x, z, w, b: x @ (z * w).T + b,
-    "slice of the scale": lambda x, z, w, b: F.linear(x, z[None] * w, b),
     "square of the weight": lambda x, z, w, b: F.linear(x, w * w, b),
-    "number times weight": lambda x, z, w, b: F.linear(x, 1.0 * w, b),
+    "absolute weight": lambda x, z, w, b: F.linear(x, (z * w).abs(), b),
+    "scales of outputs": lambda x, z, w, b: F.linear(x, z[:OUTPUTS][:, None] * w, b),
+    "gathered scales": lambda x, z, w, b: F.linear(x, z[torch.tensor([1, 0, 3, 2])] * w, b),
+    "sum of two": lambda x, z, w, b: x @ (w + z * w).T + b,
 }
 
 
@@ -286,6 +307,57 @@ def test_unknown_operations_draw_the_weight_once_and_pass_gradients(expression):
     assert gradient[0].abs().min() > 0
     assert torch.allclose(gradient[1], gradient[0])
     assert torch.allclose(gradient[2], gradient[0] * (w - loc) / 2, atol=1e-5)
+
+
+def test_a_weight_that_has_to_be_drawn_is_named_once(monkeypatch):
+    monkeypatch.setattr("pyro_bc.inference.deferred._SAID", set())
+    model = plain_model(UNKNOWN["square of the weight"])
+    guide = FactorizedGuide(model)
+    x = torch.ones(2, INPUTS)
+    guide(x)
+    with local_reparameterization(), pytest.warns(UserWarning) as said:
+        for _ in range(3):
+            poutine.replay(model, trace=poutine.trace(guide).get_trace(x))(x)
+    assert len(said) == 1 and "'net.weight' is drawn once for the whole batch" in str(said[0].message)
+
+
+def test_other_bounds_and_vectorized_particles_are_refused():
+    model, guide, x, y = setup(StandardNormal())
+    with local_reparameterization():
+        for elbo in (RenyiELBO(alpha=0.5, num_particles=2), ReweightedWakeSleep()):
+            with pytest.raises(UsageError, match=f"{type(elbo).__name__} inside local_reparameterization"):
+                elbo.loss_and_grads(model, guide, x, y)
+        for elbo in (Trace_ELBO, TraceMeanField_ELBO):
+            with pytest.raises(UsageError, match="vectorized particles"):
+                elbo(num_particles=3, vectorize_particles=True).loss(model, guide, x, y)
+            assert math.isfinite(elbo(num_particles=3).loss(model, guide, x, y))
+
+
+@pytest.mark.parametrize("elbo", [TraceMeanField_ELBO, Trace_ELBO], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "noise", [dist.HalfCauchy(1.0), dist.HalfNormal(1.0), dist.Exponential(2.0)], ids=lambda d: type(d).__name__
+)
+def test_noise_whose_kl_has_no_closed_form_is_one_draws_and_never_deferred(noise, elbo):
+    """Whatever its name: a noise called ``net.scale`` belongs to no layer, as there is no ``net.weight``."""
+    x = torch.randn(8, INPUTS)
+    y = x[:, 0]
+
+    def model(x, y=None):
+        w = StandardNormal().sample("fc", (1, INPUTS))
+        deviation = pyro.sample("net.scale", noise)
+        assert type(deviation) is torch.Tensor
+        with pyro.plate("data", 8):
+            pyro.sample("y", dist.Normal(F.linear(x, w).squeeze(-1), deviation), obs=y)
+
+    guide = FactorizedGuide(model, init_log_variance=-2.0)
+    guide(x, y)
+    n = 2000
+    drawn = np.array([Trace_ELBO().loss(model, guide, x, y) for _ in range(n)])
+    with local_reparameterization(), torch.no_grad():
+        losses = np.array([elbo().loss(model, guide, x, y) for _ in range(n)])
+        terms = np.array([float(elbo_terms(model, guide, x, y).loss()) for _ in range(n)])
+    for found in (losses, terms):
+        assert abs(found.mean() - drawn.mean()) < 4.5 * math.hypot(found.std(), drawn.std()) / math.sqrt(n)
 
 
 def test_a_sum_of_a_deferred_weight_has_the_law_of_the_sum():

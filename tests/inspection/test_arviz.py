@@ -35,7 +35,7 @@ def fitted(prior=None, epochs=3, log_variance=-4.0):
     return fitted_net(net, *problem(), prior, batch=30, epochs=epochs, log_variance=log_variance)[1:]
 
 
-def test_a_part_of_several_guides_exports_its_own_sites_and_predicts_nothing():
+def test_several_guides_are_one_posterior_and_a_part_of_them_predicts_nothing():
     def model(x, y=None):
         weight = pyro_bc.GroupHorseshoe(0.1).sample("fc1", (1, 4))
         noise = pyro.sample("noise", dist.Beta(1.0, 1.0))
@@ -49,16 +49,19 @@ def test_a_part_of_several_guides_exports_its_own_sites_and_predicts_nothing():
     guide(x, x[:, 0])
     for part in (guide, guide[0]):
         assert "fc1.scale" in pyro_bc.to_inference_data(part, draws=5).posterior
-        with pytest.raises(UsageError, match="one part of several"):
-            pyro_bc.to_inference_data(part, x, x[:, 0], draws=5)
+    with pytest.raises(UsageError, match="one part of several"):
+        pyro_bc.to_inference_data(guide[0], x, x[:, 0], draws=5)
+    data = pyro_bc.to_inference_data(guide, x, x[:, 0], draws=5)
+    assert data.log_likelihood["y"].shape == (1, 5, 30) and data.posterior["noise"].shape == (1, 5)
+    assert bool(((data.posterior["noise"] > 0) & (data.posterior["noise"] < 1)).all())
     net = nn.Sequential()
     net.add_module("fc1", nn.Linear(4, 1, bias=False))
     assert pyro_bc.compress(model, guide, net=net, thresholds={"fc1": 1e3}).architecture == (4,)
-    with pytest.raises(UsageError, match="not AutoNormal"):
+    with pytest.raises(UsageError, match="no layers"):
         pyro_bc.compress(model, guide[1], net=net)
     with pytest.raises(UsageError, match="fit takes a FactorizedGuide"):
         pyro_bc.fit(model, guide[1], [(x, x[:, 0])], epochs=1)
-    with pytest.raises(UsageError, match="fit trains a BayesianNetwork"):
+    with pytest.raises(UsageError, match="another model"):
         pyro_bc.fit(model, guide[0], [(x, x[:, 0])], epochs=1)
 
 
@@ -82,18 +85,65 @@ def test_models_with_a_plate_of_all_points_deterministic_sites_and_factors_are_e
     assert data.log_likelihood["y"].shape == (1, 20, 40) and bool((data.log_likelihood["y"] < 0).all())
 
 
-def test_a_model_of_more_arguments_is_told_so():
-    def model(x, group, y=None):
-        weight = pyro_bc.GroupHorseshoe().sample("fc1", (1, 3))
+def test_models_of_other_arguments_than_two_are_exported():
+    prior = pyro_bc.GroupHorseshoe(0.1)
+
+    def grouped(x, group, y=None):
+        weight = prior.sample("fc1", (1, 3))
         with pyro.plate("d", len(x)):
             pyro.sample("y", dist.Normal(nn.functional.linear(x, weight).squeeze(-1) + group, 0.1), obs=y)
 
+    def unsupervised(x):
+        weight = prior.sample("fc1", (1, 3))
+        with pyro.plate("d", len(x)):
+            pyro.sample("x", dist.Normal(x.mean(-1) * weight.sum(), 0.1), obs=x[:, 0])
+
     x = torch.randn(20, 3)
+    for model, args in ((grouped, (x, torch.arange(20.0), x[:, 0])), (unsupervised, (x,))):
+        guide = pyro_bc.FactorizedGuide(model)
+        guide(*args)
+        data = pyro_bc.to_inference_data(guide, *args, draws=4, weights=True)
+        (observed,) = data.log_likelihood
+        weight = torch.tensor(data.posterior["fc1.weight"].values[0, 3])
+        draw = {
+            site: torch.tensor(data.posterior[site].values[0, 3]) for site in guide.families if "weight" not in site
+        }
+        draw["fc1.weight"] = torch.tensor(data.posterior["fc1.unscaled_weight"].values[0, 3])
+        trace = pyro.poutine.trace(pyro.poutine.condition(model, draw)).get_trace(*args)
+        expected = trace.nodes[observed]["fn"].log_prob(trace.nodes[observed]["value"])
+        assert np.allclose(data.log_likelihood[observed].values[0, 3], expected, atol=1e-4)
+        scale = torch.tensor(data.posterior["fc1.scale"].values[0, 3])
+        assert torch.allclose(weight, scale * draw["fc1.weight"], rtol=1e-5)
+        assert "fc1.scale" in pyro_bc.to_inference_data(guide, draws=2).posterior
+
+
+def test_masks_several_observed_sites_and_event_dimensions_keep_their_shapes():
+    x = torch.randn(12, 3)
+    y = torch.stack([x[:, 0], x[:, 1]], 1)
+    mask = torch.arange(12) % 3 > 0
+
+    def model(x, y=None):
+        weight = pyro_bc.StandardNormal().sample("fc1", (2, 3))
+        extra = pyro.sample("fc1.offset", dist.Normal(torch.zeros(2), 1.0).to_event(1))  # no role of a layer
+        with pyro.plate("d", 12):
+            with pyro.poutine.mask(mask=mask):
+                mean = pyro.deterministic("mean", nn.functional.linear(x, weight) + extra, event_dim=1)
+                pyro.sample("y", dist.Normal(mean, 0.5).to_event(1), obs=y)
+            pyro.sample("sign", dist.Bernoulli(logits=x[:, 2]), obs=(x[:, 2] > 0).float())
+        with pyro.plate("others", 5):
+            pyro.sample("z", dist.Normal(extra.sum(), 1.0), obs=torch.arange(5.0))
+
     guide = pyro_bc.FactorizedGuide(model)
-    guide(x, torch.zeros(20), x[:, 0])
-    with pytest.raises(UsageError, match="called with 3 arguments"):
-        pyro_bc.to_inference_data(guide, x, x[:, 0], draws=2)
-    assert "fc1.scale" in pyro_bc.to_inference_data(guide, draws=2).posterior
+    guide(x, y)
+    data = pyro_bc.to_inference_data(guide, x, y, draws=6, weights=True)
+    assert {name: data.log_likelihood[name].dims[2:] for name in data.log_likelihood} == {
+        "y": ("point",), "sign": ("point",), "z": ("z.0",),
+    }  # fmt: skip
+    assert data.posterior["mean"].dims[2:] == ("point", "mean.1") and data.posterior["fc1.offset"].shape == (1, 6, 2)
+    expected = stats.norm(data.posterior["mean"].values[0], 0.5).logpdf(y.numpy()).sum(-1) * mask.numpy()
+    assert np.allclose(data.log_likelihood["y"].values[0], expected, atol=1e-4)
+    assert np.allclose(data.observed_data["y"], y) and data.observed_data["y"].dims == ("point", "y.1")
+    assert data.posterior_predictive["z"].shape == (1, 6, 5)
 
 
 def test_targets_of_several_entries_have_dimensions_of_their_own():
@@ -115,8 +165,20 @@ def test_draws_have_names_dims_and_the_moments_of_the_fit(prior):
     data = pyro_bc.to_inference_data(guide, draws=4000, weights=True, history=history)
     q = guide.posterior()
     assert set(q) <= set(data.posterior.data_vars)
+    layers = pyro_bc.summarize(guide)
+    for name, layer in layers.items():  # a weight in the posterior is the weight, a bias the bias
+        drawn = {"weight": data.posterior[f"{name}.weight"], "bias": data.posterior[f"{name}.bias"]}
+        for role, mean, variance in (
+            ("weight", layer.weight_mean, layer.weight_variance), ("bias", layer.bias_mean, layer.bias_variance),
+        ):  # fmt: skip
+            error = 6 * variance.sqrt().numpy() / math.sqrt(4000)
+            assert np.all(np.abs(drawn[role].mean(("chain", "draw")).values - mean.numpy()) < error)
     for name, site in q.items():
-        drawn = data.posterior[name]
+        layer, _, role = name.rpartition(".")
+        if role == "bias":
+            continue
+        unscaled = role == "weight" and len(guide.layers[layer].prior.roles) > 1
+        drawn = data.posterior[f"{layer}.unscaled_weight" if unscaled else name]
         assert drawn.shape == (1, 4000, *site.mean.shape)
         spread = site.stddev.numpy()
         assert np.all(np.abs(drawn.mean(("chain", "draw")).values - site.mean.numpy()) < 6 * spread / math.sqrt(4000))
@@ -124,7 +186,6 @@ def test_draws_have_names_dims_and_the_moments_of_the_fit(prior):
             assert np.allclose(drawn.std(("chain", "draw")).values, spread, rtol=0.15)
     assert data.posterior["net.0.weight"].dims[2:] == ("net.0.output", "net.0.input", "net.0.row", "net.0.column")
     assert data.posterior["net.3.bias"].dims[2:] == ("net.3.output",)
-    layers = pyro_bc.summarize(guide)
     for name, layer in layers.items():
         assert np.allclose(data.constant_data[f"{name}.weight_mean"], layer.weight_mean)
         assert np.allclose(data.constant_data[f"{name}.weight_variance"], layer.weight_variance)
@@ -149,11 +210,13 @@ def test_the_horseshoes_scale_is_the_product_of_its_factors():
 def test_the_prior_is_there_where_it_is_proper():
     guide, _ = fitted(pyro_bc.GroupHorseshoe(global_scale=0.5))
     data = pyro_bc.to_inference_data(guide, draws=4000, weights=True)
-    assert stats.kstest(data.prior["net.3.weight"].values[0, :, 0, 0], "norm").pvalue > 1e-3
+    assert stats.kstest(data.prior["net.3.unscaled_weight"].values[0, :, 0, 0], "norm").pvalue > 1e-3
+    product = data.prior["net.3.unscaled_weight"] * data.prior["net.3.scale"]
+    assert np.allclose(data.prior["net.3.weight"].values, product.values, rtol=1e-4)
     # The scale is the product of two half-Cauchy variables, 0.5 |C1| |C2|, whose logarithm has mean log 0.5.
     assert np.log(data.prior["net.3.scale"].values).mean() == pytest.approx(math.log(0.5), abs=0.15)
     data = pyro_bc.to_inference_data(fitted(pyro_bc.GroupNormalJeffreys())[0], draws=5)
-    assert set(data.prior.data_vars) == {"net.0.bias", "net.3.bias"}
+    assert set(data.prior.data_vars) == {"net.3.bias"}  # a filter's bias is under its scale
 
 
 def test_log_likelihoods_are_those_of_the_drawn_weights():
@@ -163,13 +226,8 @@ def test_log_likelihoods_are_those_of_the_drawn_weights():
     assert data.log_likelihood["y"].dims == ("chain", "draw", "point")
     for draw in (0, 19):
         values = {name: torch.tensor(data.posterior[name].values[0, draw]) for name in guide.posterior()}
-        # A filter's scale multiplies its bias, too; a fully connected layer's multiplies its inputs.
-        scale = values["net.0.scale"]
-        hidden = nn.functional.conv2d(
-            x, scale[:, None, None, None] * values["net.0.weight"], scale * values["net.0.bias"]
-        )
-        hidden = hidden.relu().flatten(1)
-        logits = nn.functional.linear(hidden * values["net.3.scale"], values["net.3.weight"], values["net.3.bias"])
+        hidden = nn.functional.conv2d(x, values["net.0.weight"], values["net.0.bias"]).relu().flatten(1)
+        logits = nn.functional.linear(hidden, values["net.3.weight"], values["net.3.bias"])
         expected = -nn.functional.cross_entropy(logits, y, reduction="none")
         assert np.allclose(data.log_likelihood["y"].values[0, draw], expected, atol=1e-4)
     assert data.observed_data["y"].values.tolist() == y.tolist()
@@ -181,13 +239,13 @@ def test_log_likelihoods_are_those_of_the_drawn_weights():
 def test_the_file_holds_what_memory_does_and_arviz_reads_it(tmp_path, monkeypatch):
     guide, history = fitted(pyro_bc.GroupHorseshoe())
     x, y = problem()
-    monkeypatch.setattr(pyro_bc.inspection.arviz, "BLOCK_NUMBERS", 1500)  # several blocks
+    monkeypatch.setattr(pyro_bc.inspection.export, "BLOCK_NUMBERS", 1500)  # several blocks
     pyro_bc.save_inference_data(tmp_path / "posterior.nc", guide, x, y, draws=40, history=history, weights=True)
     expected = pyro_bc.to_inference_data(guide, x, y, draws=40, history=history, weights=True)
     found = az.from_netcdf(tmp_path / "posterior.nc")
     assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]
-    for group in ("posterior", "prior", "log_likelihood", "posterior_predictive", "observed_data", "constant_data",
-                  "sample_stats"):  # fmt: skip
+    for group in ("posterior", "prior", "log_likelihood", "posterior_predictive", "prior_predictive", "observed_data",
+                  "constant_data", "sample_stats"):  # fmt: skip
         assert set(found[group].data_vars) == set(expected[group].data_vars)
         for name in expected[group].data_vars:
             assert found[group][name].dims == expected[group][name].dims

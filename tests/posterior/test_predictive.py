@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.posterior.predictive import observed_sites, observed_values, predict
+from pyro_bc.posterior.guides import posterior_of
+from pyro_bc.posterior.predictive import observed_sites, predict
 
 
 class Fixed(nn.Module):
@@ -37,17 +38,17 @@ def fixed(logits, likelihood=None):
 
 @pytest.mark.parametrize("margin", [0.5, 20.0, 60.0])
 def test_a_class_that_is_nearly_certain_has_not_quite_probability_one(margin):
-    _, guide, draw, x, y = fixed([margin, 0.0, 0.0])
-    found = predict(guide, draw, x, y)["log_likelihood", "y"]
+    model, _, draw, x, y = fixed([margin, 0.0, 0.0])
+    found = predict(model, draw, (x, y))["log_likelihood", "y"]
     expected = -math.log1p(2 * math.exp(-margin))
     assert found.dtype == torch.float64 and found.tolist() == pytest.approx([expected] * 4, rel=1e-6)
-    unlikely = predict(guide, draw, x, torch.ones(4, dtype=torch.long))["log_likelihood", "y"]
+    unlikely = predict(model, draw, (x, torch.ones(4, dtype=torch.long)))["log_likelihood", "y"]
     assert unlikely.tolist() == pytest.approx([expected - margin] * 4, rel=1e-5)
 
 
 def test_yes_and_no():
-    _, guide, draw, x, y = fixed([30.0], pyro_bc.likelihoods.Bernoulli())
-    found = predict(guide, draw, x, y)
+    model, _, draw, x, y = fixed([30.0], pyro_bc.likelihoods.Bernoulli())
+    found = predict(model, draw, (x, y))
     assert found["log_likelihood", "y"].tolist() == pytest.approx([-30.0, *[-math.exp(-30.0)] * 2, -30.0], rel=1e-6)
     assert found["posterior_predictive", "y"].tolist() == [1.0] * 4
 
@@ -70,5 +71,5 @@ def test_observed_sites_of_a_model_by_hand():
     x, y = torch.rand(3, 2), torch.rand(3)
     guide = pyro_bc.FactorizedGuide(model)
     guide(x, y)
-    values = observed_values(guide, x, y)
-    assert torch.equal(values["first"], y) and torch.equal(values["second"], 2 * y)
+    values = observed_sites(model, posterior_of(guide).centre(), x, y)
+    assert torch.equal(values["first"]["value"], y) and torch.equal(values["second"]["value"], 2 * y)

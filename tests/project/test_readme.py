@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pyro_bc
 from pyro_bc.app.datasets import load_dataset
 
@@ -28,20 +30,27 @@ def run_python(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_ten_lines_run_and_give_a_small_network_that_works(tmp_path):
-    run_python(example(0), tmp_path)
+@pytest.fixture(scope="module")
+def first_two(tmp_path_factory):
+    """The folder where the first two examples ran, one after the other as a reader would, and what they printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    return folder, run_python(example(0) + example(1), folder)
+
+
+def test_the_ten_lines_run_and_give_a_small_network_that_works(first_two):
+    folder, _ = first_two
     data = load_dataset("digits")
-    net = pyro_bc.load(tmp_path / "net.pbc")
+    net = pyro_bc.load(folder / "net.pbc")
     wrong = (net(data.test_x).argmax(1) != data.test_y).float().mean()
     assert wrong < 0.15
-    assert (tmp_path / "net.pbc").stat().st_size < 4 * 7_510 / 4
+    assert (folder / "net.pbc").stat().st_size < 4 * 7_510 / 4
 
 
-def test_the_rate_example_goes_on_from_there_to_a_tiny_file(tmp_path):
-    printed = run_python(example(0) + example(1), tmp_path)
-    size = (tmp_path / "tiny.pbc").stat().st_size
+def test_the_rate_example_goes_on_from_there_to_a_tiny_file(first_two):
+    folder, printed = first_two
+    size = (folder / "tiny.pbc").stat().st_size
     assert printed.splitlines()[-1] == f"{size} bytes" and size < 4 * 1_810 / 8
-    data, net = load_dataset("digits"), pyro_bc.load(tmp_path / "tiny.pbc")
+    data, net = load_dataset("digits"), pyro_bc.load(folder / "tiny.pbc")
     assert (net(data.test_x).argmax(1) != data.test_y).float().mean() < 0.12
 
 
