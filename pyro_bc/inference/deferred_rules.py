@@ -44,20 +44,34 @@ def _scaled(scale: Deferred, weight: Any) -> Any:
     """A weight that is known, times scales that are not drawn yet; or a number times whatever is not."""
     if isinstance(weight, int | float) or (isinstance(weight, Tensor) and weight.dim() == 0):
         return _times(scale, weight)
+    if (
+        isinstance(weight, Tensor)
+        and scale.dim() > 1
+        and torch.broadcast_shapes(scale.shape, weight.shape) == scale.shape
+    ):
+        return _times(scale, weight)
     is_tensor = isinstance(weight, Tensor) and weight.dim() > 0 and weight.is_floating_point()
     # A scale is one number, or one of each group: a weight that is random itself is drawn, and so is an input's factor.
     if not is_tensor or any(f.numel() > 1 and f.dim() >= weight.dim() > 1 for f in factors_of(scale)):
         return NotImplemented
-    if torch.broadcast_shapes(scale.shape, weight.shape) != weight.shape:
+    if not _is_held(scale.shape, weight.shape):
         return NotImplemented
     factors: list[Factor] = [(f.distribution, f.sources, f.repeats) for f in factors_of(scale)]
     return derived([*factors, (Certain(weight), (), 1)], plain(scale), lambda: scale.draw() * weight)
 
 
+def _is_held(shape: torch.Size, by: torch.Size) -> bool:
+    """Whether a tensor of this shape broadcasts to the other one."""
+    sizes = zip(reversed(shape), reversed(by), strict=False)
+    return len(shape) <= len(by) and all(size in (1, other) for size, other in sizes)
+
+
 def _times(value: Deferred, number: Any) -> Any:
-    """A number times a deferred tensor: the number goes to one of its normals."""
+    """A number, or a known tensor that a weight's shape holds, times a deferred tensor: it goes to a normal."""
     factors: list[Factor] = [(f.distribution, f.sources, f.repeats) for f in factors_of(value)]
     for index, (q, sources, repeats) in reversed(list(enumerate(factors))):
+        if isinstance(number, Tensor) and number.dim() and q.loc.shape != value.shape:
+            continue
         if isinstance(q, Certain):
             factors[index] = Certain(q.loc * number), sources, repeats
         elif isinstance(q, dist.Normal):

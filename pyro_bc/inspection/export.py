@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..graph.layer_types import LayerType
 from ..inference.history import Epoch
 from ..model.network import BayesianNetwork
-from ..posterior.guides import Posterior, posterior_of
+from ..posterior.guides import DRAWS, Posterior, posterior_of
 from ..posterior.predictive import is_deterministic, is_observed, predict, sites
 from ..posterior.summary import LayerPosterior, summarize
 from ..priors.base import base_distribution
@@ -390,6 +390,7 @@ def _attributes(posterior: Posterior, seed: int, draws: int, example: Sequence[i
         "num_data": int(getattr(posterior.model, "num_data", 0)),
         "kl_weight": posterior.kl_weight,
         "seed": seed,
+        "moments": f"{DRAWS} draws" if posterior.dependent or posterior.from_draws else "closed form",
         "sampling": f"{draws} independent draws from the variational posterior",
     }
     return attributes | ({"input_shape": list(example)} if example else {})

@@ -15,7 +15,7 @@ any other ``AutoGuide``                                               from draws
 A guide of one's own is added by ``posterior_of.register(MyGuide)``, with a function that makes a :class:`Posterior`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from operator import attrgetter
@@ -44,6 +44,8 @@ from ..model.guide import FactorizedGuide
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell
 from ..priors.learned_code import code_of
+from ..runtime.devices import device_of
+from ..runtime.random_state import seeded
 
 #: how many draws moments are estimated from, where they have no closed form.
 DRAWS = 1000
@@ -131,8 +133,8 @@ def _latent_vector(guide: AutoContinuous) -> Posterior:
     with torch.no_grad():
         q: Any = guide.get_posterior()
     is_point = isinstance(guide, AutoLaplaceApproximation)
-    loc = dict(_unpacked(guide, q.mean.detach()))
-    scale = {} if is_point else dict(_unpacked(guide, q.variance.detach().sqrt()))
+    loc = _unpacked(sites, q.mean.detach())
+    scale = {} if is_point else _unpacked(sites, q.variance.detach().sqrt())
     marginals = {name: _pushed(site["fn"], loc[name], scale.get(name)) for name, site in sites.items()}
     found = _independent(guide, _unwrapped(guide.model), marginals)
     if is_point:
@@ -141,20 +143,16 @@ def _latent_vector(guide: AutoContinuous) -> Posterior:
         return found
 
     def draws(count: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        vectors = q.sample((count,))
-        values = [dict(_unpacked(guide, vector)) for vector in vectors]
-        return {
-            name: torch.stack([biject_to(sites[name]["fn"].support)(value[name]) for value in values])
-            for name in (sites if names is None else names)
-        }
+        inner = _unpacked(sites, q.sample((count,)))
+        return {name: biject_to(sites[name]["fn"].support)(inner[name]) for name in (sites if names is None else names)}
 
     def log_prob(values: Mapping[str, Tensor]) -> Tensor:
         parts, volume = [], torch.zeros(())
-        for site in guide._latent_sites():
+        for name, site in sites.items():
             transform = biject_to(site["fn"].support)
-            value = transform.inv(values[site["name"]])
+            value = transform.inv(values[name])
             parts.append(value.reshape(-1))
-            volume = volume + transform.log_abs_det_jacobian(value, values[site["name"]]).sum()
+            volume = volume + transform.log_abs_det_jacobian(value, values[name]).sum()
         return q.log_prob(torch.cat(parts)) - volume
 
     return replace(found, draws=draws, log_prob=log_prob, dependent=True)
@@ -176,7 +174,7 @@ def _any_autoguide(guide: AutoGuide) -> Posterior:
         return torch.as_tensor(trace.log_prob_sum())
 
     marginals = {}
-    with torch.no_grad():
+    with torch.no_grad(), seeded(0, device_of(guide)):
         for name, values in draws(DRAWS).items():
             inner = biject_to(sites[name]["fn"].support).inv(values)
             marginals[name] = _pushed(sites[name]["fn"], inner.mean(0), inner.std(0))
@@ -249,9 +247,12 @@ def _unwrapped(model: Any) -> Any:
     return model
 
 
-def _unpacked(guide: AutoContinuous, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for site, value in guide._unpack_latent(vector):
-        yield site["name"], value
+def _unpacked(sites: Mapping[str, Any], vectors: Tensor) -> dict[str, Tensor]:
+    """Parts ``(…, *site)`` of vectors ``(…, latent)`` that hold all sites on the real line, one after the other."""
+    shapes = {name: biject_to(site["fn"].support).inverse_shape(site["value"].shape) for name, site in sites.items()}
+    parts = vectors.split([shape.numel() for shape in shapes.values()], -1)
+    named = zip(shapes.items(), parts, strict=True)
+    return {name: part.reshape((*vectors.shape[:-1], *shape)) for (name, shape), part in named}
 
 
 def _pushed(fn: Any, loc: Tensor, scale: Tensor | None) -> Any:
@@ -264,7 +265,8 @@ def _pushed(fn: Any, loc: Tensor, scale: Tensor | None) -> Any:
         return dist.Normal(loc, scale, validate_args=False)
     half_lines = (constraints.greater_than, constraints.greater_than_eq)
     if isinstance(support, half_lines) and bool(torch.as_tensor(support.lower_bound == 0).all()):
-        return dist.LogNormal(loc, scale, validate_args=False)
+        # A scale must not be 0, however small.
+        return dist.LogNormal(loc, scale.clamp_min(torch.finfo(scale.dtype).tiny), validate_args=False)
     normal = dist.Normal(loc, scale, validate_args=False)
     return dist.TransformedDistribution(normal, [biject_to(fn.support)], validate_args=False)
 

@@ -18,6 +18,7 @@ from ..runtime.random_state import seeded
 from .guides import DRAWS, Posterior, posterior_of
 
 _BEYOND = 1e4
+_BLOCK = 20  # draws of a layer that are held at once
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,14 @@ def _drawn_moments(posterior: Posterior, name: str) -> tuple[Tensor, Tensor, Ten
     roles = {role: f"{name}.{role}" for role in layer.sites}
     sums: dict[int, tuple[Tensor, Tensor]] = {}
     with seeded(0, posterior.device):
-        for _ in range(DRAWS):
-            draw = posterior.draws(1, list(roles.values()))
-            own = {role: draw[site][0] for role, site in roles.items()}
-            for index, value in enumerate((weight_of(layer, own), bias_of(layer, own))):
-                if value is not None:
-                    first, second = sums.get(index, (0.0, 0.0))
-                    sums[index] = first + value.double(), second + value.double().square()
+        for _ in range(DRAWS // _BLOCK):
+            draws = posterior.draws(_BLOCK, list(roles.values()))
+            for drawn in range(_BLOCK):
+                own = {role: draws[site][drawn] for role, site in roles.items()}
+                for index, value in enumerate((weight_of(layer, own), bias_of(layer, own))):
+                    if value is not None:
+                        first, second = sums.get(index, (0.0, 0.0))
+                        sums[index] = first + value.double(), second + value.double().square()
     moments = {index: (total / DRAWS, squares / DRAWS) for index, (total, squares) in sums.items()}
     (mean, square), (bias_mean, bias_square) = moments[0], moments.get(1, (None, None))
     variance = (square - mean.square()).clamp_min(0).float()

@@ -335,5 +335,16 @@ def find_layers(densities: Mapping[str, Any]) -> dict[str, LayerSites]:
 
 
 def recognised_prior(sites: Mapping[str, Any]) -> Prior | None:
-    """The first known prior that recognises these sites as its own."""
-    return next((prior for kind in _KNOWN if (prior := kind.recognise(sites)) is not None), None)
+    """The known prior that recognises these sites as its own, the most specific class where one is another's subclass.
+
+    :raises UsageError: where several do that are not each other's subclasses.
+    """
+    found = [prior for kind in _KNOWN if (prior := kind.recognise(sites)) is not None]
+    specific = [p for p in found if not any(type(q) is not type(p) and isinstance(q, type(p)) for q in found)]
+    kinds = sorted({type(prior).__name__ for prior in specific})
+    if len(kinds) > 1:
+        raise UsageError(
+            f"the sites {', '.join(sites)} are recognised by {' and by '.join(kinds)}: make the weight by "
+            f"prior.sample(name, shape), which says whose it is, or let recognise of one of them ask for more"
+        )
+    return specific[0] if specific else None

@@ -4,6 +4,7 @@ Louizos et al. 2017 (1705.08665), section 3.1; its KL from a normal: Molchanov e
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
@@ -70,17 +72,26 @@ class NormalJeffreys(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Not a draw, which there is none of, but ones where Pyro only looks for the shapes of sites.
 
-        Autoguides and ``Predictive`` run the model under ``InitMessenger`` first, to see what is in it.
+        Autoguides and ``Predictive`` run the model under ``InitMessenger`` first, to see what is in it, and
+        ``AutoGuideList`` without it.
 
         :raises ImproperPriorError: anywhere else; the density is improper.
         """
-        if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
+        if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK) or _is_prototype():
             return self._one.expand(torch.Size(sample_shape) + self.batch_shape).clone()
         raise ImproperPriorError(
             "the normal-Jeffreys prior p(z) ∝ 1/|z| is improper and cannot be sampled; run the model "
             "under a guide, e.g. Predictive(model, guide=guide, num_samples=…), or use GroupHorseshoe, "
             "which is proper"
         )
+
+
+def _is_prototype() -> bool:
+    """Whether an autoguide runs the model to see what is in it."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code is not AutoGuide._setup_prototype.__code__:
+        frame = frame.f_back
+    return frame.f_code is AutoGuide._setup_prototype.__code__
 
 
 def log_dropout_rate(loc: Tensor, log_variance: Tensor) -> Tensor:

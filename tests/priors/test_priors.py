@@ -11,10 +11,22 @@ import pytest
 import torch
 from scipy import optimize, stats
 
+import pyro_bc
 from pyro_bc import GroupHorseshoe, GroupNormalJeffreys, LearnedCode, LogUniform, StandardNormal
 from pyro_bc.errors import UsageError
 from pyro_bc.graph.layer_types import LAYER_TYPES
-from pyro_bc.priors.base import ROLES, Prior, base_distribution, bias_prior, described_prior, find_layers, group_dim
+from pyro_bc.inspection.arviz import layer_posteriors
+from pyro_bc.priors.base import (
+    _KNOWN,
+    ROLES,
+    Prior,
+    base_distribution,
+    bias_prior,
+    described_prior,
+    find_layers,
+    group_dim,
+    recognised_prior,
+)
 from pyro_bc.priors.normal_jeffreys import CONSTANT, NormalJeffreys
 
 PRIORS = [
@@ -286,6 +298,44 @@ def test_a_prior_of_the_users_own_is_found_with_its_roles():
     assert "laplace_scale" in ROLES
     found = find_layers({f"fc.{role}": fn for role, fn in Laplace().sites((2, 3)).items()})
     assert isinstance(found["fc"][0], Laplace)
+
+
+def test_the_most_specific_prior_is_recognised_and_an_ambiguity_is_an_error(monkeypatch):
+    monkeypatch.setattr("pyro_bc.priors.base._KNOWN", list(_KNOWN))
+
+    class Finer(GroupHorseshoe):
+        roles = GroupHorseshoe.roles
+
+        @classmethod
+        def recognise(cls, sites):
+            return cls(0.3) if "global_a" in sites else None
+
+    sites = GroupHorseshoe(0.01).sites((3, 4))
+    assert type(recognised_prior(sites)) is Finer
+
+    class Other(Prior):
+        roles = ("weight",)
+        sites = group_scale = statistic = None
+
+        @classmethod
+        def recognise(cls, sites):
+            return cls() if "global_a" in sites else None
+
+    with pytest.raises(UsageError, match="recognised by Finer and by Other"):
+        recognised_prior(sites)
+
+
+def test_parameters_of_a_hand_written_prior_survive_the_export():
+    def model(x):
+        densities = GroupHorseshoe(0.01).sites((1, 4))
+        values = {role: pyro.sample(f"fc.{role}", fn) for role, fn in densities.items()}
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ GroupHorseshoe().weight(values)[0], 1.0), obs=x[:, 0])
+
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(torch.randn(10, 4))
+    again = layer_posteriors(pyro_bc.to_inference_data(guide, draws=3))["fc"].prior
+    assert type(again) is GroupHorseshoe and again.global_scale == pytest.approx(0.01, rel=1e-6)
 
 
 def test_sites_that_only_look_like_a_prior_are_no_layer():
