@@ -2,11 +2,11 @@
 
     python analyses/robustness/recovery.py
 
-For every prior and five seeds (of the data, the network and the fit) a network of 50 hidden units is fitted to 1,000
-points with ``fit`` as it is, and compressed. An input counts as found where the compressed network reads it. Precision is
-the part of the found inputs that are relevant, recall the part of the relevant ones that are found. For Sparse VD, which
-decides weight by weight, the part of the irrelevant inputs' weights that survive is counted, too: an input is dropped only
-where all of its weights are. Writes ``analyses/results/recovery.{md,json}``.
+For every prior and five seeds (of the data, the network and the fit) a network of 50 hidden units is fitted to
+1,000 points with ``fit`` as it is, and compressed. An input counts as found where the compressed network reads it.
+Precision is the part of the found inputs that are relevant, recall the part of the relevant ones that are found. For
+Sparse VD, which decides weight by weight, the part of the irrelevant inputs' weights that survive is counted, too: an
+input is dropped only where all of its weights are. Writes ``analyses/results/recovery.{md,json}``.
 """
 
 import argparse

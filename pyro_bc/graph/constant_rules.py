@@ -30,12 +30,25 @@ def through_elementwise(node: Node, graph: Graph, constants: list[Constant], ind
     return known[0], compute(*args, **kwargs).double().numpy()
 
 
+# Arguments of an average pool behind its input, in torch's order.
+_AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+
+
 def through_pool(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
     known = _known(constants, node.args[0])
     if known is None or not node.op.startswith("avg"):
         return known  # the largest of equals; what pads a maximum is smaller than all
-    padding = node.args[3] if len(node.args) > 3 else 0
-    return (known[0], np.where(known[1] == 0, 0.0, np.nan)) if any(np.atleast_1d(padding)) else known
+    axis, values = known
+    given = dict(zip(_AVERAGE, node.args[1:], strict=False)) | dict(node.kwargs)
+    only_zero = axis, np.where(values == 0, 0.0, np.nan)  # windows at the edge hold fewer of them
+    if any(np.atleast_1d(given.get("padding", 0))):
+        return only_zero
+    divisor = given.get("divisor_override")
+    if divisor is None:
+        return known
+    spatial = int(node.op.removeprefix("avg_pool").removesuffix("d"))
+    window = int(np.prod(np.broadcast_to(given["kernel_size"], spatial)))
+    return only_zero if given.get("ceil_mode") else (axis, values * window / divisor)
 
 
 def through_binary(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:

@@ -5,7 +5,7 @@ A rule gives ``NotImplemented`` where it does not cover its arguments; the weigh
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -131,27 +131,41 @@ def _unsqueeze(value: Deferred, dim: int) -> Any:
     return _reshape(value, tuple(plain(value).unsqueeze(dim).shape))
 
 
+class _TransposedProduct(Deferred):
+    """The transpose of a matrix under scales, of which nothing is known but what a product with it is."""
+
+    rules: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+    matrix: Deferred
+
+
 def _transpose(weight: Deferred, *dims: int) -> Any:
-    """A matrix as its transpose: a product with it is known by the matrix itself (:func:`_matmul`)."""
+    """A matrix as its transpose; one under scales is known by the matrix itself (:func:`_matmul`)."""
     if weight.dim() != 2 or (dims and sorted(dim % 2 for dim in dims) != [0, 1]):
         return NotImplemented
-    size = torch.Size(reversed(weight.shape))
-    result = new_deferred(_Transposed, plain(weight), size, lambda: weight.draw().T)
-    result.sources, result.matrix = weight.sources, weight
-    return result
-
-
-class _Transposed(Deferred):
-    """The transpose of a deferred matrix."""
-
-    matrix: Deferred
+    if isinstance(weight, _TransposedProduct):
+        return weight.matrix
+    if isinstance(weight, DeferredProduct):
+        size = torch.Size(reversed(weight.shape))
+        result = new_deferred(_TransposedProduct, plain(weight), size, lambda: weight.draw().T)
+        result.sources, result.matrix = weight.sources, weight
+        return result
+    q = weight.distribution
+    if isinstance(q, Certain) or weight.repeats > 1:
+        return NotImplemented
+    kind = type(q) if isinstance(q, dist.LogNormal) else dist.Normal
+    turned = kind(q.loc.T, q.scale.T, validate_args=False)
+    return derived([(turned, weight.sources, 1)], plain(weight), lambda: weight.draw().T)
 
 
 def _matmul(input: Any, weight: Any) -> Any:
     """``x @ w.T`` is a linear layer."""
-    if isinstance(input, Deferred) or not isinstance(weight, _Transposed) or input.dim() < 1:
+    if isinstance(input, Deferred) or not isinstance(weight, Deferred) or weight.dim() != 2 or input.dim() < 1:
         return NotImplemented
-    return _linear(input, weight.matrix)
+    matrix = _transpose(weight)
+    # A product's columns are under scales of inputs; as the right factor it would need scales of outputs.
+    return (
+        NotImplemented if matrix is NotImplemented or isinstance(matrix, _TransposedProduct) else _linear(input, matrix)
+    )
 
 
 def _einsum(equation: Any, *operands: Any) -> Any:
@@ -172,18 +186,7 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     outer = second.replace(inner, "")
     if outer in first or result != first[:-1] + outer:
         return NotImplemented
-    return _linear(x, weight if second == outer + inner else _transposed_matrix(weight))
-
-
-def _transposed_matrix(weight: Deferred) -> Any:
-    """The matrix whose rows are outputs, of one whose columns are: a single normal's numbers, turned."""
-    if isinstance(weight, _Transposed):
-        return weight.matrix
-    q = getattr(weight, "distribution", None)
-    if isinstance(weight, DeferredProduct) or not isinstance(q, dist.Normal):
-        return None
-    turned = dist.Normal(q.loc.T, q.scale.T, validate_args=False)
-    return derived([(turned, weight.sources, 1)], plain(weight), lambda: weight.draw().T)
+    return _linear(x, weight) if second == outer + inner else _matmul(x, weight)
 
 
 def _repeat_interleave(value: Deferred, repeats: Any, dim: Any = None) -> Any:
@@ -350,4 +353,7 @@ Deferred.rules |= {
     torch.einsum: _einsum,
     F.linear: _linear,
     **{layer.function: partial(_convolution, layer) for layer in LAYER_TYPES if layer.spatial},
+}
+_TransposedProduct.rules |= {
+    function: rule for function, rule in Deferred.rules.items() if rule in (_transpose, _matmul, _einsum)
 }

@@ -240,6 +240,7 @@ EXPRESSIONS = {
     "halves": lambda x, z, w, b: F.linear(x, 0.5 * (z * (w * 2)), b),
     "a quotient": lambda x, z, w, b: F.linear(x, z * (-w / torch.tensor(-1.0)), b),
     "a factor of each weight": lambda x, z, w, b: F.linear(x, z * (w * torch.ones(OUTPUTS, 1)), b),
+    "transposed twice": lambda x, z, w, b: F.linear(x, z * w.T.mT, b),
     "viewed weight": lambda x, z, w, b: F.linear(x, z * w.view(1, OUTPUTS, INPUTS).reshape(OUTPUTS, INPUTS), b),
 }
 #: a bias that is added, not given to the layer, is one draw for the batch.
@@ -307,6 +308,30 @@ def test_unknown_operations_draw_the_weight_once_and_pass_gradients(expression):
     assert gradient[0].abs().min() > 0
     assert torch.allclose(gradient[1], gradient[0])
     assert torch.allclose(gradient[2], gradient[0] * (w - loc) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("use", [lambda h, w: F.linear(h, w.T), lambda h, w: h @ w], ids=["linear", "matmul"])
+def test_a_tied_decoder_keeps_local_noise(use):
+    """The weight's transpose: outputs have the mean and variance of drawn weights, and no row is like another."""
+    loc, scale = torch.randn(3, 4), 0.1 + torch.rand(3, 4)
+    h = torch.tensor([0.5, -1.0, 2.0]).expand(20_000, 3)
+    weight = Deferred.of(dist.Normal(loc, scale))
+    out = use(h, weight)
+    assert weight._draw is None
+    assert torch.allclose(out.mean(0), h[0] @ loc, atol=0.05)
+    assert torch.allclose(out.var(0), h[0].square() @ scale.square(), rtol=0.05)
+
+
+@pytest.mark.parametrize("use", [lambda h, w: F.linear(h, w.T), lambda h, w: h @ w, lambda h, w: (w.T * 2).T.sum()])
+def test_a_transposed_product_that_no_rule_covers_is_drawn(use, monkeypatch):
+    monkeypatch.setattr("pyro_bc.inference.deferred._SAID", set())
+    scale = Deferred.of(dist.Normal(torch.ones(4), 0.5))
+    weight = Deferred.of(dist.Normal(torch.zeros(3, 4), 1.0))
+    weight.site = "net.weight"
+    h, product = torch.randn(5, 3), scale * weight
+    with pytest.warns(UserWarning, match=r"'net.weight' is drawn once"):
+        out = use(h, product)
+    assert torch.equal(out, use(h, scale.draw() * weight.draw()))
 
 
 def test_a_weight_that_has_to_be_drawn_is_named_once(monkeypatch):
