@@ -5,8 +5,10 @@ The graph is what can be made smaller and written to a file without the user's c
 nodes, to named tensors (weights, buffers) and to literals. It is run as it is by :class:`GraphNetwork`.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,7 +153,19 @@ def _operation(node: Any) -> str:
         return name
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     where = f" in module '{modules[-1]}'" if modules else ""
-    raise UnsupportedNetworkError(f"the operation '{packet}'{where} cannot be compressed or stored in a file")
+    raise UnsupportedNetworkError(
+        f"the operation '{packet}'{where}{_source(node)} cannot be compressed or stored in a file"
+    )
+
+
+def _source(node: Any) -> str:
+    """Where the user wrote what a node computes, as far as torch.export has noted it."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    own = [line for line in lines if not line[0].startswith(str(Path(torch.__file__).parent))]
+    if not own:
+        return ""
+    file, number, code = own[-1]
+    return f" ({Path(file).name}, line {number}: {code.strip()})"
 
 
 def _arguments(tree: Any, references: Mapping[Any, Any]) -> Any:

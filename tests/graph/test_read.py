@@ -119,6 +119,24 @@ def test_what_cannot_be_read_is_named(net, message):
         read_graph(net, torch.rand(2, 3, 3))
 
 
+def test_an_operation_that_is_not_known_is_named_with_the_users_own_line():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x.cumprod(1)  # this line
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.inner = nn.Linear(4, 3), Inner()
+
+        def forward(self, x):
+            return self.inner(self.fc(x))
+
+    expected = r"'cumprod' in module 'inner' \(test_read\.py, line \d+: return x\.cumprod\(1\)  # this line\) cannot"
+    with pytest.raises(UnsupportedNetworkError, match=expected):
+        read_graph(Net(), torch.ones(2, 4))
+
+
 def test_a_single_layer_needs_a_name():
     with pytest.raises(UnsupportedNetworkError, match=r"put it into an nn\.Sequential"):
         read_graph(nn.Linear(4, 3), torch.rand(2, 4))
