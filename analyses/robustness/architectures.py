@@ -2,9 +2,10 @@
 
     python analyses/robustness/architectures.py --count 2000
 
-Each is drawn from a seed: convolutions (grouped, depthwise, strided, padded), batch norm before and behind activations,
-residual sums, gates, concatenations, shared layers, pools, layer norm, fully connected layers, three priors. Groups are
-given huge dropout rates at random, at times all of a layer's. Writes ``analyses/results/architectures.md``.
+Each is drawn from a seed: convolutions (grouped, depthwise, strided, padded, transposed), batch norm before and behind
+activations, residual sums, gates, concatenations, shared layers, pools of all kinds, layer norm, fully connected
+layers, three priors. Groups are given huge dropout rates at random, at times all of a layer's. Writes
+``analyses/results/architectures.md``.
 """
 
 import argparse
@@ -80,7 +81,7 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Blocks, a pool, and a head of fully connected layers, one of which may be tied or follow a layer norm."""
 
-    def __init__(self, rng: np.random.Generator):
+    def __init__(self, rng: np.random.Generator, extra: np.random.Generator):
         super().__init__()
         channels = int(rng.integers(1, 4))
         self.input_shape = (channels, 8, 8)
@@ -93,6 +94,9 @@ class Network(nn.Module):
         self.pool = [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2), nn.MaxPool2d(2, ceil_mode=False)][
             rng.integers(2)
         ]
+        self.extra = _extra(extra, channels)
+        if isinstance(self.extra, nn.ConvTranspose2d):
+            channels = self.extra.out_channels
         features = channels * (1 if self.pool.output_size == 1 else 4)
         self.hidden = int(rng.integers(2, 9))
         self.fc = nn.Linear(features, self.hidden)
@@ -104,15 +108,31 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        h = self.act(self.norm(self.fc(self.pool(x).flatten(1))))
+        h = self.act(self.norm(self.fc(self.pool(self.extra(x)).flatten(1))))
         return self.head(F.linear(h, self.fc.weight.t()) if self.tied else h)
+
+
+def _extra(rng: np.random.Generator, channels: int) -> nn.Module:
+    """What stands before the last pool in half of the networks: a pool of another kind, or a transposed convolution."""
+    if rng.random() < 0.5:
+        return nn.Identity()
+    outputs, kernel = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+    kinds = (
+        nn.AvgPool2d(2, 1, padding=1),
+        nn.AvgPool2d(3, 1, padding=1, count_include_pad=False),
+        nn.AvgPool2d(1, divisor_override=3),
+        nn.MaxPool2d(3, 1, padding=1),
+        nn.ConvTranspose2d(channels, outputs, kernel, stride=int(rng.integers(1, 3))),
+        nn.Upsample(scale_factor=2),
+    )
+    return kinds[rng.integers(len(kinds))]
 
 
 def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
     """What became of a seed's architecture (``pruned``, ``empty``, …), and the largest difference."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    net = Network(rng)
+    net = Network(rng, np.random.default_rng([seed, 1]))
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight.data, module.bias.data, module.running_mean):
@@ -140,7 +160,7 @@ def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
         with torch.no_grad():
             module.weight.copy_(layer.weight_mean * mask)
             if layer.bias_mean is not None:
-                kept = mask.flatten(1).any(1) if layer.layer_type.scales_outputs and not layer.per_weight else 1.0
+                kept = ~dead if layer.layer_type.scales_outputs and not layer.per_weight else 1.0
                 module.bias.copy_(layer.bias_mean * kept)
     model._skeleton[0].eval()
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Does the posterior find the inputs that matter? 20 inputs, of which 10 say the target; known, since we made them.
 
-Each of the ten adds a line of random size and sign (``lines``), or a line and a sine wave (``waves``, which a network of
-few units cannot follow: what is left over looks like noise, and some of it like an input that has nothing to say).
+Each of the ten adds a line of random size and sign (``lines``), or a line and a sine wave (``waves``, which a network
+of few units cannot follow: what is left over looks like noise, and some of it like an input that has nothing to say).
 
     python analyses/robustness/recovery.py
 
@@ -33,9 +33,10 @@ POINTS, INPUTS, RELEVANT, HIDDEN, EPOCHS = 1000, 20, 10, 50, 200
 SEEDS = range(5)
 SHAPES, KINDS = ("lines", "waves"), ("regression", "classification")
 SPARSE_VD = (
-    f"Sparse VD (svd) has no scale of an input: it decides each of an input's {HIDDEN} weights alone, and an input goes only "
-    "where all of them do. That so few in a hundred of an irrelevant input's weights survive is enough to keep about half of "
-    "those inputs. A group's scale over the same prior for weights (gnj+svd) decides the input, and mends it."
+    f"Sparse VD (svd) has no scale of an input: it decides each of an input's {HIDDEN} weights alone, and an input "
+    "goes only where all of them do. That so few in a hundred of an irrelevant input's weights survive is enough to "
+    "keep about half of those inputs. A group's scale over the same prior for weights (gnj+svd) decides the input, and "
+    "mends it."
 )
 PRIORS = {
     "gnj": pyro_bc.GroupNormalJeffreys(),
