@@ -6,6 +6,7 @@ Needs the extra ``pip install 'pyro-bc[onnx]'``; imported where it is used.
 import contextlib
 import copy
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -23,7 +24,7 @@ from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
 from .layer_types import layer_type
 from .module import GraphNetwork
-from .nodes import Graph, Named, Value, is_layer, without_dead_code
+from .nodes import Graph, Named, Node, Value, is_layer, replace_leaves, without_dead_code
 
 
 def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
@@ -56,6 +57,29 @@ def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
 
 #: how far ONNX Runtime may be from PyTorch, as a part of the largest output (at least of 1).
 TOLERANCE = 1e-5
+
+
+def with_plain_pools(net: GraphNetwork) -> GraphNetwork:
+    """A network that computes the same without divisors of average pools, which ONNX has none of.
+
+    Windows that reach beyond the edge (``ceil_mode``) are as they were: the export then says that outputs differ.
+    """
+    nodes: list[Node] = []
+    moved = {-1: -1}
+
+    def redirect(leaf: Any) -> Any:
+        return Value(moved[leaf.index]) if isinstance(leaf, Value) else leaf
+
+    for index, node in enumerate(net._nodes):
+        node = replace(node, args=replace_leaves(node.args, redirect), kwargs=replace_leaves(node.kwargs, redirect))
+        divisor = node.args[6] if node.op in ("avg_pool2d", "avg_pool3d") and len(node.args) > 6 else None
+        if divisor is not None:
+            nodes.append(replace(node, args=node.args[:6]))
+            window = math.prod(node.args[1]) if isinstance(node.args[1], tuple) else node.args[1] ** 2
+            node = Node("mul", (Value(len(nodes) - 1), window / divisor))
+        moved[index] = len(nodes)
+        nodes.append(node)
+    return GraphNetwork(tuple(nodes), dict(net.state_dict()), frozenset(name for name, _ in net.named_buffers()))
 
 
 class OnnxNetwork(nn.Module):
@@ -104,7 +128,7 @@ def to_onnx(
         raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
     net = copy.deepcopy(net).cpu().eval()
     example = _random_input(2, input_shape, input_dtype)
-    arranged = without_selections(net, example) if isinstance(net, GraphNetwork) else net
+    arranged = with_plain_pools(without_selections(net, example)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(

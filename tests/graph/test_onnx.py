@@ -13,7 +13,9 @@ from torch import nn
 import pyro_bc
 from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import ExportError
+from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx
+from pyro_bc.graph.read import read_graph
 
 
 class Tokens(nn.Module):
@@ -116,3 +118,22 @@ def test_the_command_exports_and_measures_all_three(tmp_path):
         "int8": (tmp_path / "int8.onnx").stat().st_size,
     }
     assert result["difference"] <= 1e-5 * 30 and result["n"] == 360
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d(3, 2, padding=1, divisor_override=5),
+        nn.AvgPool2d(1, 1, 0, divisor_override=2),
+    ],
+    ids=["plain", "padded", "of one"],
+)
+def test_a_pool_with_a_divisor_of_its_own_is_the_same_in_onnx(tmp_path, pool):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.rand(2, 1, 10, 10)
+    net(x)
+    graph = read_graph(net, x)
+    to_onnx(GraphNetwork(graph.nodes, graph.tensors, graph.buffers), tmp_path / "net.onnx", (1, 10, 10))
+    found = OnnxNetwork(tmp_path / "net.onnx")(x)
+    assert torch.allclose(found, net(x), atol=1e-5)

@@ -1,0 +1,251 @@
+r"""Second-order statistics of a trained network's layers, from one pass over inputs that need no labels.
+
+For a layer :math:`y = W x` the log-likelihood of N examples is, around the trained weights and to second order, a
+Gaussian that factorises (Martens and Grosse 2015, 1503.05671; Ritter, Botev, Barber 2018): row o of W has precision
+
+.. math:: N\, G_o\, A, \qquad A = \mathbb{E}[x x^\top], \qquad
+          G_o = \mathbb{E}\Big[\sum_{\text{positions}} (\partial \log p / \partial y_o)^2\Big]
+
+with targets drawn from the network's own predictions (the Fisher information). A is the mean over positions, where a
+layer computes several: a convolution's patches, an attention's tokens. A layer that several places share collects from
+all of them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..errors import UsageError
+from ..graph.layer_types import LayerType, layer_type
+from ..graph.module import GraphNetwork
+from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name
+from ..model.likelihoods import Likelihood
+from ..runtime import processes
+from ..runtime.random_state import seeded
+
+#: as many examples say what second moments are.
+EXAMPLES = 2000
+
+# Positions of one example whose inputs are looked at: neighbours say much the same.
+_POSITIONS = 64
+
+# Inputs of one block of a very wide layer: beyond, blocks are taken for independent.
+_WIDEST = 4096
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What one layer's posterior is made of, in the layout of :func:`rows_of`.
+
+    :param inputs: second moments A of what the layer reads, ``(groups, n, n)``, of a very wide layer in several blocks
+        that are taken for independent; the last input of a layer with a bias is the constant 1.
+    :param outputs: G, ``(out,)``: Fisher information of one example about each output.
+    :param has_bias: whether the constant is among the inputs.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: Tensor
+    has_bias: bool
+
+
+def rows_of(weight: Tensor, bias: Tensor | None, kind: LayerType, groups: int = 1) -> Tensor:
+    """A layer's weight as the matrix that it multiplies its inputs with, and its bias as a last column.
+
+    ``(out, inputs of a group · kernel (+ 1))``, inputs in the order of channels, then positions of the kernel.
+    """
+    by_output = kind.by_output(weight)
+    if kind.is_transposed and groups > 1:  # (in, out of a group): each group's inputs have outputs of their own
+        parts = weight.unflatten(0, (groups, -1))
+        by_output = parts.transpose(1, 2).flatten(0, 1)
+    rows = by_output.flatten(1)
+    return rows if bias is None else torch.cat([rows, bias[:, None]], 1)
+
+
+def from_rows(rows: Tensor, like: Tensor, has_bias: bool, kind: LayerType, groups: int = 1) -> tuple[Tensor, Any]:
+    """The weight, of this shape, and the bias that :func:`rows_of` made rows of."""
+    bias = rows[:, -1] if has_bias else None
+    rows = rows[:, :-1] if has_bias else rows
+    if kind.is_transposed:
+        inputs, outputs = like.shape[:2]
+        parts = rows.reshape(groups, outputs, inputs // groups, *like.shape[2:])
+        return parts.transpose(1, 2).reshape(like.shape), bias
+    return rows.reshape(like.shape), bias
+
+
+def collect(
+    graph: Graph,
+    likelihood: Likelihood,
+    loader: Iterable[Any],
+    *,
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Curvature]:
+    """Collect the curvature of every layer of a graph.
+
+    On several processes each passes over its own loader, and all have the mean.
+
+    :param loader: batches of inputs, alone or the first of several; more than ``examples`` are not read.
+    :param seed: of the targets that are drawn; torch's global generator is left as it is.
+    :raises UsageError: where the loader is empty, or its batches do not begin with a tensor.
+    """
+    tensors = {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in graph.tensors.items()
+    }
+    network = GraphNetwork(graph.nodes, tensors, graph.buffers)
+    sums = {name: _Sums.of(node, graph) for name, node in _first_uses(graph).items()}
+    seen = 0
+    bar = Progress(
+        TextColumn("curvature"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        disable=not progress or processes.rank() > 0,
+    )  # fmt: skip
+    with bar, seeded(seed, torch.device("cpu")):
+        task = bar.add_task("", total=examples)
+        for x in _inputs(loader, examples):
+            _add(sums, network, graph, likelihood, x)
+            seen += len(x)
+            bar.update(task, advance=len(x))
+    if not seen:
+        raise UsageError("there are no inputs to collect curvature from: the loader is empty")
+    found = {name: own.mean(seen) for name, own in sums.items()}
+    processes.average_([tensor for own in found.values() for tensor in (*own.inputs, own.outputs)])
+    return found
+
+
+def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
+    left = examples
+    for batch in loader:
+        x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        if not isinstance(x, Tensor):
+            raise UsageError(f"curvature is collected from batches of inputs, not of {type(x).__name__}")
+        yield x[:left]
+        left -= len(x[:left])
+        if left <= 0:
+            return
+
+
+def _first_uses(graph: Graph) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        if is_layer(node):
+            found.setdefault(layer_name(node), node)
+    return found
+
+
+def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likelihood: Likelihood, x: Tensor) -> None:
+    reads: list[tuple[str, Node, Tensor]] = []
+    computed: list[Tensor] = []
+    results: dict[int, Any] = {-1: x}
+    for index, (node, result) in enumerate(zip(graph.nodes, network.results(graph.nodes, x), strict=True)):
+        results[index] = result
+        if is_layer(node):
+            reads.append((layer_name(node), node, results[node.args[0].index]))
+            computed.append(result)
+        last = result
+    with pyro.poutine.block(), pyro.validation_enabled(False):
+        density = likelihood(last)
+        with torch.no_grad():
+            target = density.sample()
+        log_likelihood = density.log_prob(target).sum()
+    gradients = torch.autograd.grad(log_likelihood, computed, allow_unused=True)
+    with torch.no_grad():
+        for (name, node, read), gradient in zip(reads, gradients, strict=True):
+            sums[name].add(node, read.detach(), gradient)
+
+
+class _Sums:
+    """Sums over examples, of one layer."""
+
+    def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int, bias: bool):
+        self.kind, self.groups, self.kernel, self.has_bias = kind, groups, kernel, bias
+        blocks = -(-(inputs + bias) // _WIDEST)
+        self.sizes = [len(part) for part in torch.arange(inputs + bias).tensor_split(blocks)]
+        self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
+        self.outputs = torch.zeros(outputs)
+        self.read = 0  # examples, counted once for each place that uses the layer
+
+    @staticmethod
+    def of(node: Node, graph: Graph) -> "_Sums":
+        weight = graph.tensors[node.args[1].name]
+        has_bias = len(node.args) > 2 and node.args[2] is not None
+        kind, groups = layer_type(node.op), layer_groups(node)
+        rows = rows_of(weight, None, kind, groups)
+        return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), has_bias)
+
+    def add(self, node: Node, x: Tensor, gradient: Tensor | None) -> None:
+        patches = self._patches(node, x)
+        positions = patches.shape[2] // len(x)
+        if self.has_bias:
+            patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
+        for total, part in zip(self.inputs, patches.split(self.sizes, 1), strict=True):
+            total += (part @ part.transpose(1, 2)).cpu() / positions
+        self.read += len(x)
+        if gradient is not None:
+            axis = gradient.dim() - 1 - self.kind.spatial
+            self.outputs += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
+
+    def mean(self, examples: int) -> Curvature:
+        inputs = tuple(total / max(1, self.read) for total in self.inputs)
+        return Curvature(inputs, self.outputs / examples, self.has_bias)
+
+    def _patches(self, node: Node, x: Tensor) -> Tensor:
+        """What each output at a position is a sum of, ``(groups, inputs · kernel, examples · positions)``."""
+        if not self.kind.spatial:
+            rows = x.reshape(len(x), -1, x.shape[-1])
+            chosen = _positions(rows.shape[1])
+            return rows[:, chosen].flatten(0, 1).T[None]
+        if self.kind.spatial == 1:
+            x = x.unsqueeze(2)
+        padded, stride, dilation = self._padded(node, x)
+        kernel = _pair(self.kernel, 1)
+        sizes = [(padded.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
+        chosen = _positions(sizes[0] * sizes[1])
+        top, left = chosen // sizes[1] * stride[0], chosen % sizes[1] * stride[1]
+        turned = self.kind.is_transposed  # an input meets the kernel from behind
+        taken = [
+            padded[:, :, top + dilation[0] * row, left + dilation[1] * column]
+            for row in (reversed(range(kernel[0])) if turned else range(kernel[0]))
+            for column in (reversed(range(kernel[1])) if turned else range(kernel[1]))
+        ]
+        patches = torch.stack(taken, 2)  # (examples, channels, kernel, positions)
+        grouped = patches.unflatten(1, (self.groups, -1)).flatten(2, 3)
+        return grouped.permute(1, 2, 0, 3).flatten(2)
+
+    def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+        """The input with what surrounds it, and the step from one patch to the next and from one entry to the next."""
+        given = layer_arguments(node)
+        stride, dilation = _pair(given.get("stride", 1), 1), _pair(given.get("dilation", 1), 1)
+        padding, kernel = given.get("padding", 0), _pair(self.kernel, 1)
+        if self.kind.is_transposed:
+            own, more = _pair(padding, 0), _pair(given.get("output_padding", 0), 0)
+            spread = x.new_zeros(*x.shape[:2], *((x.shape[2 + d] - 1) * stride[d] + 1 for d in (0, 1)))
+            spread[:, :, :: stride[0], :: stride[1]] = x
+            around = [dilation[d] * (kernel[d] - 1) - own[d] for d in (0, 1)]
+            sides = (around[1], around[1] + more[1], around[0], around[0] + more[0])
+            return F.pad(spread, sides), (1, 1), dilation
+        if padding == "same":
+            wide = [dilation[d] * (kernel[d] - 1) for d in (0, 1)]
+            sides = (wide[1] // 2, wide[1] - wide[1] // 2, wide[0] // 2, wide[0] - wide[0] // 2)
+        else:
+            own = (0, 0) if padding == "valid" else _pair(padding, 0)
+            sides = (own[1], own[1], own[0], own[0])
+        return F.pad(x, sides), stride, dilation
+
+
+def _pair(value: Any, of_rows: int) -> tuple[int, int]:
+    """A number, or one or two of them, as those of rows and columns; ``of_rows`` where there are no rows."""
+    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value, value)
+    if len(values) == 1:
+        return of_rows, int(values[0])
+    return int(values[0]), int(values[1])
+
+
+def _positions(count: int) -> Tensor:
+    """Indices of the positions that are looked at: all of a few, some of many."""
+    return torch.arange(count) if count <= _POSITIONS else torch.randperm(count)[:_POSITIONS]
