@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .model.layers import BayesianLinear as BayesianLinear
     from .model.network import BayesianNetwork as BayesianNetwork
     from .model.network import bayesianize as bayesianize
+    from .posterior.curvature_guide import CurvatureGuide as CurvatureGuide
     from .posterior.summary import LayerPosterior as LayerPosterior
     from .posterior.summary import summarize as summarize
     from .priors.base import GroupPrior as GroupPrior
@@ -66,6 +67,7 @@ _NAMES = {
     "BayesianNetwork": "model.network",
     "CompressedNetwork": "file.compressed",
     "Compression": "file.compressed",
+    "CurvatureGuide": "posterior.curvature_guide",
     "Epoch": "inference.history",
     "FactorizedGuide": "model.guide",
     "FitResult": "inference.history",

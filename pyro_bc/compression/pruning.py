@@ -296,7 +296,8 @@ class _Pruner:
             codes = {}
             if layer.codes:
                 own = cut(layer.codes["weight"].codes * layer.mask, axes)
-                codes["weight"] = replace(layer.codes["weight"], codes=own if reads.all() else own[:, reads])
+                rows = kept(axes, 0) if 0 in axes else None
+                codes["weight"] = layer.codes["weight"].with_codes(own if reads.all() else own[:, reads], rows)
                 if bias is not None:
                     codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, of_outputs))
             layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)

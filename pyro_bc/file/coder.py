@@ -18,6 +18,10 @@ section is padded. Two models of integers:
     (n_{c1} (2n + 2) + 4 (2 n_1 + 1)) / ((n_c + 4)(2n + 2))`. Nothing but the integers is stored, which is what small
     layers need, and it takes Python a microsecond or two a bit, which large ones do not.
 
+``contextual``
+    The adaptive model for integers in rows and columns: the class of each is what came before it in its row and in its
+    column (:class:`_Contexts`), which the decoder has seen, too.
+
 Decoding is the same on every machine. Probabilities are ratios of integers below 2^53, rounded to IEEE doubles. The n
 symbols of a model share the 2^24 parts of the coder's range: symbol i begins at :math:`i + \lfloor s\,(p_0 + \dots +
 p_{i-1}) \rfloor` with :math:`s = (2^{24} - n) / (p_0 + \dots + p_{n-1})`, sums from the left, every sum, quotient and
@@ -109,6 +113,12 @@ class Encoder:
             model = constriction.stream.model.Bernoulli(perfect=False)
             self._coder.encode(np.array(decisions, dtype=np.int32), model, np.array(probabilities))
 
+    def contextual(self, codes: np.ndarray) -> None:
+        """Integers ``(rows, columns)`` as of :meth:`adaptive`, in contexts of what came before in row and column."""
+        decisions, probabilities = _contextual_decisions(codes)
+        model = constriction.stream.model.Bernoulli(perfect=False)
+        self._coder.encode(np.array(decisions, dtype=np.int32), model, np.array(probabilities))
+
     def data(self) -> bytes:
         """All symbols so far, as bytes without the final zeros that a decoder adds by itself."""
         words = self._coder.get_compressed().astype("<u4").tobytes()
@@ -168,23 +178,38 @@ class Decoder:
         """``count`` integers, int64; ``classes`` as they were encoded with."""
         counts, result = _Counts(), np.zeros(count, dtype=np.int64)
         for index, kind in enumerate(_kinds(count, classes)):
-            if not counts.add_zero(kind, self._bit(counts.of_zero(kind))):
-                continue
-            negative, magnitude = self._bit(_HALF), 1
-            while magnitude <= _UNARY and counts.add(magnitude, self._bit(counts.probability(magnitude))):
-                magnitude += 1
-            if magnitude > _UNARY:
-                digits = 0
-                while self._bit(_HALF):
-                    digits += 1
-                    if digits > _MOST_DIGITS:
-                        raise CompressedFileError("the file holds an integer that is too large")
-                rest = 1
-                for _ in range(digits):
-                    rest = 2 * rest + self._bit(_HALF)
-                magnitude += rest - 1
-            result[index] = -magnitude if negative else magnitude
+            result[index] = self._integer(counts, kind)
         return result
+
+    def contextual(self, rows: int, columns: int) -> np.ndarray:
+        """``(rows, columns)`` integers, int64, in contexts of what came before."""
+        counts, contexts = _Counts(), _Contexts(columns)
+        result = np.zeros((rows, columns), dtype=np.int64)
+        for row in range(rows):
+            contexts.begin()
+            for column in range(columns):
+                code = self._integer(counts, contexts.at(row, column))
+                contexts.add(column, code)
+                result[row, column] = code
+        return result
+
+    def _integer(self, counts: "_Counts", kind: int) -> int:
+        if not counts.add_zero(kind, self._bit(counts.of_zero(kind))):
+            return 0
+        negative, magnitude = self._bit(_HALF), 1
+        while magnitude <= _UNARY and counts.add(magnitude, self._bit(counts.probability(magnitude))):
+            magnitude += 1
+        if magnitude > _UNARY:
+            digits = 0
+            while self._bit(_HALF):
+                digits += 1
+                if digits > _MOST_DIGITS:
+                    raise CompressedFileError("the file holds an integer that is too large")
+            rest = 1
+            for _ in range(digits):
+                rest = 2 * rest + self._bit(_HALF)
+            magnitude += rest - 1
+        return -magnitude if negative else magnitude
 
     def _bit(self, probability: float) -> int:
         bit = self._decode(constriction.stream.model.Bernoulli(probability, perfect=False))
@@ -222,36 +247,94 @@ class _Counts:
         return self.add(0, bit)
 
 
+class _Contexts:
+    """Classes of integers of a table by what came before: how many of row and column were not 0, and the neighbour.
+
+    Of n integers seen, c of them not 0, the density is :math:`\\lfloor \\log_2 \\lfloor (2n + 2)/(2c + 1) \\rfloor
+    \\rfloor`, at most 6. A context is 21 times the column's density, plus 3 times the row's, plus the magnitude of the
+    integer to the left, at most 2.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.in_columns = [0] * columns
+        self.in_row = self.left = 0
+
+    def begin(self) -> None:
+        """Begin a row."""
+        self.in_row = self.left = 0
+
+    def at(self, row: int, column: int) -> int:
+        """The class of the integer that comes next."""
+        down = ((2 * row + 2) // (2 * self.in_columns[column] + 1)).bit_length() - 1
+        along = ((2 * column + 2) // (2 * self.in_row + 1)).bit_length() - 1
+        return 21 * min(down, 6) + 3 * min(along, 6) + self.left
+
+    def add(self, column: int, code: int) -> None:
+        """Take in an integer."""
+        self.left = min(abs(code), 2)
+        if code:
+            self.in_columns[column] += 1
+            self.in_row += 1
+
+
 def _kinds(count: int, classes: np.ndarray | None) -> list[int]:
     return [-1] * count if classes is None else classes.tolist()
 
 
 def _decisions(codes: np.ndarray, classes: np.ndarray | None) -> tuple[list[int], list[float]]:
     """The decisions that integers are made of in the adaptive model, and the probability of 1 for each."""
-    counts = _Counts()
-    decisions: list[int] = []
-    probabilities: list[float] = []
-
-    def plain(bit: int) -> None:
-        probabilities.append(_HALF)
-        decisions.append(bit)
-
+    taken = _Taken()
     for code, kind in zip(codes.tolist(), _kinds(len(codes), classes), strict=True):
-        probabilities.append(counts.of_zero(kind))
-        decisions.append(counts.add_zero(kind, int(code != 0)))
+        taken.add(code, kind)
+    return taken.decisions, taken.probabilities
+
+
+def _contextual_decisions(codes: np.ndarray) -> tuple[list[int], list[float]]:
+    """The same of integers ``(rows, columns)`` in their contexts."""
+    taken, contexts = _Taken(), _Contexts(codes.shape[1])
+    for row, of_row in enumerate(codes.tolist()):
+        contexts.begin()
+        for column, code in enumerate(of_row):
+            taken.add(code, contexts.at(row, column))
+            contexts.add(column, code)
+    return taken.decisions, taken.probabilities
+
+
+class _Taken:
+    """Decisions as they are taken, with the probability that each had."""
+
+    def __init__(self) -> None:
+        self.counts = _Counts()
+        self.decisions: list[int] = []
+        self.probabilities: list[float] = []
+
+    def add(self, code: int, kind: int) -> None:
+        """Those of one integer."""
+        self.probabilities.append(self.counts.of_zero(kind))
+        self.decisions.append(self.counts.add_zero(kind, int(code != 0)))
         if not code:
-            continue
-        plain(int(code < 0))
+            return
+        self._plain(int(code < 0))
         magnitude = abs(code)
         for above in range(1, min(magnitude, _UNARY) + 1):
-            probabilities.append(counts.probability(above))
-            decisions.append(counts.add(above, int(magnitude > above)))
+            self.probabilities.append(self.counts.probability(above))
+            self.decisions.append(self.counts.add(above, int(magnitude > above)))
         if magnitude > _UNARY:
             rest = magnitude - _UNARY
             digits = rest.bit_length() - 1
             for bit in [1] * digits + [0] + [rest >> shift & 1 for shift in reversed(range(digits))]:
-                plain(bit)
-    return decisions, probabilities
+                self._plain(bit)
+
+    def _plain(self, bit: int) -> None:
+        self.probabilities.append(_HALF)
+        self.decisions.append(bit)
+
+
+def contextual_bits(codes: np.ndarray) -> float:
+    """Code length of integers ``(rows, columns)`` in their contexts."""
+    decisions, probabilities = _contextual_decisions(codes)
+    taken = np.where(np.array(decisions, dtype=bool), probabilities, 1 - np.array(probabilities))
+    return -float(np.log2(taken).sum())
 
 
 def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float:

@@ -1,20 +1,20 @@
 r"""The file format ``.pbc``: a compressed network to bytes and back.
 
-Byte layout, versions 3 and 4; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats
+Byte layout, versions 3 to 5; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats
 little-endian IEEE:
 
 ==============  ====================================================================================
 bytes           content
 ==============  ====================================================================================
 3               ``PBC``
-1               version: 4 where something is in the file that version 3 does not know (an input that is not float32,
-                tensors of kinds 6 and 7), else 3
+1               version: 5 where there are tensors of kinds 8 and 9; else 4 where something is in the file that
+                version 3 does not know (an input that is not float32, tensors of kinds 6 and 7); else 3
 4               CRC-32 (little-endian) of everything after it
 varint          form of the header: 0 for a graph, as follows here; from 1 on for a chain, see below. Version 2 knows
                 graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
-varint          version 4 only: type of the input, its position in :data:`~pyro_bc.file.contents.DTYPES`
+varint          versions 4 and 5 only: type of the input, its position in :data:`~pyro_bc.file.contents.DTYPES`
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, its code in
                 :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
@@ -53,6 +53,11 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
     (little-endian). The stream holds their positions in that list with a table of n symbols (nothing where n is 1); or,
     where n is 0, first the upper 16 bits of all patterns, uniform, and then the lower 16;
   - kind 7, as kind 1 behind a varint, the integers' type as for the input.
+  - kind 8, numbers whose rows (entries of the first dimension) have steps of their own: zigzag fraction bits. The
+    stream holds, adaptively, how many quarters of an octave each row's step is larger than :math:`2^{-t}`, as a
+    difference from the row before (0 before the first), and then the codes row by row in contexts
+    (:mod:`pyro_bc.file.coder`, ``contextual``);
+  - kind 9, the same with the codes as of kind 0, whose lowest code and number of codes follow.
 
   The weight (second argument) of a fully connected layer or convolution (operations 0, 1, 2, and 90, the transposed
   one) is followed by two varints, outputs and inputs of the dense one.
@@ -68,18 +73,20 @@ follow as above), 1 for kind 4, 2 for kind 5 with the chain's own grid: a convol
 fully connected layer reads behind a flattening.
 
 The class of a coefficient is the sum of its indices in the grid, whose last entry is the tensor's last. A number is
-``(lowest + symbol) · 2^-fraction_bits``; the integer transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
+``(lowest + symbol) · 2^-fraction_bits``; in a row whose step is k quarters larger, times :math:`2^{k/4}`, the product
+of a power of two and one of the doubles 1, 1.189207115002721, 1.4142135623730951 and 1.681792830507429. The integer
+transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
 Nothing in the
 file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
 
 Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
-kind 2, those selected from), of which kinds 4 and 5 at most 2^20; and of a file of n bytes behind its checksum 2^16 +
-1,024 n numbers, 2^16 + 256 n of kinds 4 and 5, so that a hundred bytes never take more than a few megabytes. (A writer
-adds zero bytes at the end where a file would be shorter: they read as the end of the data does.) Grids have up to 1,024
-a side and codes that :func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20 bytes,
-fraction bits are
-within ±160, codes below 2^25, keywords of lower-case letters and underscores. What the network computes for one input
-has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent cell too.
+kind 2, those selected from), of which kinds 4, 5 and 8 at most 2^20; and of a file of n bytes behind its checksum
+2^16 + 1,024 n numbers, 2^16 + 256 n of kinds 4, 5 and 8, so that a hundred bytes never take more than a few megabytes.
+(A writer adds zero bytes at the end where a file would be shorter: they read as the end of the data does.) Grids have
+up to 1,024 a side and codes that :func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20
+bytes, fraction bits are within ±160, codes below 2^25, keywords of lower-case letters and underscores. What the network
+computes for one input has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent
+cell too.
 """
 
 import itertools
@@ -103,9 +110,9 @@ from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
 from .contents import DTYPES, Contents, Integers, Numbers, Stored, values
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
-from .tensors import SINCE_4, Plan, decode_tensor, encode_tensor, plans_of
+from .tensors import SINCE_4, SINCE_5, Plan, decode_tensor, encode_tensor, plans_of
 
-_MAGIC, _VERSION, _OLDEST = b"PBC", 4, 2
+_MAGIC, _VERSION, _OLDEST = b"PBC", 5, 2
 
 # Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
 _MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
@@ -122,7 +129,9 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     :raises UnsupportedNetworkError: where cosine coefficients are more or larger than a file takes.
     """
     plans = plans_of(contents.tensors, contents.buffers)
-    plain = contents.input_dtype == torch.float32 and not any(plan.kind in SINCE_4 for plan in plans.values())
+    kinds = {plan.kind for plan in plans.values()}
+    plain = contents.input_dtype == torch.float32 and not kinds.intersection((*SINCE_4, *SINCE_5))
+    version = 5 if kinds.intersection(SINCE_5) else 3 if plain else 4
     headers = []
     chain = _chain(contents, plans)
     if chain is not None:
@@ -135,13 +144,15 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
         encode_tensor(coder, tensor, plans[name])
     body = bytes(min((header.data for header in headers), key=len)) + coder.data()
     body += b"\0" * (bytes_needed(plans.values()) - len(body))  # which say no more than the end of the data does
-    return _MAGIC + bytes([3 if plain else _VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
+    return _MAGIC + bytes([version]) + struct.pack("<I", zlib.crc32(body)) + body
 
 
 def _chain(contents: Contents, plans: Mapping[str, Plan]) -> tuple[Chain, tuple[int, ...]] | None:
     """The chain that the contents are, if they are one and a chain's header can say how its tensors are coded."""
     numbers = {name: tensor for name, tensor in contents.tensors.items() if isinstance(tensor, FixedPoint)}
     if contents.buffers or len(numbers) < len(contents.tensors) or contents.input_dtype != torch.float32:
+        return None
+    if any(tensor.rows is not None for tensor in numbers.values()):
         return None
     shapes = {name: plan.shape for name, plan in plans.items()}
     found = find_chain(contents.nodes, shapes, contents.dense_shapes, contents.input_shape)

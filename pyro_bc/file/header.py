@@ -19,13 +19,16 @@ from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
 from .contents import DTYPES, Contents
 from .tensors import (
     ADAPTIVE,
+    BIT_BY_BIT,
     BUFFER,
     COSINES,
     FLOATS,
     MOST_LISTED,
     NUMBERS,
+    ROWS,
     SELECTION,
     SINCE_4,
+    SINCE_5,
     TYPED,
     Plan,
 )
@@ -64,7 +67,7 @@ def bytes_needed(plans: Iterable[Plan]) -> int:
     numbers = adaptive = 0
     for plan in plans:
         numbers += _numbers(plan)
-        adaptive += _numbers(plan) * (plan.kind in (ADAPTIVE, COSINES))
+        adaptive += _numbers(plan) * (plan.kind in BIT_BY_BIT)
     return max(0, -((_FREE - numbers) // _PER_BYTE), -((_FREE - adaptive) // _ADAPTIVE_PER_BYTE))
 
 
@@ -161,7 +164,7 @@ class HeaderWriter:
             self.varint(len(plan.grid))
             for size in plan.grid:
                 self.varint(size)
-        elif plan.kind != ADAPTIVE:
+        elif plan.kind not in (ADAPTIVE, ROWS):
             self.signed(plan.lowest)
             self.varint(plan.size)
 
@@ -202,7 +205,7 @@ class HeaderReader:
     :param version: of the format.
     """
 
-    def __init__(self, data: bytes, file_bytes: int | None = None, version: int = 4) -> None:
+    def __init__(self, data: bytes, file_bytes: int | None = None, version: int = 5) -> None:
         self.data, self.position, self.version = data, 0, version
         size = len(data) if file_bytes is None else file_bytes
         self.most = min(_MOST_PARAMETERS, _FREE + _PER_BYTE * size)
@@ -287,7 +290,8 @@ class HeaderReader:
             kind = NUMBERS
             self.buffers.add(name)
         shape = tuple(self.at_most(1 << 24) for _ in range(dims))
-        if kind > COSINES and (kind not in SINCE_4 or self.version < 4):
+        added = 4 if kind in SINCE_4 else 5 if kind in SINCE_5 else 99
+        if kind > COSINES and self.version < added:
             raise CompressedFileError("the file claims a tensor of an unknown kind")
         if kind == FLOATS:
             self.size(shape)
@@ -301,7 +305,9 @@ class HeaderReader:
         dtype = self.at_most(len(DTYPES) - 1) if kind == TYPED else 1
         if not dtype:
             raise CompressedFileError("the file claims integers that are none")
-        if kind in (ADAPTIVE, COSINES):
+        if kind in SINCE_5 and not dims:
+            raise CompressedFileError("the file claims rows of a single number")
+        if kind in BIT_BY_BIT:
             self.size(shape)
             fraction_bits = self.signed()
             grid = tuple(self.at_most(MOST_SIDE) for _ in range(self.at_most(3) if kind == COSINES else 0))
@@ -326,7 +332,7 @@ class HeaderReader:
             raise CompressedFileError("the file claims a tensor of impossible size, or more numbers than it can hold")
 
     def numbers(self, plan: Plan) -> Plan:
-        adaptive = plan.kind in (ADAPTIVE, COSINES)
+        adaptive = plan.kind in BIT_BY_BIT
         self.adaptive += adaptive * math.prod(plan.shape)
         if self.adaptive > self.most_adaptive:
             raise CompressedFileError("the file claims tensors that are too large for how they are coded")

@@ -17,10 +17,19 @@ from .coder import Decoder, Encoder, adaptive_bits, frequencies
 from .contents import DTYPES, Floats, Integers, Selection, Stored
 
 #: kinds of tensors, by their number in a file.
-NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES, FLOATS, TYPED = range(8)
+NUMBERS, INTEGERS, SELECTION, BUFFER, ADAPTIVE, COSINES, FLOATS, TYPED, ROWS, MANY_ROWS = range(10)
 
 #: kinds of tensors that version 4 of the format added.
 SINCE_4 = (FLOATS, TYPED)
+
+#: kinds of tensors that version 5 added: rows with steps of their own, in contexts or, where they are many, by a table.
+SINCE_5 = (ROWS, MANY_ROWS)
+
+#: kinds that are decoded bit by bit, which a file may hold a limited number of.
+BIT_BY_BIT = (ADAPTIVE, COSINES, ROWS)
+
+# How much larger than the smallest a row's step may be, in parts of an octave.
+_MOST_FINER = 1 << 9
 
 # So few different numbers are listed, and then only told apart.
 MOST_LISTED = 256
@@ -75,7 +84,7 @@ def plans_of(
     plans = {}
     for name, tensor in tensors.items():
         plans[name] = _plan(tensor, name in buffers, left if adaptive else 0)
-        if plans[name].kind == ADAPTIVE:
+        if plans[name].kind in (ADAPTIVE, ROWS):
             left -= math.prod(plans[name].shape)
     return plans
 
@@ -94,6 +103,9 @@ def _plan(tensor: Stored, buffer: bool, most_adaptive: int) -> Plan:
     if isinstance(tensor, Integers):
         kind = INTEGERS if tensor.dtype == torch.int64 else TYPED
         return Plan(kind, shape, 0, lowest, size, dtype=DTYPES.index(tensor.dtype))
+    if tensor.rows is not None:
+        kind = ROWS if tensor.codes.numel() <= most_adaptive else MANY_ROWS
+        return Plan(kind, shape, tensor.fraction_bits, lowest, size)
     if tensor.grid:
         return Plan(COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
     fits = not buffer and tensor.codes.numel() <= min(_MOST_OF_A_TENSOR, most_adaptive)
@@ -134,6 +146,12 @@ def encode_tensor(coder: Encoder, tensor: Stored, plan: Plan) -> None:
         coder.table(read, 2)
         return
     codes = tensor.codes.flatten().numpy()
+    if plan.kind in SINCE_5:
+        assert isinstance(tensor, FixedPoint) and tensor.rows is not None
+        coder.adaptive(np.diff(tensor.rows.numpy(), prepend=0))
+    if plan.kind == ROWS:
+        coder.contextual(codes.reshape(plan.shape[0], -1))
+        return
     if plan.kind == FLOATS:
         if not plan.listed:
             coder.uniform(codes >> 16, 16)
@@ -166,6 +184,10 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
             raise CompressedFileError("the file's indices are not as many as it says")
         return Selection(torch.from_numpy(indices), plan.limit)
     count = math.prod(plan.shape)
+    rows = _decode_rows(coder, plan.shape[0]) if plan.kind in SINCE_5 else None
+    if plan.kind == ROWS:
+        read = coder.contextual(plan.shape[0], count // plan.shape[0])
+        return FixedPoint(torch.from_numpy(read.reshape(plan.shape)), plan.fraction_bits, rows=rows)
     if plan.kind == FLOATS:
         if plan.listed:
             which = coder.table(count, len(plan.listed)) if len(plan.listed) > 1 else np.zeros(count, np.int64)
@@ -188,7 +210,14 @@ def decode_tensor(coder: Decoder, plan: Plan) -> Stored:
         if plan.kind == TYPED and not torch.equal(codes, codes.to(DTYPES[plan.dtype]).long()):
             raise CompressedFileError("the file holds integers beyond their type")
         return Integers(codes, DTYPES[plan.dtype])
-    return FixedPoint(codes, plan.fraction_bits)
+    return FixedPoint(codes, plan.fraction_bits, rows=rows)
+
+
+def _decode_rows(coder: Decoder, count: int) -> Tensor:
+    rows = np.cumsum(coder.adaptive(count))
+    if len(rows) and not (rows.min() >= 0 and rows.max() <= _MOST_FINER):
+        raise CompressedFileError("the file's rows have steps out of range")
+    return torch.from_numpy(rows)
 
 
 def _classes(shape: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray | None:

@@ -66,6 +66,22 @@ class LayerType:
         """Outputs and inputs."""
         return weight_shape[self.output_axis], weight_shape[self.input_axis]
 
+    def rows(self, weight: Tensor, groups: int = 1) -> Tensor:
+        """The weight as the matrix that each output multiplies its inputs with, ``(out, inputs of a group · kernel)``.
+
+        Inputs in the order of channels, then of the kernel; outputs of one group are neighbours.
+        """
+        if self.is_transposed and groups > 1:  # the second dimension counts the outputs of one group
+            return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)
+        return self.by_output(weight).flatten(1)
+
+    def from_rows(self, rows: Tensor, weight_shape: Sequence[int], groups: int = 1) -> Tensor:
+        """The weight whose :meth:`rows` these are."""
+        if not self.is_transposed:
+            return rows.reshape(tuple(weight_shape))
+        inputs, outputs, *kernel = weight_shape
+        return rows.reshape(groups, outputs, inputs // groups, *kernel).transpose(1, 2).reshape(tuple(weight_shape))
+
     def fan_in(self, weight_shape: Sequence[int]) -> int:
         """How many weights an output is the sum of."""
         return math.prod(weight_shape) // weight_shape[self.output_axis]

@@ -30,7 +30,7 @@ from ..runtime import processes
 from ..runtime.random_state import seeded
 
 #: as many examples say what second moments are.
-EXAMPLES = 2000
+EXAMPLES = 4000
 
 # Positions of one example whose inputs are looked at: neighbours say much the same.
 _POSITIONS = 64
@@ -41,7 +41,7 @@ _WIDEST = 4096
 
 @dataclass(frozen=True)
 class Curvature:
-    """What one layer's posterior is made of, in the layout of :func:`rows_of`.
+    """What one layer's posterior is made of, its weight as :meth:`~pyro_bc.graph.layer_types.LayerType.rows`.
 
     :param inputs: second moments A of what the layer reads, ``(groups, n, n)``, of a very wide layer in several blocks
         that are taken for independent; the last input of a layer with a bias is the constant 1.
@@ -52,30 +52,6 @@ class Curvature:
     inputs: tuple[Tensor, ...]
     outputs: Tensor
     has_bias: bool
-
-
-def rows_of(weight: Tensor, bias: Tensor | None, kind: LayerType, groups: int = 1) -> Tensor:
-    """A layer's weight as the matrix that it multiplies its inputs with, and its bias as a last column.
-
-    ``(out, inputs of a group · kernel (+ 1))``, inputs in the order of channels, then positions of the kernel.
-    """
-    by_output = kind.by_output(weight)
-    if kind.is_transposed and groups > 1:  # (in, out of a group): each group's inputs have outputs of their own
-        parts = weight.unflatten(0, (groups, -1))
-        by_output = parts.transpose(1, 2).flatten(0, 1)
-    rows = by_output.flatten(1)
-    return rows if bias is None else torch.cat([rows, bias[:, None]], 1)
-
-
-def from_rows(rows: Tensor, like: Tensor, has_bias: bool, kind: LayerType, groups: int = 1) -> tuple[Tensor, Any]:
-    """The weight, of this shape, and the bias that :func:`rows_of` made rows of."""
-    bias = rows[:, -1] if has_bias else None
-    rows = rows[:, :-1] if has_bias else rows
-    if kind.is_transposed:
-        inputs, outputs = like.shape[:2]
-        parts = rows.reshape(groups, outputs, inputs // groups, *like.shape[2:])
-        return parts.transpose(1, 2).reshape(like.shape), bias
-    return rows.reshape(like.shape), bias
 
 
 def collect(
@@ -175,7 +151,7 @@ class _Sums:
         weight = graph.tensors[node.args[1].name]
         has_bias = len(node.args) > 2 and node.args[2] is not None
         kind, groups = layer_type(node.op), layer_groups(node)
-        rows = rows_of(weight, None, kind, groups)
+        rows = kind.rows(weight, groups)
         return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), has_bias)
 
     def add(self, node: Node, x: Tensor, gradient: Tensor | None) -> None:

@@ -4,6 +4,7 @@
 guide                                                                 marginals           moments of a weight
 ====================================================================  ==================  =====================
 :class:`~pyro_bc.FactorizedGuide`, ``AutoNormal``                     closed form         closed form
+:class:`~pyro_bc.CurvatureGuide`                                      closed form         closed form
 ``AutoDelta``, ``AutoLaplaceApproximation`` before its approximation  a point             a point
 ``AutoDiagonalNormal``                                                closed form         closed form
 ``AutoLowRankMultivariateNormal``, ``AutoMultivariateNormal``         closed form         from draws where a scale
@@ -46,6 +47,7 @@ from ..priors.cells import Cell
 from ..priors.learned_code import code_of
 from ..runtime.devices import device_of
 from ..runtime.random_state import seeded
+from .curvature import Curvature
 
 #: how many draws moments are estimated from, where they have no closed form.
 DRAWS = 1000
@@ -65,6 +67,7 @@ class Posterior:
     :param dependent: whether sites depend on each other, so that moments of their products are taken from draws.
     :param from_draws: whether the marginals themselves are.
     :param kl_weight: that the KL had in the fit.
+    :param curvature: of layers whose weights are correlated as it says, by the layer's name; None elsewhere.
     """
 
     model: Any
@@ -76,6 +79,7 @@ class Posterior:
     dependent: bool = False
     from_draws: bool = False
     kl_weight: float = 1.0
+    curvature: Mapping[str, Curvature] | None = None
 
     def centre(self) -> dict[str, Tensor]:
         """A value of every site in the middle of its marginal: the median, where that has a closed form."""
@@ -120,7 +124,7 @@ def _delta(guide: AutoDelta) -> Posterior:
     marginals = {}
     for name, site in _latent_sites(guide).items():
         value = attrgetter(name)(guide).detach()
-        marginals[name] = _pushed(site["fn"], biject_to(site["fn"].support).inv(value), None)
+        marginals[name] = point_at(site["fn"], value)
     return replace(_independent(guide, _unwrapped(guide.model), marginals), log_prob=_no_density)
 
 
@@ -269,6 +273,11 @@ def _pushed(fn: Any, loc: Tensor, scale: Tensor | None) -> Any:
         return dist.LogNormal(loc, scale.clamp_min(torch.finfo(scale.dtype).tiny), validate_args=False)
     normal = dist.Normal(loc, scale, validate_args=False)
     return dist.TransformedDistribution(normal, [biject_to(fn.support)], validate_args=False)
+
+
+def point_at(fn: Any, value: Tensor) -> Any:
+    """A point as the family that a site of this support has in other guides, with no spread."""
+    return _pushed(fn, biject_to(fn.support).inv(value), None)
 
 
 def _centre(q: Any) -> Tensor:

@@ -16,23 +16,67 @@ told nothing by each other.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: a row's step is two to the power of a whole number of these.
-STEPS_PER_OCTAVE = 4
+from .fixed_point import STEPS_PER_OCTAVE
 
 # Entries that are rounded before the others are moved, all at once.
 _BLOCK = 64
 
-# Part of the mean of A's diagonal that is added to it, and of the rows' mean precision that every row has at least.
-_FLOOR, _LEAST = 0.01, 1e-4
+# Part of the mean of A's diagonal that is added to it.
+_FLOOR = 0.01
 
-#: code lengths in bits, of the shape of some magnitudes.
-Bits = Callable[[Tensor], Tensor]
+# Densities of rows and columns that are told apart (file/coder.py, contextual), and magnitudes that are.
+_DENSITIES, _MAGNITUDES = 7, 64
+
+# How many integers of a context the layer's own probability counts for.
+_BELIEF = 4
+
+
+class CodeLengths:
+    """Lengths, in bits, that integers in rows and columns have in the contexts of a file, estimated from such integers.
+
+    :param codes: ``(rows, columns)``, as they were rounded before.
+    """
+
+    def __init__(self, codes: Tensor):
+        present = codes != 0
+        by_row = _density(present.sum(1), codes.shape[1])[:, None]
+        by_column = _density(present.sum(0), codes.shape[0])[None]
+        context = (_DENSITIES * by_row + by_column).flatten()
+        seen = torch.bincount(context, minlength=_DENSITIES**2).double()
+        yes = torch.bincount(context, present.flatten().double(), minlength=_DENSITIES**2)
+        own = (present.sum() + 0.5) / (present.numel() + 1)
+        probability = ((yes + _BELIEF * own) / (seen + _BELIEF))[context].reshape(codes.shape)
+        #: of a 0, and of the decision that an integer is none with its sign, ``(rows, columns)``.
+        self.zero, self.nonzero = -torch.log2(1 - probability).float(), 1 - torch.log2(probability).float()
+        magnitudes = codes.abs().flatten().clamp(max=_MAGNITUDES)
+        counts = torch.bincount(magnitudes, minlength=_MAGNITUDES + 1).double()
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        more = (at_least[2:] + 0.5) / (at_least[1:-1] + 1)  # that a magnitude is above 1, 2, …
+        bits = torch.zeros(_MAGNITUDES + 1, dtype=torch.float64)
+        bits[2:] = -torch.log2(more).cumsum(0)
+        bits[1:-1] -= torch.log2(1 - more)
+        #: of the magnitude of an integer that is not 0, ``(magnitudes,)``.
+        self.magnitude = bits.float()
+
+    def of(self, magnitudes: Tensor, column: Tensor) -> Tensor:
+        """Bits of integers that are not 0, ``(rows, candidates)``, in the given column of every row, ``(rows,)``."""
+        return self.nonzero.gather(1, column[:, None]) + self.magnitude[magnitudes.clamp(max=_MAGNITUDES)]
+
+    def total(self, codes: Tensor) -> float:
+        """Bits of all integers, ``(rows, columns)``."""
+        magnitudes = codes.abs()
+        rest = self.nonzero + self.magnitude[magnitudes.clamp(max=_MAGNITUDES)]
+        return float(torch.where(magnitudes == 0, self.zero, rest).sum())
+
+
+def _density(present: Tensor, size: int) -> Tensor:
+    ratio = (2 * size + 2) / (2 * present.double() + 1)
+    return ratio.log2().floor().long().clamp(0, _DENSITIES - 1)
 
 
 @dataclass(frozen=True)
@@ -79,15 +123,15 @@ def steps_of(cost: Tensor, factor: Factor, nats_per_bit: float) -> Tensor:
 
 
 def round_rows(
-    rows: Tensor, cost: Tensor, factor: Factor, steps: Tensor, nats_per_bit: float, bits: Bits
-) -> tuple[Tensor, Tensor]:
-    """Codes of a block of rows, and the nats that rounding to them costs.
+    rows: Tensor, cost: Tensor, factor: Factor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of a block of rows, where the rows are then, and the nats that rounding to the codes costs.
 
     :param rows: posterior means, ``(rows, n)``; rows of one group are neighbours.
     :param cost: precision c of each row, ``(rows,)``.
     :param steps: of each row, ``(rows,)``.
-    :param bits: length of a code by its magnitude.
-    :returns: integers ``(rows, n)`` and the nats of each row, ``(rows,)``.
+    :returns: integers ``(rows, n)``; the conditional means to which they were rounded, of the same shape; the nats of
+        each row, ``(rows,)``.
     """
     groups = len(factor.order)
     of_group = torch.arange(groups).repeat_interleave(len(rows) // groups)
@@ -96,29 +140,38 @@ def round_rows(
     codes = torch.zeros(rows.shape, dtype=torch.long)
     nats = torch.zeros(len(rows))
     upper = factor.upper
-    step = steps[:, None]
-    zero_bits = nats_per_bit * bits(torch.zeros((), dtype=torch.long))
     for start in range(0, rows.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rows.shape[1])
         errors = torch.zeros(len(rows), stop - start)
         for j in range(start, stop):
             pivot = upper[:, j, j][of_group]
-            scale = 0.5 * cost / pivot.square()
-            value = values[:, j]
-            low = (value[:, None] / step).floor()
-            candidates = torch.cat([low, low + 1], 1)
-            priced = scale[:, None] * (value[:, None] - candidates * step).square()
-            priced = priced + nats_per_bit * bits(candidates.abs().long())
-            best, which = priced.min(1)
-            code = candidates.gather(1, which[:, None])[:, 0]
-            code = torch.where(scale * value.square() + zero_bits <= best, 0.0, code)
-            error = value - code * steps
-            nats += scale * error.square()
-            codes[:, j] = code.long()
+            price = 0.5 * cost / pivot.square()
+            codes[:, j] = cheapest(values[:, j], price, steps, nats_per_bit, lengths, order[:, j])
+            error = values[:, j] - codes[:, j] * steps
+            nats += price * error.square()
             errors[:, j - start] = error / pivot
             if j + 1 < stop:
                 values[:, j + 1 : stop] -= errors[:, j - start, None] * upper[:, j, j + 1 : stop][of_group]
         if stop < rows.shape[1]:
             moves = torch.bmm(errors.unflatten(0, (groups, -1)), upper[:, start:stop, stop:])
             values[:, stop:] -= moves.flatten(0, 1)
-    return torch.zeros_like(codes).scatter_(1, order, codes), nats
+    return torch.zeros_like(codes).scatter_(1, order, codes), torch.zeros_like(rows).scatter_(1, order, values), nats
+
+
+def cheapest(
+    values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths, column: Tensor
+) -> Tensor:
+    """The code of each value that costs least, nats and bits together, ``(rows,)``.
+
+    :param values: one of each row, ``(rows,)``.
+    :param price: nats of a squared error of 1.
+    :param column: where each value stands in its row.
+    """
+    low = (values / steps).floor()
+    candidates = torch.stack([low, low + 1], 1)
+    bits = lengths.of(candidates.abs().long(), column)
+    total = price[:, None] * (values[:, None] - candidates * steps[:, None]).square() + nats_per_bit * bits
+    total = torch.where(candidates == 0, torch.inf, total)
+    least, which = total.min(1)
+    zero = price * values.square() + nats_per_bit * lengths.zero.gather(1, column[:, None])[:, 0]
+    return torch.where(zero <= least, 0.0, candidates.gather(1, which[:, None])[:, 0]).long()

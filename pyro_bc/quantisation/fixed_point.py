@@ -1,6 +1,6 @@
 """Numbers on a grid: integer codes times a step that is a power of two."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,6 +8,11 @@ from torch import Tensor
 from .cosine import NUMBER_BITS, decode_cosines
 
 _PART = 1 << 20
+
+#: rows' own steps are powers of two to a whole number of these parts.
+STEPS_PER_OCTAVE = 4
+# 2^(k/4), the same doubles on every machine.
+_FINE = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,22 @@ class FixedPoint:
     :param fraction_bits: t; the step is :math:`2^{-t}`, and negative t is allowed.
     :param grid: where the codes are cosine coefficients (:mod:`pyro_bc.quantisation.cosine`), sizes of the
         spatial grid in the tensor's last entries; empty where they are the numbers themselves.
+    :param rows: where every row (entry of the first dimension) has a step of its own, how many quarters of an octave it
+        is larger than :math:`2^{-t}`, ``(rows,)`` integers, not negative.
     """
 
     codes: Tensor
     fraction_bits: int
     grid: tuple[int, ...] = ()
+    rows: Tensor | None = None
+
+    def with_codes(self, codes: Tensor, rows: Tensor | None = None) -> "FixedPoint":
+        """The same steps for other codes.
+
+        :param rows: indices of the rows that are left, where some are not.
+        """
+        own = self.rows if self.rows is None or rows is None else self.rows[rows]
+        return replace(self, codes=codes, rows=own)
 
     @property
     def bits(self) -> int:
@@ -43,4 +59,11 @@ class FixedPoint:
         for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
             part = slice(start, start + _PART)
             result.view(-1)[part] = flat[part].double() * 2.0**-fraction_bits
-        return result
+        return result if self.rows is None else self._with_rows(codes, fraction_bits)
+
+    def _with_rows(self, codes: Tensor, fraction_bits: int) -> Tensor:
+        assert self.rows is not None
+        octaves, fine = self.rows // STEPS_PER_OCTAVE, self.rows % STEPS_PER_OCTAVE
+        table = torch.tensor(_FINE, dtype=torch.float64, device=codes.device)
+        steps = torch.ldexp(table[fine.to(codes.device)], (octaves - fraction_bits).to(codes.device))
+        return (codes.double() * steps.reshape(-1, *[1] * (codes.dim() - 1))).float()

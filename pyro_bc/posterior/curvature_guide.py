@@ -1,0 +1,174 @@
+"""A posterior without a training: the curvature of a trained network, as a guide."""
+
+import itertools
+from collections.abc import Iterable
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from torch import Tensor
+
+from ..errors import UsageError
+from ..graph.nodes import is_layer, layer_groups, layer_name
+from ..graph.read import read_graph
+from ..model.agreement import graph_names
+from ..model.network import BayesianNetwork
+from ..priors.base import base_distribution, find_layers
+from ..priors.kronecker_normal import KroneckerNormal
+from ..priors.learned_code import code_of
+from .curvature import EXAMPLES, Curvature, collect
+from .guides import Posterior, point_at, posterior_of
+
+# Inputs whose correlations a draw takes account of; those of a wider layer come in as many blocks as it takes.
+_WIDEST = 1024
+
+# Precision of the standard normal prior over weights.
+_PRIOR = 1.0
+
+
+class CurvatureGuide(AutoGuide):
+    r"""The Gaussian that a trained network's curvature says is its posterior (Ritter, Botev, Barber 2018).
+
+    Means are the network's weights. The rows of a layer's weight have precision :math:`N G_o A + I`
+    (:mod:`pyro_bc.posterior.curvature`), biases :math:`N G_o + 1` and independent of them; scales of groups, where the
+    prior has some, are points, as is whatever belongs to no layer. It is set up when it is made, in one pass over
+    inputs, which need no labels, and there is nothing to train. Elsewhere it is a guide of Pyro's:
+    ``guide(x, y)`` draws, and :func:`~pyro_bc.compress`, the export and the diagnostics read it.
+
+    :param model: of a trained network. Batch normalisation is best folded into its layers before
+        (:func:`~pyro_bc.fold_batch_norm`).
+    :param loader: batches of inputs like those that the network will see, alone or the first of several.
+    :param examples: that are read of them.
+    :param seed: of the targets that are drawn from the network's predictions.
+    :param progress: whether to show a progress bar.
+    :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
+    :raises UsageError: where the model is no :class:`~pyro_bc.BayesianNetwork`, its weights are learned codes, or the
+        loader is empty.
+
+    >>> import pyro_bc, torch
+    >>> model = pyro_bc.BayesianNetwork(torch.nn.Sequential(torch.nn.Linear(4, 3)), num_data=100)
+    >>> guide = CurvatureGuide(model, [torch.randn(50, 4)], progress=False)
+    >>> guide(torch.ones(2, 4))["net.0.weight"].shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        loader: Iterable[Any],
+        *,
+        examples: int = EXAMPLES,
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        if not isinstance(model, BayesianNetwork):
+            raise UsageError(f"curvature is that of a BayesianNetwork, not of a {type(model).__name__}")
+        batches = iter(loader)
+        first = next(batches, None)
+        x = first[0] if isinstance(first, tuple | list) and len(first) else first
+        if not isinstance(x, Tensor) or not len(x):
+            raise UsageError("curvature is collected from batches of inputs, and the loader gives none")
+        super().__init__(InitMessenger(init_to_feasible)(model))
+        self._source = (model,)
+        graph = read_graph(model.skeleton, x)
+        with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
+            outputs = model.skeleton.eval()(x)
+            y = model.likelihood(outputs).sample()
+        self._setup_prototype(x, y)
+        assert self.prototype_trace is not None
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
+        for name, site in sites.items():
+            if code_of(site["fn"]) is not None:
+                raise UsageError(f"site '{name}' is a learned code: curvature is of weights themselves")
+        names = graph_names([name.removeprefix("net.") for name in self.layers], graph, model.skeleton)
+        nodes = {layer_name(node): node for node in graph.nodes if is_layer(node)}
+        collected = collect(
+            graph, model.likelihood, itertools.chain([first], batches), examples=examples, seed=seed, progress=progress
+        )
+        #: of every layer that the network uses, by the layer's name in the model.
+        self.curvature: dict[str, Curvature] = {}
+        self._groups: dict[str, int] = {}
+        for layer in self.layers:
+            own = names[layer.removeprefix("net.")]
+            if own in collected:
+                self.curvature[layer], self._groups[layer] = collected[own], layer_groups(nodes[own])
+        self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
+        for layer, (prior, densities, kind) in self.layers.items():
+            module = attrgetter(layer)(model)
+            for role, value in {**prior.initial_values(densities), **module.pretrained}.items():
+                self._loc[f"{layer}.{role}"] = value.detach().clone()
+            roles = {role: self._loc[f"{layer}.{role}"] for role in densities}
+            scale = prior.scale(roles)
+            if scale is not None:
+                weight = roles["weight"]
+                self._loc[f"{layer}.weight"] = weight / kind.over_groups(scale, weight.shape)
+                if kind.scales_outputs and "bias" in roles:
+                    self._loc[f"{layer}.bias"] = roles["bias"] / scale
+
+    @cached_property
+    def densities(self) -> dict[str, Any]:
+        """Variational density of every site, of the site's shape as an event."""
+        (model,) = self._source
+        found: dict[str, Any] = {}
+        for name, loc in self._loc.items():
+            layer, _, role = name.rpartition(".")
+            curvature = self.curvature.get(layer)
+            if role == "bias" and curvature is not None:
+                deviation = (model.num_data * curvature.outputs.to(loc) + _PRIOR).rsqrt()
+                found[name] = dist.Normal(loc, deviation, validate_args=False).to_event(1)
+            elif role == "weight" and curvature is not None:
+                found[name] = self._weight(layer, loc, curvature, model.num_data)
+            else:
+                found[name] = dist.Delta(loc, event_dim=loc.dim())
+        return found
+
+    def _weight(self, layer: str, loc: Tensor, curvature: Curvature, num_data: int) -> KroneckerNormal:
+        kind, groups = self.layers[layer].type, self._groups[layer]
+        vectors, precision = [], []
+        for number, inputs in enumerate(curvature.inputs):
+            size = inputs.shape[-1] - (curvature.has_bias and number == len(curvature.inputs) - 1)
+            for part in torch.arange(size).tensor_split(-(-size // _WIDEST)):
+                block = inputs[:, part[0] : part[-1] + 1, part[0] : part[-1] + 1]
+                values, own = torch.linalg.eigh(block.double())
+                of_rows = values.clamp_min(0).repeat_interleave(len(curvature.outputs) // groups, 0)
+                vectors.append(own.to(loc))
+                precision.append((num_data * curvature.outputs[:, None].double() * of_rows + _PRIOR).to(loc))
+        return KroneckerNormal(loc, vectors, precision, kind, groups)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent site; the arguments are the model's. Returns ``{site: value}``."""
+        return {name: pyro.sample(name, fn) for name, fn in self.densities.items()}
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The centre of every site, ``{site: tensor}``, as in Pyro's autoguides."""
+        return dict(self._loc)
+
+
+@posterior_of.register
+def _curvature(guide: CurvatureGuide) -> Posterior:
+    assert guide.prototype_trace is not None
+    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    marginals = {}
+    for name, fn in guide.densities.items():
+        if isinstance(fn, KroneckerNormal):
+            marginals[name] = dist.Normal(fn.mean, fn.variance.sqrt(), validate_args=False)
+        elif isinstance(base_distribution(fn), dist.Normal):
+            marginals[name] = base_distribution(fn)
+        else:
+            marginals[name] = point_at(sites[name]["fn"], guide._loc[name])
+
+    def draws(count: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        return {name: guide.densities[name].sample((count,)) for name in (marginals if names is None else names)}
+
+    def log_prob(values: Any) -> Tensor:
+        free = [name for name, fn in guide.densities.items() if not isinstance(fn, dist.Delta)]
+        return torch.stack([guide.densities[name].log_prob(values[name]) for name in free]).sum()
+
+    arguments = guide.prototype_trace.nodes["_INPUT"]["args"]
+    return Posterior(guide._source[0], arguments, guide.layers, marginals, draws, log_prob, curvature=guide.curvature)
