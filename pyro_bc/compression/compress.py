@@ -24,7 +24,7 @@ from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
-from .rate import rate_coded
+from .rate import DIVERGENCE, price_for, priced, rate_coded
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -37,6 +37,7 @@ def compress(
     net: nn.Module | None = None,
     thresholds: Mapping[str, float] | None = None,
     nats_per_bit: float | None = None,
+    divergence: float = DIVERGENCE,
     precision: str = "posterior",
     noise_ratio: float = NOISE_RATIO,
     dense: CompressedNetwork | nn.Module | None = None,
@@ -52,9 +53,10 @@ def compress(
         own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
     :param nats_per_bit: price of a bit in nats of the posterior, by which the codes of weights are chosen, one for all
-        layers (:mod:`pyro_bc.quantisation.conditional`): higher is smaller. None for the rule below, and
-        for a :class:`~pyro_bc.CurvatureGuide` the price at which the network's predictions change by
-        :data:`~pyro_bc.compression.rate.DIVERGENCE` nats an input.
+        layers (:mod:`pyro_bc.quantisation.conditional`): higher is smaller. None for the rule below, and for a
+        :class:`~pyro_bc.CurvatureGuide` for the price that ``divergence`` allows.
+    :param divergence: by how much the predictions of a network whose posterior is its curvature may change where no
+        price is given: mean KL, in nats an input, on inputs that the guide has seen.
     :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.quantisation.rounding`).
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
     :param dense: what the figures compare with: the compression that the model's network came from
@@ -102,8 +104,11 @@ def compress(
         curvature = None
         if fitted.curvature is not None:
             curvature = {of_sites[name]: own for name, own in fitted.curvature.items()}
-        num_data = int(getattr(model, "num_data", len(example)))
-        posterior = rate_coded(graph, posterior, curvature, num_data, nats_per_bit or 1.0)
+        prices = priced(graph, posterior, curvature, int(getattr(model, "num_data", len(example))))
+        if nats_per_bit is None:
+            x = example if fitted.examples is None else fitted.examples
+            nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
+        posterior = rate_coded(graph, posterior, prices, nats_per_bit)
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose

@@ -4,20 +4,27 @@ The rows of a layer are rounded as :mod:`pyro_bc.quantisation.conditional` has i
 lengths of codes are those of the codes before, twice over. Units all of whose codes are 0 are cut as any others.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ..errors import UsageError
 from ..graph.layer_types import LayerType
+from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, is_layer, layer_groups, layer_name
+from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature
 from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, Factor, cheapest, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..runtime.devices import on_cpu
+from ..runtime.random_state import seeded
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
@@ -27,6 +34,15 @@ _LEAST = 1e-4
 
 # Posterior precision of what has no variance, beside the largest that has some.
 _EXACT = 1e12
+
+# Where the search for a price begins, its strides and ends, as logarithms, and how often it halves what is left.
+_FIRST_PRICE, _STRIDE, _HIGHEST_PRICE, _BISECTIONS = -8.0, 1.5, 25.0, 4
+
+# Inputs of one pass through the network.
+_PART = 250
+
+#: nats by which a network's predictions change where nobody says how far they may.
+DIVERGENCE = 0.002
 
 # A bias is never finer than float32 itself.
 _MOST_BITS = 24
@@ -48,65 +64,152 @@ class CodedRows:
     bias_step: float
 
 
+@dataclass(frozen=True)
+class Priced:
+    """What a layer's codes are chosen by.
+
+    :param cost: precision of each row, ``(out,)``.
+    :param factors: of its inputs' second moments, block by block.
+    :param rows: posterior means, a bias in the last column.
+    """
+
+    cost: Tensor
+    factors: tuple[Factor, ...]
+    rows: Tensor
+    has_bias: bool
+
+
+@on_cpu
+def priced(
+    graph: Graph, posterior: Mapping[str, LayerPosterior], curvature: Mapping[str, Curvature] | None, num_data: int
+) -> dict[str, Priced | None]:
+    """What the codes of the layers are chosen by, by name; None for a layer whose variances say all.
+
+    :param posterior: by the layer's name in the graph.
+    :param curvature: of the layers; None for a mean-field posterior.
+    """
+    nodes = _nodes(graph)
+    found: dict[str, Priced | None] = {}
+    for name, layer in posterior.items():
+        if name not in nodes or layer.codes:
+            continue
+        found[name] = None
+        if curvature is not None:
+            own = curvature[name]
+            has_bias = own.has_bias and layer.bias_mean is not None
+            rows = layer.layer_type.rows(layer.weight_mean, layer_groups(nodes[name]))
+            if has_bias and layer.bias_mean is not None:
+                rows = torch.cat([rows, layer.bias_mean[:, None]], 1)
+            last = len(own.inputs) - 1
+            factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.inputs))
+            cost = num_data * own.outputs
+            cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
+            found[name] = Priced(cost, factors, rows, has_bias)
+    return found
+
+
+def _nodes(graph: Graph) -> dict[str, Node]:
+    return {layer_name(node): node for node in reversed(graph.nodes) if is_layer(node)}
+
+
 @on_cpu
 def rate_coded(
     graph: Graph,
     posterior: Mapping[str, LayerPosterior],
-    curvature: Mapping[str, Curvature] | None,
-    num_data: int,
+    prices: Mapping[str, Priced | None],
     nats_per_bit: float,
 ) -> dict[str, LayerPosterior]:
     """The layers' posteriors, with codes for the weights and biases of all that the graph multiplies with.
 
-    :param posterior: by the layer's name in the graph.
-    :param curvature: of the layers; None for a mean-field posterior, whose variances say all.
+    :param prices: of :func:`priced`.
     :param nats_per_bit: price of a bit, in nats of the posterior.
     :raises UsageError: where the price is not positive.
     """
-    if not nats_per_bit > 0:
-        raise UsageError(f"nats_per_bit is the price of a bit, and positive, not {nats_per_bit!r}")
-    nodes = {layer_name(node): node for node in reversed(graph.nodes) if is_layer(node)}
+    if not (math.isfinite(nats_per_bit) and nats_per_bit > 0):
+        raise UsageError(f"nats_per_bit is the price of a bit, positive and finite, not {nats_per_bit!r}")
+    nodes = _nodes(graph)
     result = dict(posterior)
-    for name, layer in posterior.items():
-        if name not in nodes or layer.codes:
-            continue
-        own = None if curvature is None else curvature[name]
-        coded = _coded(layer, nodes[name], own, num_data, nats_per_bit)
+    for name, price in prices.items():
+        layer, groups = posterior[name], layer_groups(nodes[name])
+        if price is None:
+            coded = _independent(layer, layer.layer_type, groups, nats_per_bit)
+        else:
+            coded = _dependent(price, layer.layer_type, nats_per_bit)
         result[name] = replace(layer, codes=_stored(layer, nodes[name], coded))
     return result
 
 
-def _coded(
-    layer: LayerPosterior, node: Node, curvature: Curvature | None, num_data: int, nats_per_bit: float
-) -> CodedRows:
-    kind, groups = layer.layer_type, layer_groups(node)
-    if curvature is None:
-        return _independent(layer, kind, groups, nats_per_bit)
-    bias = layer.bias_mean if curvature.has_bias else None
-    rows = kind.rows(layer.weight_mean, groups)
-    rows = rows if bias is None else torch.cat([rows, bias[:, None]], 1)
-    cost = num_data * curvature.outputs
-    cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
-    parts = rows.split([len(inputs[0]) for inputs in curvature.inputs], 1)
-    last = len(parts) - 1
-    factors = [factorised(inputs, bias is not None and at == last) for at, inputs in enumerate(curvature.inputs)]
-    exponents = torch.stack([steps_of(cost, factor, nats_per_bit) for factor in factors]).double()
+def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows:
+    exponents = torch.stack([steps_of(price.cost, factor, nats_per_bit) for factor in price.factors]).double()
     if kind.is_transposed:  # rows are no rows of the tensor: one step, a power of two, for all
-        exponent = torch.full((len(rows),), STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE))
+        common = STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE)
+        exponent = torch.full((len(price.rows),), common)
     else:
         exponent = exponents.mean(0).round().long()
     steps = torch.exp2(exponent / STEPS_PER_OCTAVE)
+    parts = price.rows.split([factor.order.shape[1] for factor in price.factors], 1)
     codes = []
-    for part, factor in zip(parts, factors, strict=True):
+    for part, factor in zip(parts, price.factors, strict=True):
         own, left = (part / steps[:, None]).round().long(), part
         for _ in range(_PASSES):
-            own, left, _ = round_rows(part, cost, factor, steps, nats_per_bit, CodeLengths(own))
+            own, left, _ = round_rows(part, price.cost, factor, steps, nats_per_bit, CodeLengths(own))
         codes.append(own)
     whole = torch.cat(codes, 1)
-    if bias is None:
+    if not price.has_bias:
         return CodedRows(whole, exponent, None, 0.0)
     # Nothing is rounded behind the bias, whose mean has made up for all that was before.
-    return CodedRows(whole[:, :-1], exponent, left[:, -1], _step(float(cost.mean()), nats_per_bit))
+    return CodedRows(whole[:, :-1], exponent, left[:, -1], _step(float(price.cost.mean()), nats_per_bit))
+
+
+@on_cpu
+def price_for(
+    graph: Graph,
+    posterior: Mapping[str, LayerPosterior],
+    prices: Mapping[str, Priced | None],
+    likelihood: Likelihood,
+    x: Tensor,
+    divergence: float,
+) -> float:
+    """The highest price of a bit at which the network's predictions change by so much.
+
+    :param likelihood: whose densities are compared.
+    :param x: inputs on which they are.
+    :param divergence: mean KL of the coded network's predictions from the network's own, in nats an input.
+    :raises UsageError: where ``divergence`` is not positive.
+    """
+    if not divergence > 0:
+        raise UsageError(f"divergence is what predictions may change by, in nats, and positive, not {divergence!r}")
+    before = _densities(graph, posterior, likelihood, x)
+
+    def change(log_price: float) -> float:
+        coded = rate_coded(graph, posterior, prices, math.exp(log_price))
+        value = float(kl_divergence(before, _densities(graph, coded, likelihood, x)).mean())
+        return value if math.isfinite(value) else math.inf
+
+    low = high = _FIRST_PRICE
+    while change(high) <= divergence and high < _HIGHEST_PRICE:
+        low, high = high, high + _STRIDE
+    while low == high or change(low) > divergence:
+        low, high = low - _STRIDE, low
+        if low < -_HIGHEST_PRICE:
+            break
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if change(middle) <= divergence else (low, middle)
+    return math.exp(low)
+
+
+@torch.no_grad()
+def _densities(graph: Graph, posterior: Mapping[str, LayerPosterior], likelihood: Likelihood, x: Tensor) -> Any:
+    """What the network says of its inputs with the layers' means, or with the numbers that their codes stand for."""
+    tensors = dict(graph.tensors)
+    for name, layer in posterior.items():
+        for role, mean in (("weight", layer.weight_mean), ("bias", layer.bias_mean)):
+            if f"{name}.{role}" in tensors and mean is not None:
+                tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
+    network = GraphNetwork(graph.nodes, tensors, graph.buffers)
+    with pyro.poutine.block(), pyro.validation_enabled(False), seeded(0, x.device):
+        return likelihood(torch.cat([network(part) for part in x.split(_PART)]))
 
 
 def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float) -> CodedRows:

@@ -1,7 +1,6 @@
 """A posterior without a training: the curvature of a trained network, as a guide."""
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -29,6 +28,9 @@ _WIDEST = 1024
 
 # Precision of the standard normal prior over weights.
 _PRIOR = 1.0
+
+# Inputs on which predictions are compared.
+_KEPT = 500
 
 
 class CurvatureGuide(AutoGuide):
@@ -88,9 +90,10 @@ class CurvatureGuide(AutoGuide):
                 raise UsageError(f"site '{name}' is a learned code: curvature is of weights themselves")
         names = graph_names([name.removeprefix("net.") for name in self.layers], graph, model.skeleton)
         nodes = {layer_name(node): node for node in graph.nodes if is_layer(node)}
-        collected = collect(
-            graph, model.likelihood, itertools.chain([first], batches), examples=examples, seed=seed, progress=progress
-        )
+        #: some of the inputs, on which predictions before and after are compared.
+        self.examples = x
+        collected = collect(graph, model.likelihood, self._kept(first, batches), examples=examples, seed=seed,
+                            progress=progress)  # fmt: skip
         #: of every layer that the network uses, by the layer's name in the model.
         self.curvature: dict[str, Curvature] = {}
         self._groups: dict[str, int] = {}
@@ -110,6 +113,15 @@ class CurvatureGuide(AutoGuide):
                 self._loc[f"{layer}.weight"] = weight / kind.over_groups(scale, weight.shape)
                 if kind.scales_outputs and "bias" in roles:
                     self._loc[f"{layer}.bias"] = roles["bias"] / scale
+
+    def _kept(self, first: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        """All batches; the first few inputs are kept."""
+        yield first
+        for batch in batches:
+            x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+            if isinstance(x, Tensor) and len(self.examples) < _KEPT:
+                self.examples = torch.cat([self.examples, x])[:_KEPT]
+            yield batch
 
     @cached_property
     def densities(self) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Posterior:
     :param from_draws: whether the marginals themselves are.
     :param kl_weight: that the KL had in the fit.
     :param curvature: of layers whose weights are correlated as it says, by the layer's name; None elsewhere.
+    :param examples: inputs that the guide was made from; None where they were not kept.
     """
 
     model: Any
@@ -80,6 +81,7 @@ class Posterior:
     from_draws: bool = False
     kl_weight: float = 1.0
     curvature: Mapping[str, Curvature] | None = None
+    examples: Tensor | None = None
 
     def centre(self) -> dict[str, Tensor]:
         """A value of every site in the middle of its marginal: the median, where that has a closed form."""
