@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-import pyro_bc
 from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.networks import lenet_5_caffe, lenet_300_100
+from pyro_bc.compression.batch_norm import fold_batch_norm
 
 RUNS = Path("runs/six-networks")
 
@@ -116,8 +116,8 @@ def of_dataset(name: str, held: int, mean: float = 0.0, std: float = 1.0) -> Cal
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[str | None], Problem], int, float, bool]] = {
     "lenet-300-100": (lenet_300_100, of_dataset("mnist", 5000), 15, 2e-3, False),
     "lenet-5-caffe": (lenet_5_caffe, of_dataset("mnist", 5000), 4, 2e-3, False),
-    "resnet-20": (resnet_20, of_dataset("cifar10-jpeg", 5000, 0.47, 0.25), 6, 1e-2, True),
-    "depthwise": (depthwise, of_dataset("cifar10-jpeg", 5000, 0.47, 0.25), 8, 1e-2, True),
+    "resnet-20": (resnet_20, of_dataset("cifar-10-jpeg", 5000, 0.47, 0.25), 6, 1e-2, True),
+    "depthwise": (depthwise, of_dataset("cifar-10-jpeg", 5000, 0.47, 0.25), 8, 1e-2, True),
     "transformer": (Encoder, of_dataset("digits", 300), 150, 2e-3, False),
 }
 
@@ -164,7 +164,7 @@ def trained(name: str, folder: str | None) -> tuple[nn.Module, Problem]:
         RUNS.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), file)
     net.eval()
-    return pyro_bc.fold_batch_norm(net, data.train_x[:2]) if name in ("resnet-20", "depthwise") else net, data
+    return fold_batch_norm(net, data.train_x[:2]) if name in ("resnet-20", "depthwise") else net, data
 
 
 def main() -> None:

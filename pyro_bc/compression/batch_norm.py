@@ -1,6 +1,6 @@
 """Statistics of batch normalisation for weights that changed after they were collected."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..graph.layers_alone import shared_layers
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_groups, layer_name, without_nodes
 from ..graph.read import read_graph
+from ..posterior.summary import LayerPosterior
 from .pruned import PrunedLayer, masked_layers, with_weights
 
 
@@ -75,6 +76,43 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
         folded[index] = source
     graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
     return without_nodes(graph, folded), layers
+
+
+def fold_into_posterior(
+    graph: Graph, posterior: Mapping[str, LayerPosterior]
+) -> tuple[Graph, dict[str, LayerPosterior], dict[str, Tensor]]:
+    """The graph without the normalisations that can be folded, and the posterior of what their layers are then.
+
+    :param posterior: by the layer's name in the graph.
+    :returns: also by what each layer's outputs were multiplied, squared, ``(out,)``.
+    """
+    tensors = dict(graph.tensors)
+    for name, layer in posterior.items():
+        tensors[f"{name}.weight"] = layer.weight_mean
+        if layer.bias_mean is not None:
+            tensors[f"{name}.bias"] = layer.bias_mean
+    graph = replace(graph, tensors=tensors)
+    layers = {
+        name: replace(layer, variance=torch.ones_like(layer.variance))
+        for name, layer in masked_layers(graph, {}, {}).items()
+    }
+    graph, layers = fold_batch_norms(graph, layers)
+    graph = with_weights(graph, layers)
+    found, factors = dict(posterior), {}
+    for name, own in posterior.items():
+        if name not in layers:
+            continue
+        folded, kind = layers[name], own.layer_type
+        squared = kind.by_output(folded.variance).flatten(1)[:, 0]
+        variance = own.weight_variance * kind.over_outputs(squared, own.weight_variance.shape)
+        bias_variance = own.bias_variance
+        if folded.bias is not None:
+            bias_variance = (own.weight_variance.median() if bias_variance is None else bias_variance) * squared
+        factors[name] = squared
+        found[name] = replace(
+            own, weight_mean=folded.weight, weight_variance=variance, bias_mean=folded.bias, bias_variance=bias_variance
+        )
+    return graph, found, factors
 
 
 def new_bias_variance(layer: PrunedLayer, outputs: int) -> Tensor:

@@ -22,6 +22,7 @@ from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
+from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 from .rate import DIVERGENCE, price_for, priced, rate_coded
@@ -101,9 +102,13 @@ def compress(
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     if nats_per_bit is not None or fitted.curvature is not None:
+        graph, posterior, factors = fold_into_posterior(graph, posterior)
         curvature = None
         if fitted.curvature is not None:
-            curvature = {of_sites[name]: own for name, own in fitted.curvature.items()}
+            curvature = {
+                of_sites[name]: replace(own, outputs=own.outputs / factors.get(of_sites[name], 1.0))
+                for name, own in fitted.curvature.items()
+            }
         prices = priced(graph, posterior, curvature, int(getattr(model, "num_data", len(example))))
         if nats_per_bit is None:
             x = example if fitted.examples is None else fitted.examples

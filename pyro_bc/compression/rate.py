@@ -96,12 +96,12 @@ def priced(
         found[name] = None
         if curvature is not None:
             own = curvature[name]
-            has_bias = own.has_bias and layer.bias_mean is not None
+            has_bias = layer.bias_mean is not None
             rows = layer.layer_type.rows(layer.weight_mean, layer_groups(nodes[name]))
             if has_bias and layer.bias_mean is not None:
                 rows = torch.cat([rows, layer.bias_mean[:, None]], 1)
             last = len(own.inputs) - 1
-            factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.inputs))
+            factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
             cost = num_data * own.outputs
             cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
             found[name] = Priced(cost, factors, rows, has_bias)

@@ -44,14 +44,16 @@ class Curvature:
     """What one layer's posterior is made of, its weight as :meth:`~pyro_bc.graph.layer_types.LayerType.rows`.
 
     :param inputs: second moments A of what the layer reads, ``(groups, n, n)``, of a very wide layer in several blocks
-        that are taken for independent; the last input of a layer with a bias is the constant 1.
+        that are taken for independent. The last input is the constant 1, which a bias multiplies.
     :param outputs: G, ``(out,)``: Fisher information of one example about each output.
-    :param has_bias: whether the constant is among the inputs.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: Tensor
-    has_bias: bool
+
+    def of(self, bias: bool) -> tuple[Tensor, ...]:
+        """The inputs with the constant, or without it."""
+        return self.inputs if bias else (*self.inputs[:-1], self.inputs[-1][:, :-1, :-1])
 
 
 def collect(
@@ -138,10 +140,10 @@ def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likel
 class _Sums:
     """Sums over examples, of one layer."""
 
-    def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int, bias: bool):
-        self.kind, self.groups, self.kernel, self.has_bias = kind, groups, kernel, bias
-        blocks = -(-(inputs + bias) // _WIDEST)
-        self.sizes = [len(part) for part in torch.arange(inputs + bias).tensor_split(blocks)]
+    def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int):
+        self.kind, self.groups, self.kernel = kind, groups, kernel
+        blocks = -(-(inputs + 1) // _WIDEST)
+        self.sizes = [len(part) for part in torch.arange(inputs + 1).tensor_split(blocks)]
         self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
         self.outputs = torch.zeros(outputs)
         self.read = 0  # examples, counted once for each place that uses the layer
@@ -149,16 +151,14 @@ class _Sums:
     @staticmethod
     def of(node: Node, graph: Graph) -> "_Sums":
         weight = graph.tensors[node.args[1].name]
-        has_bias = len(node.args) > 2 and node.args[2] is not None
         kind, groups = layer_type(node.op), layer_groups(node)
         rows = kind.rows(weight, groups)
-        return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), has_bias)
+        return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows))
 
     def add(self, node: Node, x: Tensor, gradient: Tensor | None) -> None:
         patches = self._patches(node, x)
         positions = patches.shape[2] // len(x)
-        if self.has_bias:
-            patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
+        patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
         for total, part in zip(self.inputs, patches.split(self.sizes, 1), strict=True):
             total += (part @ part.transpose(1, 2)).cpu() / positions
         self.read += len(x)
@@ -168,7 +168,7 @@ class _Sums:
 
     def mean(self, examples: int) -> Curvature:
         inputs = tuple(total / max(1, self.read) for total in self.inputs)
-        return Curvature(inputs, self.outputs / examples, self.has_bias)
+        return Curvature(inputs, self.outputs / examples)
 
     def _patches(self, node: Node, x: Tensor) -> Tensor:
         """What each output at a position is a sum of, ``(groups, inputs · kernel, examples · positions)``."""

@@ -42,8 +42,7 @@ class CurvatureGuide(AutoGuide):
     inputs, which need no labels, and there is nothing to train. Elsewhere it is a guide of Pyro's:
     ``guide(x, y)`` draws, and :func:`~pyro_bc.compress`, the export and the diagnostics read it.
 
-    :param model: of a trained network. Batch normalisation is best folded into its layers before
-        (:func:`~pyro_bc.fold_batch_norm`).
+    :param model: of a trained network; :func:`~pyro_bc.compress` folds its batch normalisation.
     :param loader: batches of inputs like those that the network will see, alone or the first of several.
     :param examples: that are read of them.
     :param seed: of the targets that are drawn from the network's predictions.
@@ -143,8 +142,8 @@ class CurvatureGuide(AutoGuide):
     def _weight(self, layer: str, loc: Tensor, curvature: Curvature, num_data: int) -> KroneckerNormal:
         kind, groups = self.layers[layer].type, self._groups[layer]
         vectors, precision = [], []
-        for number, inputs in enumerate(curvature.inputs):
-            size = inputs.shape[-1] - (curvature.has_bias and number == len(curvature.inputs) - 1)
+        for inputs in curvature.of(bias=False):
+            size = inputs.shape[-1]
             for part in torch.arange(size).tensor_split(-(-size // _WIDEST)):
                 block = inputs[:, part[0] : part[-1] + 1, part[0] : part[-1] + 1]
                 values, own = torch.linalg.eigh(block.double())
