@@ -81,7 +81,25 @@ class Stream:
         begins = bounds([to_double(Fraction(entry, sum(entries))) for entry in entries])
         return [lowest + self.symbol(begins) for _ in range(count)]
 
-    def adaptive(self, classes: list[int | None]) -> list[int]:
+    def contextual(self, rows: int, columns: int) -> list[int]:
+        in_columns, codes = [0] * columns, []
+
+        def density(seen: int, present: int) -> int:
+            return min(6, ((2 * seen + 2) // (2 * present + 1)).bit_length() - 1)
+
+        def classes():
+            for row in range(rows):
+                in_row = 0
+                for column in range(columns):
+                    left = min(2, abs(codes[-1])) if column else 0
+                    yield 21 * density(row, in_columns[column]) + 3 * density(column, in_row) + left
+                    in_columns[column] += codes[-1] != 0
+                    in_row += codes[-1] != 0
+
+        self.adaptive(classes(), codes)
+        return codes
+
+    def adaptive(self, classes, result: list[int] | None = None) -> list[int]:
         yes, seen, by_class = [0] * 16, [0] * 16, {}
         half = Fraction(1, 2)
 
@@ -102,7 +120,7 @@ class Stream:
             seen[0] += 1
             return bit
 
-        result = []
+        result = [] if result is None else result
         for kind in classes:
             value = 0
             if not_zero(kind):
@@ -126,7 +144,7 @@ class File:
     """Reads the header; :attr:`tensors` has the codes of every tensor, :attr:`values` its numbers as fractions."""
 
     def __init__(self, data: bytes) -> None:
-        assert data[:3] == b"PBC" and data[3] in (2, 3, 4)
+        assert data[:3] == b"PBC" and data[3] in (2, 3, 4, 5)
         self.data, self.position = data[8:], 0
         assert zlib.crc32(self.data) == struct.unpack("<I", data[4:8])[0]
         self.described: list[dict] = []
@@ -159,7 +177,7 @@ class File:
     def graph(self) -> None:
         self.dense_parameters = self.varint()
         self.input_shape = [self.varint() for _ in range(self.varint())]
-        self.input_type = self.varint() if self.version == 4 else 0
+        self.input_type = self.varint() if self.version > 3 else 0
         for _ in range(self.varint()):
             operation, count = self.varint(), self.varint()
             for position in range(count // 2):
@@ -199,7 +217,7 @@ class File:
         found = {"kind": kind, "shape": shape, "bits": self.signed()}
         if kind == 5:
             found["grid"] = [self.varint() for _ in range(self.varint())]
-        elif kind != 4:
+        elif kind not in (4, 8):
             found |= {"lowest": self.signed(), "size": self.varint()}
         return found
 
@@ -258,6 +276,11 @@ def codes_of(stream: Stream, tensor: dict) -> list[int]:
     count, kind = math.prod(tensor["shape"]), tensor["kind"]
     if kind == 2:
         return [index for index, read in enumerate(stream.table(tensor["limit"], 2)) if read]
+    if kind in (8, 9):
+        steps = stream.adaptive([None] * tensor["shape"][0])
+        tensor["rows"] = [sum(steps[: row + 1]) for row in range(len(steps))]
+    if kind == 8:
+        return stream.contextual(tensor["shape"][0], count // tensor["shape"][0])
     if kind in (4, 5):
         grid = tensor["grid"] if kind == 5 else []
         cells = math.prod(grid)
@@ -292,6 +315,11 @@ def values_of(codes: list[int], tensor: dict) -> list[Fraction]:
     bits = tensor["bits"]
     if tensor["kind"] == 5:
         codes, bits = inverse_cosines(codes, tensor["grid"]), bits + 16
+    if tensor["kind"] in (8, 9):
+        fine = [1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429]
+        wide = len(codes) // len(tensor["rows"])
+        steps = [Fraction(fine[row % 4]) * Fraction(2) ** (row // 4 - bits) for row in tensor["rows"]]
+        return [Fraction(code) * steps[at // wide] for at, code in enumerate(codes)]
     return [Fraction(code) / Fraction(2) ** bits for code in codes]
 
 

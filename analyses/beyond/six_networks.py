@@ -3,8 +3,8 @@
     python analyses/beyond/six_networks.py --data-dir ../shared/data
 
 trains those that ``runs/six-networks`` does not hold yet, and prints their errors. LeNet-300-100 and LeNet-5-Caffe on
-MNIST, a ResNet-20 and a network of depthwise convolutions on the JPEG copy of CIFAR-10, a transformer encoder on the rows
-of the digits, and a network of fully connected layers on scikit-learn's covertype-like table of digits' features.
+MNIST, a ResNet-20 and a network of depthwise convolutions on the JPEG copy of CIFAR-10, a transformer encoder on the
+rows of the digits, and a network of fully connected layers on scikit-learn's table of breast cancers.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.progress import track
+from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 from pyro_bc.app.datasets import load_dataset
@@ -94,7 +95,15 @@ class Encoder(nn.Module):
 
 
 def table_network() -> nn.Module:
-    return nn.Sequential(nn.Linear(54, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 7))
+    return nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+
+
+def breast_cancer(folder: str | None) -> Problem:
+    x, y = (torch.from_numpy(part) for part in load_breast_cancer(return_X_y=True))
+    x = ((x - x.mean(0)) / x.std(0)).float()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    train, test = order[:400], order[400:]
+    return _split(x[train], y[train], x[test], y[test], 80)
 
 
 def _split(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, held: int) -> Problem:
@@ -118,6 +127,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[str | None], Proble
     "lenet-5-caffe": (lenet_5_caffe, of_dataset("mnist", 5000), 4, 2e-3, False),
     "resnet-20": (resnet_20, of_dataset("cifar-10-jpeg", 5000, 0.47, 0.25), 6, 1e-2, True),
     "depthwise": (depthwise, of_dataset("cifar-10-jpeg", 5000, 0.47, 0.25), 8, 1e-2, True),
+    "table": (table_network, breast_cancer, 60, 5e-3, False),
     "transformer": (Encoder, of_dataset("digits", 300), 150, 2e-3, False),
 }
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -19,12 +18,11 @@ from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, is_layer, layer_groups, layer_name
 from ..model.likelihoods import Likelihood
-from ..posterior.curvature import Curvature
+from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, Factor, cheapest, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..runtime.devices import on_cpu
-from ..runtime.random_state import seeded
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
@@ -208,8 +206,7 @@ def _densities(graph: Graph, posterior: Mapping[str, LayerPosterior], likelihood
             if f"{name}.{role}" in tensors and mean is not None:
                 tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
     network = GraphNetwork(graph.nodes, tensors, graph.buffers)
-    with pyro.poutine.block(), pyro.validation_enabled(False), seeded(0, x.device):
-        return likelihood(torch.cat([network(part) for part in x.split(_PART)]))
+    return density_of(likelihood, torch.cat([network(part) for part in x.split(_PART)]))
 
 
 def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float) -> CodedRows:

@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import torch
 import torch.nn.functional as F
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -126,15 +127,20 @@ def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likel
             reads.append((layer_name(node), node, results[node.args[0].index]))
             computed.append(result)
         last = result
-    with pyro.poutine.block(), pyro.validation_enabled(False):
-        density = likelihood(last)
-        with torch.no_grad():
-            target = density.sample()
-        log_likelihood = density.log_prob(target).sum()
+    density = density_of(likelihood, last)
+    with torch.no_grad():
+        target = density.sample()
+    log_likelihood = density.log_prob(target).sum()
     gradients = torch.autograd.grad(log_likelihood, computed, allow_unused=True)
     with torch.no_grad():
         for (name, node, read), gradient in zip(reads, gradients, strict=True):
             sums[name].add(node, read.detach(), gradient)
+
+
+def density_of(likelihood: Likelihood, outputs: Tensor) -> Any:
+    """Of the targets, given outputs; sites of the likelihood, such as a noise, are at their prior means."""
+    with pyro.poutine.block(), pyro.validation_enabled(False), InitMessenger(init_to_mean):
+        return likelihood(outputs)
 
 
 class _Sums:

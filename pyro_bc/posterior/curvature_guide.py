@@ -13,6 +13,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
 
 from ..errors import UsageError
+from ..graph.module import evaluating
 from ..graph.nodes import is_layer, layer_groups, layer_name
 from ..graph.read import read_graph
 from ..model.agreement import graph_names
@@ -20,7 +21,7 @@ from ..model.network import BayesianNetwork
 from ..priors.base import base_distribution, find_layers
 from ..priors.kronecker_normal import KroneckerNormal
 from ..priors.learned_code import code_of
-from .curvature import EXAMPLES, Curvature, collect
+from .curvature import EXAMPLES, Curvature, collect, density_of
 from .guides import Posterior, point_at, posterior_of
 
 # Inputs whose correlations a draw takes account of; those of a wider layer come in as many blocks as it takes.
@@ -77,9 +78,8 @@ class CurvatureGuide(AutoGuide):
         super().__init__(InitMessenger(init_to_feasible)(model))
         self._source = (model,)
         graph = read_graph(model.skeleton, x)
-        with torch.no_grad(), pyro.poutine.block(), pyro.validation_enabled(False):
-            outputs = model.skeleton.eval()(x)
-            y = model.likelihood(outputs).sample()
+        with torch.no_grad(), evaluating(model.skeleton) as net:
+            y = density_of(model.likelihood, net(x)).sample()
         self._setup_prototype(x, y)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())

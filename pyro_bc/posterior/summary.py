@@ -160,8 +160,9 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
             weight_variance=variance.cpu(),
             bias_mean=None if bias_mean is None else bias_mean.cpu(),
             bias_variance=None if bias_variance is None else bias_variance.cpu(),
-            statistic=_bounded(source.statistic(layer_q)),
-            weight_statistic=_bounded(source.weight_statistic(layer_q)),
+            # Scales that are points say nothing of groups.
+            statistic=None if posterior.curvature is not None else _bounded(source.statistic(layer_q)),
+            weight_statistic=None if posterior.curvature is not None else _bounded(source.weight_statistic(layer_q)),
             codes=codes,
             type=kind,
         )

@@ -67,7 +67,10 @@ def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Th
     """
     if layer.statistic is None:
         if explicit is not None:
-            raise UsageError(f"layer '{layer.name}' has {type(layer.prior).__name__}, which prunes nothing")
+            raise UsageError(
+                f"layer '{layer.name}' has no statistic to threshold: {type(layer.prior).__name__} prunes nothing, or "
+                f"its guide has no spread of scales"
+            )
         return Threshold(math.inf, "none")
     if explicit is not None:
         if math.isnan(explicit):

@@ -99,8 +99,8 @@ def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_chan
 
 def test_newer_versions_and_other_files_say_so():
     data = random_network(1).to_bytes()
-    with pytest.raises(CompressedFileError, match=r"version 5.*update"):
-        CompressedNetwork.from_bytes(data[:3] + b"\x05" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"version 6.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x06" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")
 
@@ -305,6 +305,46 @@ def test_tensors_of_every_type_and_the_inputs_type_are_read_by_both_readers(seed
         body = bytearray(data[8:])
         body[position - 8] ^= 1 << seed % 8
         assert outcome(with_checksum(bytes(body), 4)) in ("refused", "network")
+
+
+def network_of_rows(seed: int) -> CompressedNetwork:
+    """A network whose rows have steps of their own, some of them 0."""
+    rng = np.random.default_rng(seed)
+    spread = np.exp(rng.normal(0, 1.5, (7, 1, 1, 1))) * np.exp(rng.normal(0, 1.5, (1, 5, 3, 3)))
+    kernels = torch.from_numpy(np.rint(rng.laplace(0, 1, (7, 5, 3, 3)) * spread).astype(np.int64))
+    matrix = torch.from_numpy(np.rint(rng.laplace(0, 2, (4, 7))).astype(np.int64))
+    tensors = {
+        "a.weight": FixedPoint(kernels, int(rng.integers(-3, 12)), rows=torch.from_numpy(rng.integers(0, 40, 7))),
+        "a.bias": FixedPoint(torch.from_numpy(rng.integers(-9, 9, 7)), 4),
+        "b.weight": FixedPoint(matrix, 3, rows=torch.from_numpy(rng.integers(0, 9, 4))),
+    }
+    nodes = (
+        Node("conv2d", (Value(-1), Named("a.weight"), Named("a.bias"), (1, 1), (1, 1))),
+        Node("mean", (Value(0), (2, 3))),
+        Node("linear", (Value(1), Named("b.weight"))),
+    )
+    return CompressedNetwork(nodes, tensors, {"a.weight": (9, 5), "b.weight": (4, 9)}, 999, (5, 6, 6), frozenset(), {})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_with_steps_of_their_own_are_read_by_both_readers(seed, monkeypatch):
+    network = network_of_rows(seed)
+    for most in (1 << 20, 100):  # in contexts, and where a file may not hold so many by a table
+        monkeypatch.setattr("pyro_bc.file.tensors.MOST_ADAPTIVE", most)
+        data = network.to_bytes()
+        assert data[3] == 5
+        codes_of_both_readers(data)
+        again = CompressedNetwork.from_bytes(data)
+        assert again.to_bytes() == data
+        for stored, found in zip(network.tensors.values(), again.tensors.values(), strict=True):
+            assert torch.equal(found.values(), stored.values())
+        x = torch.rand(3, 5, 6, 6)
+        assert torch.equal(again.network()(x), network.network()(x))
+        for position in range(8, len(data), 3):
+            body = bytearray(data[8:])
+            body[position - 8] ^= 1 << seed % 8
+            assert outcome(with_checksum(bytes(body), 5)) in ("refused", "network")
+            assert outcome(with_checksum(bytes(body[: position - 8]), 5)) in ("refused", "network")
 
 
 @pytest.mark.parametrize("dtype,code", [(torch.bool, 2), (torch.uint8, 256), (torch.int16, 1 << 15)])

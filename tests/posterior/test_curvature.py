@@ -1,0 +1,163 @@
+"""Curvature against brute force and exact Hessians; the guide that is made of it."""
+
+import math
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import two_layers, two_of_six
+from torch import nn
+
+import pyro_bc
+from pyro_bc.errors import UsageError
+from pyro_bc.graph.nodes import is_layer, layer_name
+from pyro_bc.graph.read import read_graph
+from pyro_bc.posterior import curvature as curvature_module
+from pyro_bc.posterior.curvature import collect
+from pyro_bc.priors.kronecker_normal import KroneckerNormal
+
+LAYERS = [
+    (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (4, 8, 8)),
+    (nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=4), (4, 5, 5)),
+    (nn.Conv1d(3, 6, 3, padding=2, dilation=2), (3, 10)),
+    (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 4)),
+    (nn.ConvTranspose2d(3, 6, (2, 3), stride=(1, 2), dilation=(2, 1)), (3, 4, 4)),
+    (nn.Linear(7, 5), (4, 7)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
+def test_inputs_are_those_that_the_layer_multiplies(layer, shape, monkeypatch):
+    """Mean square of an output without its bias = w A w, for every output, where all positions are looked at."""
+    monkeypatch.setattr(curvature_module, "_POSITIONS", 10**6)
+    net = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
+    x = torch.randn(5, *shape)
+    net(x)
+    graph = read_graph(net, x)
+    found = collect(graph, pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"]
+    node = next(node for node in graph.nodes if is_layer(node) and layer_name(node) == "0")
+    kind, groups = pyro_bc.graph.layer_types.layer_type(node.op), getattr(layer, "groups", 1)
+    rows = kind.rows(layer.weight.detach(), groups)
+    assert torch.equal(kind.from_rows(rows, layer.weight.shape, groups), layer.weight.detach())
+    (inputs,) = found.of(bias=False)
+    grouped = rows.unflatten(0, (groups, -1))
+    squares = torch.einsum("gon,gnm,gom->go", grouped, inputs, grouped).flatten()
+    with torch.no_grad():
+        outputs = layer(x) - layer.bias.reshape(-1, *[1] * kind.spatial)
+    expected = outputs.movedim(outputs.dim() - 1 - kind.spatial, 0).flatten(1).square().mean(1)
+    assert torch.allclose(squares, expected, rtol=1e-4)
+    (whole,) = found.of(bias=True)
+    assert torch.allclose(whole[:, -1, -1], torch.ones(groups))
+
+
+def test_outputs_are_the_fisher_information_of_each():
+    """By an exact sum over the classes that a target may be, of a network with a nonlinearity."""
+    torch.manual_seed(0)
+    net = two_layers(6, 8, 3)
+    x = torch.randn(400, 6)
+    found = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x] * 10, examples=4000, progress=False)
+    hidden = F.linear(x, net[0].weight, net[0].bias).detach().requires_grad_()
+    logits = net[2](hidden.relu())
+    logits.retain_grad()
+    probabilities = logits.softmax(1).detach()
+    exact = torch.zeros(8), torch.zeros(3)
+    for target in range(3):
+        gradients = torch.autograd.grad(logits.log_softmax(1)[:, target].sum(), (hidden, logits), retain_graph=True)
+        for total, gradient in zip(exact, gradients, strict=True):
+            total += (probabilities[:, target, None] * gradient.square()).mean(0)
+    for name, expected in zip(("0", "2"), exact, strict=True):
+        assert torch.allclose(found[name].outputs, expected, rtol=0.15, atol=1e-4)
+
+
+def test_the_precision_of_a_linear_model_is_its_exact_hessian():
+    x = torch.randn(300, 4)
+    net = nn.Sequential(nn.Linear(4, 1))
+    likelihood = pyro_bc.likelihoods.Normal()
+    found = collect(read_graph(net, x), likelihood, [x], progress=False)["0"]
+    precision = likelihood.concentration / likelihood.rate  # the noise's, at its prior mean
+    hessian = precision * torch.cat([x, torch.ones(300, 1)], 1).T @ torch.cat([x, torch.ones(300, 1)], 1)
+    (inputs,) = found.of(bias=True)
+    assert torch.allclose(300 * precision * inputs[0], hessian, rtol=1e-4)
+    assert float(found.outputs) == pytest.approx(precision, rel=0.3)  # of drawn targets
+
+
+def test_a_wide_layer_comes_in_blocks(monkeypatch):
+    monkeypatch.setattr(curvature_module, "_WIDEST", 4)
+    net, (x, _) = two_layers(), two_of_six()
+    blocks = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"]
+    monkeypatch.setattr(curvature_module, "_WIDEST", 100)
+    (whole,) = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"].inputs
+    assert [part.shape[-1] for part in blocks.inputs] == [4, 3]
+    assert torch.allclose(blocks.inputs[0], whole[:, :4, :4]) and torch.allclose(blocks.inputs[1], whole[:, 4:, 4:])
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=200)
+    monkeypatch.setattr(curvature_module, "_WIDEST", 4)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    assert pyro_bc.compress(model, guide, nats_per_bit=1e-3).to_bytes()
+
+
+def test_a_kronecker_normal_is_the_normal_of_its_rows():
+    torch.manual_seed(1)
+    a = torch.randn(2, 5, 3)
+    second = a.transpose(1, 2) @ a
+    values, vectors = torch.linalg.eigh(second)
+    cost = torch.tensor([2.0, 0.5, 1.0, 3.0])
+    precision = cost[:, None] * values.repeat_interleave(2, 0) + 1
+    q = KroneckerNormal(torch.randn(4, 3), [vectors], [precision])
+    q.groups = 2
+    exact = [
+        torch.distributions.MultivariateNormal(q.loc[o], precision_matrix=cost[o] * second[o // 2] + torch.eye(3))
+        for o in range(4)
+    ]
+    value = torch.randn(4, 3)
+    assert torch.allclose(q.log_prob(value), sum(d.log_prob(value[o]) for o, d in enumerate(exact)), rtol=1e-4)
+    assert torch.allclose(q.variance, torch.stack([d.variance for d in exact]), rtol=1e-4)
+    draws = q.sample((20_000,))
+    for o, d in enumerate(exact):
+        assert torch.allclose(draws[:, o].T.cov(), d.covariance_matrix, atol=0.03)
+    assert q.log_prob(draws[:3]).shape == (3,)
+
+
+def test_the_guide_needs_no_labels_and_is_a_guide_of_pyros():
+    torch.manual_seed(0)
+    x, y = two_of_six()
+    net = two_layers()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    for prior in (pyro_bc.StandardNormal(), pyro_bc.GroupHorseshoe(), pyro_bc.GroupNormalJeffreys()):
+        pyro.clear_param_store()
+        model = pyro_bc.BayesianNetwork(net, prior, num_data=len(x))
+        guide = pyro_bc.CurvatureGuide(model, x.split(50), progress=False)
+        for layer, summary in pyro_bc.summarize(guide).items():
+            module = net.get_submodule(layer.removeprefix("net."))
+            assert torch.allclose(summary.weight_mean, module.weight, atol=1e-6)
+            assert torch.allclose(summary.bias_mean, module.bias, atol=1e-6)
+        trace = pyro.poutine.trace(pyro.poutine.replay(model, pyro.poutine.trace(guide).get_trace(x, y)))
+        assert math.isfinite(trace.get_trace(x, y).nodes["y"]["fn"].log_prob(y).sum())
+        data = pyro_bc.to_inference_data(guide, x, y, draws=20, weights=True)
+        assert data.log_likelihood["y"].shape == (1, 20, 200)
+        small = pyro_bc.compress(model, guide)
+        assert len(small.to_bytes()) < 300
+        wrong, before = (float((n(x).argmax(1) != y).float().mean()) for n in (small.network(), net))
+        assert wrong < before + 0.03
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [([], "the loader gives none"), (["words"], "the loader gives none"), ([torch.zeros(0, 6)], "gives none")],
+)
+def test_bad_loaders_are_named(loader, message):
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=10)
+    with pytest.raises(UsageError, match=message):
+        pyro_bc.CurvatureGuide(model, loader, progress=False)
+
+
+def test_models_that_have_no_curvature_are_named():
+    with pytest.raises(UsageError, match="of a BayesianNetwork"):
+        pyro_bc.CurvatureGuide(lambda x: x, [torch.ones(2, 6)])
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.LearnedCode(), num_data=10)
+    with pytest.raises(UsageError, match="is a learned code"):
+        pyro_bc.CurvatureGuide(model, [torch.ones(2, 6)], progress=False)
