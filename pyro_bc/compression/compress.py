@@ -106,7 +106,7 @@ def compress(
         curvature = None
         if fitted.curvature is not None:
             curvature = {
-                of_sites[name]: replace(own, outputs=own.outputs / factors.get(of_sites[name], 1.0))
+                of_sites[name]: replace(own, softened=own.softened / factors.get(of_sites[name], 1.0))
                 for name, own in fitted.curvature.items()
             }
         prices = priced(graph, posterior, curvature, int(getattr(model, "num_data", len(example))))

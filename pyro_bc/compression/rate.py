@@ -100,7 +100,7 @@ def priced(
                 rows = torch.cat([rows, layer.bias_mean[:, None]], 1)
             last = len(own.inputs) - 1
             factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
-            cost = num_data * own.outputs
+            cost = num_data * own.softened
             cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
             found[name] = Priced(cost, factors, rows, has_bias)
     return found

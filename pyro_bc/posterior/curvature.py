@@ -11,7 +11,7 @@ layer computes several: a convolution's patches, an attention's tokens. A layer 
 all of them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ from ..runtime.random_state import seeded
 #: as many examples say what second moments are.
 EXAMPLES = 4000
 
+#: by which outputs are divided for softened predictions.
+TEMPERATURE = 2.5
+
 # Positions of one example whose inputs are looked at: neighbours say much the same.
 _POSITIONS = 64
 
@@ -47,10 +50,12 @@ class Curvature:
     :param inputs: second moments A of what the layer reads, ``(groups, n, n)``, of a very wide layer in several blocks
         that are taken for independent. The last input is the constant 1, which a bias multiplies.
     :param outputs: G, ``(out,)``: Fisher information of one example about each output.
+    :param softened: the same of softened predictions, ``(out,)``, by which codes are priced.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: Tensor
+    softened: Tensor
 
     def of(self, bias: bool) -> tuple[Tensor, ...]:
         """The inputs with the constant, or without it."""
@@ -93,7 +98,7 @@ def collect(
     if not seen:
         raise UsageError("there are no inputs to collect curvature from: the loader is empty")
     found = {name: own.mean(seen) for name, own in sums.items()}
-    processes.average_([tensor for own in found.values() for tensor in (*own.inputs, own.outputs)])
+    processes.average_([tensor for own in found.values() for tensor in (*own.inputs, own.outputs, own.softened)])
     return found
 
 
@@ -127,14 +132,16 @@ def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likel
             reads.append((layer_name(node), node, results[node.args[0].index]))
             computed.append(result)
         last = result
-    density = density_of(likelihood, last)
+    both = []
+    for outputs in (last, last / TEMPERATURE):
+        density = density_of(likelihood, outputs)
+        with torch.no_grad():
+            target = density.sample()
+        log_likelihood = density.log_prob(target).sum()
+        both.append(torch.autograd.grad(log_likelihood, computed, allow_unused=True, retain_graph=True))
     with torch.no_grad():
-        target = density.sample()
-    log_likelihood = density.log_prob(target).sum()
-    gradients = torch.autograd.grad(log_likelihood, computed, allow_unused=True)
-    with torch.no_grad():
-        for (name, node, read), gradient in zip(reads, gradients, strict=True):
-            sums[name].add(node, read.detach(), gradient)
+        for (name, node, read), *gradients in zip(reads, *both, strict=True):
+            sums[name].add(node, read.detach(), gradients)
 
 
 def density_of(likelihood: Likelihood, outputs: Tensor) -> Any:
@@ -151,7 +158,7 @@ class _Sums:
         blocks = -(-(inputs + 1) // _WIDEST)
         self.sizes = [len(part) for part in torch.arange(inputs + 1).tensor_split(blocks)]
         self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
-        self.outputs = torch.zeros(outputs)
+        self.outputs = [torch.zeros(outputs) for _ in range(2)]
         self.read = 0  # examples, counted once for each place that uses the layer
 
     @staticmethod
@@ -161,20 +168,21 @@ class _Sums:
         rows = kind.rows(weight, groups)
         return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows))
 
-    def add(self, node: Node, x: Tensor, gradient: Tensor | None) -> None:
+    def add(self, node: Node, x: Tensor, gradients: Sequence[Tensor | None]) -> None:
         patches = self._patches(node, x)
         positions = patches.shape[2] // len(x)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
         for total, part in zip(self.inputs, patches.split(self.sizes, 1), strict=True):
             total += (part @ part.transpose(1, 2)).cpu() / positions
         self.read += len(x)
-        if gradient is not None:
-            axis = gradient.dim() - 1 - self.kind.spatial
-            self.outputs += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
+        for total, gradient in zip(self.outputs, gradients, strict=True):
+            if gradient is not None:
+                axis = gradient.dim() - 1 - self.kind.spatial
+                total += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
 
     def mean(self, examples: int) -> Curvature:
         inputs = tuple(total / max(1, self.read) for total in self.inputs)
-        return Curvature(inputs, self.outputs / examples)
+        return Curvature(inputs, *(total / examples for total in self.outputs))
 
     def _patches(self, node: Node, x: Tensor) -> Tensor:
         """What each output at a position is a sum of, ``(groups, inputs · kernel, examples · positions)``."""
