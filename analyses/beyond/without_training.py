@@ -58,12 +58,20 @@ FAR = 1.5
 Point = tuple[str, str, int, nn.Module]
 
 
-def ours(net: nn.Module, data: Problem) -> Iterator[Point]:
+def guide_of(net: nn.Module, data: Problem) -> tuple[pyro_bc.BayesianNetwork, CurvatureGuide]:
     model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=len(data.train_x))
-    guide = CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+    return model, CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+
+
+def curvature(net: nn.Module, data: Problem) -> Iterator[Point]:
+    model, guide = guide_of(net, data)
     for price in PRICES:
         small = compress(model, guide, nats_per_bit=price)
         yield "curvature", f"{price:.1e}", len(small.to_bytes()), small.network()
+
+
+def diagonal(net: nn.Module, data: Problem) -> Iterator[Point]:
+    model, guide = guide_of(net, data)
     for layer, own in guide.curvature.items():
         inputs = tuple(torch.diag_embed(a.diagonal(dim1=1, dim2=2)) for a in own.inputs)
         guide.curvature[layer] = replace(own, inputs=inputs)
@@ -122,8 +130,7 @@ def gptq(net: nn.Module, data: Problem) -> Iterator[Point]:
     """Conditional rounding where bits cost nothing: the steps of a price, and codes as if it were none."""
     from pyro_bc.compression import rate
 
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=len(data.train_x))
-    guide = CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+    model, guide = guide_of(net, data)
     round_rows = rate.round_rows
     for price in PRICES:
         rate.round_rows = lambda rows, cost, factor, steps, price, lengths: round_rows(  # type: ignore[assignment]
@@ -166,11 +173,10 @@ def measured(name: str, folder: str | None, python: str | None) -> dict:
     bar = held + max(TOLERANCE, 100 / len(data.held_x)) + 1e-6
     best: dict[str, tuple[int, str, nn.Module]] = {}
     start = time.perf_counter()
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=len(data.train_x))
-    guide = CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+    model, guide = guide_of(net, data)
     compress(model, guide, nats_per_bit=1e-4).to_bytes()
     result["seconds"] = time.perf_counter() - start
-    points = [ours(net, data), plain(net, data), gptq(net, data), int8(net, data)]
+    points = [curvature(net, data), plain(net, data), gptq(net, data), int8(net, data), diagonal(net, data)]
     if python:
         points.append(nncodec(net, python))
     for curve in points:
@@ -181,6 +187,8 @@ def measured(name: str, folder: str | None, python: str | None) -> dict:
                 if part in ended:
                     continue
                 own = error(network, data.held_x, data.held_y)
+                if own > bar + FAR and part == method:
+                    break
                 if own > bar + FAR:
                     ended.add(part)
                 result["curves"].setdefault(method, []).append([setting, size, own])
