@@ -19,8 +19,10 @@ section is padded. Two models of integers:
     layers need, and it takes Python a microsecond or two a bit, which large ones do not.
 
 ``contextual``
-    The adaptive model for integers in rows and columns: the class of each is what came before it in its row and in its
-    column (:class:`_Contexts`), which the decoder has seen, too.
+    The adaptive model for integers in rows and columns, whose classes are what came before. Where c of the n integers
+    seen in a column, or so far in the row, were not 0, its density is the logarithm to base 2, rounded down, of
+    :math:`\lfloor (2n + 2)/(2c + 1) \rfloor`, at most 6. The class is 21 times the column's density, plus 3 times the
+    row's, plus the magnitude of the integer to the left, at most 2 (0 where there is none).
 
 Decoding is the same on every machine. Probabilities are ratios of integers below 2^53, rounded to IEEE doubles. The n
 symbols of a model share the 2^24 parts of the coder's range: symbol i begins at :math:`i + \lfloor s\,(p_0 + \dots +
@@ -248,12 +250,7 @@ class _Counts:
 
 
 class _Contexts:
-    """Classes of integers of a table by what came before: how many of row and column were not 0, and the neighbour.
-
-    Of n integers seen, c of them not 0, the density is :math:`\\lfloor \\log_2 \\lfloor (2n + 2)/(2c + 1) \\rfloor
-    \\rfloor`, at most 6. A context is 21 times the column's density, plus 3 times the row's, plus the magnitude of the
-    integer to the left, at most 2.
-    """
+    """Classes of integers in rows and columns, by what came before."""
 
     def __init__(self, columns: int) -> None:
         self.in_columns = [0] * columns
