@@ -59,7 +59,7 @@ def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
 TOLERANCE = 1e-5
 
 
-def with_plain_pools(net: GraphNetwork) -> GraphNetwork:
+def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
     """A network that computes the same without divisors of average pools, which ONNX has none of.
 
     Windows that reach beyond the edge (``ceil_mode``) are as they were: the export then says that outputs differ.
@@ -128,7 +128,7 @@ def to_onnx(
         raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
     net = copy.deepcopy(net).cpu().eval()
     example = _random_input(2, input_shape, input_dtype)
-    arranged = with_plain_pools(without_selections(net, example)) if isinstance(net, GraphNetwork) else net
+    arranged = _with_plain_pools(without_selections(net, example)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(
