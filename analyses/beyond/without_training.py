@@ -109,7 +109,7 @@ def plain(net: nn.Module, data: Problem) -> Iterator[Point]:
     parameters, shape = sum(p.numel() for p in net.parameters()), tuple(data.train_x.shape[1:])
     names = list(dict.fromkeys(f"{layer_name(node)}.weight" for node in graph.nodes if is_layer(node)))
     for share in (0.0, 0.3, 0.5, 0.7, 0.85):
-        for fineness in torch.arange(2.5, -1.6, -0.5).tolist():
+        for fineness in torch.arange(5.0, -1.6, -0.5).tolist():
             codes = {}
             for name in names:
                 weight = graph.tensors[name]
@@ -165,7 +165,7 @@ def int8(net: nn.Module, data: Problem) -> Iterator[Point]:
         yield "int8", "", (folder / "int8.onnx").stat().st_size, pyro_bc.onnx.OnnxNetwork(folder / "int8.onnx")
 
 
-def measured(name: str, folder: str | None, python: str | None) -> dict:
+def measured(name: str, folder: str | None, python: str | None, methods: list[str]) -> dict:
     net, data = trained(name, folder)
     held, test = error(net, data.held_x, data.held_y), error(net, data.test_x, data.test_y)
     parameters = sum(p.numel() for p in net.parameters())
@@ -176,8 +176,8 @@ def measured(name: str, folder: str | None, python: str | None) -> dict:
     model, guide = guide_of(net, data)
     compress(model, guide, nats_per_bit=1e-4).to_bytes()
     result["seconds"] = time.perf_counter() - start
-    points = [curvature(net, data), plain(net, data), gptq(net, data), int8(net, data), diagonal(net, data)]
-    if python:
+    points = [curve(net, data) for curve in (curvature, plain, gptq, int8, diagonal) if curve.__name__ in methods]
+    if python and "nncodec" in methods:
         points.append(nncodec(net, python))
     for curve in points:
         try:
@@ -226,8 +226,8 @@ def table(results: list[dict]) -> str:
             cells.append(f"{found['bytes']:,} ({found['test']:.2f})" if found else "none")
         size = own["chosen"]["curvature"]["bytes"]
         standard = own["chosen"].get("nncodec", {}).get("bytes")
-        plain_size = min(own["chosen"][m]["bytes"] for m in ("nearest", "magnitudes") if m in own["chosen"])
-        ratios = [f"{size / standard:.2f}" if standard else "", f"{size / plain_size:.2f}"]
+        plain_sizes = [own["chosen"][m]["bytes"] for m in ("nearest", "magnitudes") if m in own["chosen"]]
+        ratios = [f"{size / other:.2f}" if other else "" for other in (standard, min(plain_sizes, default=None))]
         lines.append(
             f"| {own['network']} | {own['parameters']:,} | {own['test']:.2f} | {' | '.join(cells)} | "
             f"{' | '.join(ratios)} | {own['seconds']:.0f} |"
@@ -263,13 +263,15 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder with mnist/ and cifar10-jpeg/")
     parser.add_argument("--nncodec", help="Python of an environment with NNCodec")
     parser.add_argument("--only", nargs="*", default=list(NETWORKS))
+    ways = ["curvature", "plain", "gptq", "int8", "diagonal", "nncodec"]
+    parser.add_argument("--methods", nargs="*", default=ways, choices=ways)
     parser.add_argument("--out", default=RESULTS, help="folder of the results; what is there is kept")
     args = parser.parse_args()
     folder = Path(args.out)
     file = folder / "without_training.json"
     before = {own["network"]: own for own in json.loads(file.read_text())} if file.exists() else {}
     for name in args.only:
-        before[name] = measured(name, args.data_dir, args.nncodec)
+        before[name] = measured(name, args.data_dir, args.nncodec, args.methods)
         results = [before[n] for n in NETWORKS if n in before]
         file.write_text(json.dumps(results, indent=1) + "\n")
         (folder / "without_training.md").write_text(table(results))

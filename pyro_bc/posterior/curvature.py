@@ -95,6 +95,7 @@ def collect(
             _add(sums, network, graph, likelihood, x)
             seen += len(x)
             bar.update(task, advance=len(x))
+        bar.update(task, total=seen)  # there may be fewer
     if not seen:
         raise UsageError("there are no inputs to collect curvature from: the loader is empty")
     found = {name: own.mean(seen) for name, own in sums.items()}
