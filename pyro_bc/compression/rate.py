@@ -27,6 +27,11 @@ from ..runtime.devices import on_cpu
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
 
+# Steps are so many quarters of an octave above those of high rates: where most codes are 0, and what they cost is known
+# near the weights only, fewer zeros of smaller codes are worth more (measured on both LeNets: bytes at equal divergence
+# fall by 3 and 25 %).
+_COARSER = 5
+
 # Rows that say nothing of the data have this part of the mean row's precision.
 _LEAST = 1e-4
 
@@ -138,7 +143,8 @@ def rate_coded(
 
 
 def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows:
-    exponents = torch.stack([steps_of(price.cost, factor, nats_per_bit) for factor in price.factors]).double()
+    by_theory = [steps_of(price.cost, factor, nats_per_bit) for factor in price.factors]
+    exponents = torch.stack(by_theory).double() + _COARSER
     if kind.is_transposed:  # rows are no rows of the tensor: one step, a power of two, for all
         common = STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE)
         exponent = torch.full((len(price.rows),), common)
