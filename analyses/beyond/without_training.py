@@ -147,7 +147,7 @@ def nncodec(net: nn.Module, python: str) -> Iterator[Point]:
     script = Path(__file__).with_name("nncodec_worker.py")
     with tempfile.TemporaryDirectory() as folder:
         torch.save(net.state_dict(), f"{folder}/net.pt")
-        qps = [str(qp) for qp in range(-30, -5)]
+        qps = [str(qp) for qp in range(-38, -5)]
         done = subprocess.run([python, str(script), folder, *qps], capture_output=True, text=True)
         for line in done.stdout.splitlines():
             if line.startswith("RESULT"):
