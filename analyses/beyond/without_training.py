@@ -144,11 +144,11 @@ def gptq(net: nn.Module, data: Problem) -> Iterator[Point]:
 
 
 def nncodec(net: nn.Module, python: str) -> Iterator[Point]:
-    script = Path(__file__).with_name("nncodec_worker.py")
+    script = Path(__file__).resolve().with_name("nncodec_worker.py")
     with tempfile.TemporaryDirectory() as folder:
         torch.save(net.state_dict(), f"{folder}/net.pt")
         qps = [str(qp) for qp in range(-38, -5)]
-        done = subprocess.run([python, str(script), folder, *qps], capture_output=True, text=True)
+        done = subprocess.run([python, str(script), folder, *qps], capture_output=True, text=True, cwd=folder)
         for line in done.stdout.splitlines():
             if line.startswith("RESULT"):
                 _, qp, size = line.split()
@@ -237,17 +237,21 @@ def table(results: list[dict]) -> str:
 
 def picture(results: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     for own, axis in zip(results, axes.flat, strict=False):
-        for method in METHODS:
+        for number, method in enumerate(METHODS):
             curve = sorted(own["curves"].get(method, []), key=lambda point: point[1])
             if not curve:
                 continue
             front = [p for i, p in enumerate(curve) if all(p[2] < q[2] for q in curve[:i])]
-            axis.plot([p[1] / 1000 for p in front], [p[2] for p in front], "o-", ms=3, label=method)
+            axis.plot([p[1] / 1000 for p in front], [p[2] for p in front], "o-", ms=3, color=f"C{number}", label=method)
         axis.axhline(own["held"], color="grey", lw=0.8, ls=":")
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(max(0, own["held"] - 0.5), own["held"] + 5)
         axis.set_title(own["network"])
         axis.set_xlabel("kB")
