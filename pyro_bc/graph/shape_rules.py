@@ -106,7 +106,14 @@ def max_pool(spatial: int) -> ShapeRule:
 
 def avg_pool(spatial: int) -> ShapeRule:
     """The rule of means in windows over as many dimensions."""
-    return _pool(spatial, lambda more: all(type(flag) is bool for flag in more) and not any(more[:1]) and len(more) < 3)
+    return _pool(spatial, _is_plain_average)
+
+
+def _is_plain_average(more: tuple[Any, ...]) -> bool:
+    """Whether no window reaches beyond the edge (``ceil_mode``), and a divisor, where there is one, is a number."""
+    divisor = more[2] if len(more) > 2 else 1
+    flags = all(type(flag) is bool for flag in more[:2]) and not any(more[:1])
+    return flags and len(more) < 4 and type(divisor) is int and 0 < divisor < 1 << 20
 
 
 def _pool(spatial: int, further: Callable[[tuple[Any, ...]], bool]) -> ShapeRule:

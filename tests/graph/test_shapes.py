@@ -127,6 +127,8 @@ def test_a_rule_knows_the_usual_forms(row):
     for example in examples(row):
         case = Case(row, example)
         args = case.computed(case.results(case.tensors, case.input(2)), case.tensors)[0]
+        if row.name == "avg_pool2d" and len(args) > 4 and args[4]:
+            continue  # ceil_mode: torch is asked
         assert row.shape(tuple(map(_without_storage, args))) is not None
 
 
