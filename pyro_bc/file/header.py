@@ -31,6 +31,7 @@ from .tensors import (
     SINCE_5,
     TYPED,
     Plan,
+    bit_by_bit,
 )
 
 # What a file may claim: more is refused before anything is allocated.
@@ -67,7 +68,7 @@ def bytes_needed(plans: Iterable[Plan]) -> int:
     numbers = adaptive = 0
     for plan in plans:
         numbers += _numbers(plan)
-        adaptive += _numbers(plan) * (plan.kind in BIT_BY_BIT)
+        adaptive += bit_by_bit(plan)
     return max(0, -((_FREE - numbers) // _PER_BYTE), -((_FREE - adaptive) // _ADAPTIVE_PER_BYTE))
 
 
@@ -333,7 +334,7 @@ class HeaderReader:
 
     def numbers(self, plan: Plan) -> Plan:
         adaptive = plan.kind in BIT_BY_BIT
-        self.adaptive += adaptive * math.prod(plan.shape)
+        self.adaptive += bit_by_bit(plan)
         if self.adaptive > self.most_adaptive:
             raise CompressedFileError("the file claims tensors that are too large for how they are coded")
         if plan.kind == COSINES and not is_grid(plan.shape, plan.grid):

@@ -59,6 +59,12 @@ class Plan:
     dtype: int = 1
 
 
+def bit_by_bit(plan: Plan) -> int:
+    """How many of a tensor's numbers are decoded bit by bit: its codes, and the steps of its rows."""
+    codes = math.prod(plan.shape) if plan.kind in BIT_BY_BIT else 0
+    return codes + (plan.shape[0] if plan.kind in SINCE_5 else 0)
+
+
 def plans_of(
     tensors: Mapping[str, Stored], buffers: frozenset[str] = frozenset(), adaptive: bool = True
 ) -> dict[str, Plan]:
@@ -75,11 +81,12 @@ def plans_of(
                 f"the cosine coefficients of '{name}' are larger than a file can hold exactly: take a larger step, or "
                 f"leave its grid out"
             )
-    left = MOST_ADAPTIVE - sum(tensor.codes.numel() for tensor in cosines.values())
+    rows = sum(len(t.rows) for t in tensors.values() if isinstance(t, FixedPoint) and t.rows is not None)
+    left = MOST_ADAPTIVE - rows - sum(tensor.codes.numel() for tensor in cosines.values())
     if left < 0 or any(max(tensor.grid) > MOST_SIDE for tensor in cosines.values()):
         raise UnsupportedNetworkError(
-            f"a file takes at most {MOST_ADAPTIVE:,} cosine coefficients, over grids of at most {MOST_SIDE} a side; "
-            f"leave a grid out"
+            f"a file takes at most {MOST_ADAPTIVE:,} cosine coefficients and rows, over grids of at most {MOST_SIDE} a "
+            f"side; leave a grid out"
         )
     plans = {}
     for name, tensor in tensors.items():

@@ -329,7 +329,7 @@ def network_of_rows(seed: int) -> CompressedNetwork:
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_with_steps_of_their_own_are_read_by_both_readers(seed, monkeypatch):
     network = network_of_rows(seed)
-    for most in (1 << 20, 100):  # in contexts, and where a file may not hold so many by a table
+    for most in (1 << 20, 20):  # in contexts, and where a file may not hold so many by a table
         monkeypatch.setattr("pyro_bc.file.tensors.MOST_ADAPTIVE", most)
         data = network.to_bytes()
         assert data[3] == 5
@@ -345,6 +345,21 @@ def test_rows_with_steps_of_their_own_are_read_by_both_readers(seed, monkeypatch
             body[position - 8] ^= 1 << seed % 8
             assert outcome(with_checksum(bytes(body), 5)) in ("refused", "network")
             assert outcome(with_checksum(bytes(body[: position - 8]), 5)) in ("refused", "network")
+
+
+def test_more_rows_than_a_file_may_hold_are_refused_before_they_are_decoded():
+    """A header of a few bytes that asks for millions of rows, each decoded bit by bit."""
+    codes = torch.zeros(1 << 21, 1, dtype=torch.long)
+    tensor = FixedPoint(codes, 0, rows=torch.zeros(1 << 21, dtype=torch.long))
+    node = Node("linear", (Value(-1), Named("a.weight")))
+    network = CompressedNetwork((node,), {"a.weight": tensor}, {"a.weight": (1 << 21, 1)}, 9, (1,), frozenset(), {})
+    with pytest.raises(UnsupportedNetworkError, match="rows"):
+        network.to_bytes()
+    data = bytearray(network_of_rows(0).to_bytes()[8:])
+    at = data.index(bytes([16 * 8 + 2, 4, 7]))  # the last tensor's kind and shape
+    data[at : at + 3] = bytes([16 * 9 + 2, 0xFF, 0xFF, 0xFF, 0x07, 1])
+    with pytest.raises(CompressedFileError):
+        CompressedNetwork.from_bytes(with_checksum(bytes(data), 5))
 
 
 @pytest.mark.parametrize("dtype,code", [(torch.bool, 2), (torch.uint8, 256), (torch.int16, 1 << 15)])
