@@ -83,8 +83,9 @@ Limits, beyond which a file is refused before anything is allocated: 2^14 nodes 
 kind 2, those selected from), of which kinds 4, 5 and 8, and the steps of rows, at most 2^20; and of a file of n bytes
 behind its checksum 2^16 + 1,024 n numbers, 2^16 + 256 n of kinds 4, 5 and 8 and of rows, so that a hundred bytes never
 take more than a few megabytes. (A writer adds zero bytes at the end where a file would be shorter: they read as the
-end of the data does.) Grids have up to 1,024 a side and codes that :func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20
-bytes, fraction bits are within ±160, codes below 2^25, keywords of lower-case letters and underscores. What the network
+end of the data does.) Grids have up to 1,024 a side and codes that
+:func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20 bytes, fraction bits are within
+±160, codes below 2^25, keywords of lower-case letters and underscores. What the network
 computes for one input has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent
 cell too.
 """
