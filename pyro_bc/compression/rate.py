@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ..errors import UsageError
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Node, is_layer, layer_groups, layer_name
+from ..graph.nodes import Graph, Node, layer_groups, layer_nodes
+from ..inference.divergence import divergence as kl_from
 from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, Factor, cheapest, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
+from ..quantisation.rounding import on_grid
 from ..runtime.devices import on_cpu
+from ..runtime.random_state import seeded
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
@@ -46,9 +48,6 @@ _PART = 250
 
 #: nats by which a network's predictions change where nobody says how far they may.
 DIVERGENCE = 0.002
-
-# A bias is never finer than float32 itself.
-_MOST_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def priced(
     :param posterior: by the layer's name in the graph.
     :param curvature: of the layers; None for a mean-field posterior.
     """
-    nodes = _nodes(graph)
+    nodes = layer_nodes(graph)
     found: dict[str, Priced | None] = {}
     for name, layer in posterior.items():
         if name not in nodes or layer.codes:
@@ -111,10 +110,6 @@ def priced(
     return found
 
 
-def _nodes(graph: Graph) -> dict[str, Node]:
-    return {layer_name(node): node for node in reversed(graph.nodes) if is_layer(node)}
-
-
 @on_cpu
 def rate_coded(
     graph: Graph,
@@ -130,7 +125,7 @@ def rate_coded(
     """
     if not (math.isfinite(nats_per_bit) and nats_per_bit > 0):
         raise UsageError(f"nats_per_bit is the price of a bit, positive and finite, not {nats_per_bit!r}")
-    nodes = _nodes(graph)
+    nodes = layer_nodes(graph)
     result = dict(posterior)
     for name, price in prices.items():
         layer, groups = posterior[name], layer_groups(nodes[name])
@@ -144,12 +139,7 @@ def rate_coded(
 
 def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows:
     by_theory = [steps_of(price.cost, factor, nats_per_bit) for factor in price.factors]
-    exponents = torch.stack(by_theory).double() + _COARSER
-    if kind.is_transposed:  # rows are no rows of the tensor: one step, a power of two, for all
-        common = STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE)
-        exponent = torch.full((len(price.rows),), common)
-    else:
-        exponent = exponents.mean(0).round().long()
+    exponent = _of_rows(torch.stack(by_theory).double().mean(0) + _COARSER, kind)
     steps = torch.exp2(exponent / STEPS_PER_OCTAVE)
     parts = price.rows.split([factor.order.shape[1] for factor in price.factors], 1)
     codes = []
@@ -187,7 +177,8 @@ def price_for(
 
     def change(log_price: float) -> float:
         coded = rate_coded(graph, posterior, prices, math.exp(log_price))
-        value = float(kl_divergence(before, _densities(graph, coded, likelihood, x)).mean())
+        with seeded(0, x.device):  # the draw that stands in for a KL without a closed form
+            value = float(kl_from("y", before, _densities(graph, coded, likelihood, x)).mean())
         return value if math.isfinite(value) else math.inf
 
     low = high = _FIRST_PRICE
@@ -220,10 +211,7 @@ def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_b
     means = kind.rows(layer.weight_mean, groups)
     precision = _precision(kind.rows(layer.weight_variance, groups))
     cost = precision.mean(1)
-    exponent = _exponents(cost, nats_per_bit)
-    if kind.is_transposed:
-        common = STEPS_PER_OCTAVE * round(float(exponent.double().mean()) / STEPS_PER_OCTAVE)
-        exponent = torch.full_like(exponent, common)
+    exponent = _of_rows(_exponents(cost, nats_per_bit).double(), kind)
     steps = torch.exp2(exponent / STEPS_PER_OCTAVE)
     codes = (means / steps[:, None]).round().long()
     column = torch.arange(means.shape[1]).expand(means.shape)
@@ -240,6 +228,14 @@ def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_b
     if layer.bias_mean is not None and layer.bias_variance is not None:
         step = _step(float(_precision(layer.bias_variance).mean()), nats_per_bit)
     return CodedRows(codes, exponent, layer.bias_mean, step)
+
+
+def _of_rows(exponents: Tensor, kind: LayerType) -> Tensor:
+    """Whole exponents of the rows' steps; where rows are no rows of the tensor, one power of two for all."""
+    if not kind.is_transposed:
+        return exponents.round().long()
+    common = STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE)
+    return torch.full_like(exponents, common, dtype=torch.long)
 
 
 def _precision(variance: Tensor) -> Tensor:
@@ -272,8 +268,5 @@ def _stored(layer: LayerPosterior, node: Node, coded: CodedRows) -> dict[str, Fi
     else:
         found = {"weight": FixedPoint(codes.contiguous(), -base, rows=rows)}
     if coded.bias is not None:
-        bits = -round(torch.tensor(coded.bias_step).log2().item()) if coded.bias_step > 0 else 24
-        found["bias"] = FixedPoint(
-            (coded.bias.double() * 2.0**bits).round().long().clamp(-(2**24) + 1, 2**24 - 1), bits
-        )
+        found["bias"] = on_grid(coded.bias, -math.log2(coded.bias_step) if coded.bias_step > 0 else math.inf)
     return found

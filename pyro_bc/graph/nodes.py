@@ -92,6 +92,11 @@ def layer_name(node: Node) -> str:
     return node.args[1].name.removesuffix(".weight")
 
 
+def layer_nodes(graph: "Graph") -> dict[str, Node]:
+    """Every layer by name, with the first of the nodes that compute it."""
+    return {layer_name(node): node for node in reversed(graph.nodes) if is_layer(node)}
+
+
 def layer_groups(node: Node) -> int:
     """``groups`` of a convolution; 1 for a fully connected layer."""
     return int(layer_arguments(node).get("groups", 1))

@@ -20,9 +20,10 @@ def divergence(name: str, q: Any, p: Any, value: Any = None) -> Tensor:
         return kl_divergence(q, p)
     except NotImplementedError:
         pass
-    drawn = q.rsample() if value is None or isinstance(value, Deferred) else value
+    if value is None or isinstance(value, Deferred):
+        value = q.rsample() if q.has_rsample else q.sample()
     try:
-        return q.log_prob(drawn) - p.log_prob(drawn)
+        return q.log_prob(value) - p.log_prob(value)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name
+from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
 from ..runtime.random_state import seeded
@@ -79,11 +79,8 @@ def collect(
     :param seed: of the targets that are drawn; torch's global generator is left as it is.
     :raises UsageError: where the loader is empty, or its batches do not begin with a tensor.
     """
-    tensors = {
-        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in graph.tensors.items()
-    }
-    network = GraphNetwork(graph.nodes, tensors, graph.buffers)
-    sums = {name: _Sums.of(node, graph) for name, node in _first_uses(graph).items()}
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    sums = {name: _Sums.of(node, graph) for name, node in layer_nodes(graph).items()}
     seen = 0
     bar = Progress(
         TextColumn("curvature"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -113,14 +110,6 @@ def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
         left -= len(x[:left])
         if left <= 0:
             return
-
-
-def _first_uses(graph: Graph) -> dict[str, Node]:
-    found: dict[str, Node] = {}
-    for node in graph.nodes:
-        if is_layer(node):
-            found.setdefault(layer_name(node), node)
-    return found
 
 
 def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likelihood: Likelihood, x: Tensor) -> None:

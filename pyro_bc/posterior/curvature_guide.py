@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..graph.module import evaluating
-from ..graph.nodes import is_layer, layer_groups, layer_name
+from ..graph.nodes import layer_groups, layer_nodes
 from ..graph.read import read_graph
 from ..model.agreement import graph_names
 from ..model.network import BayesianNetwork
@@ -88,7 +88,7 @@ class CurvatureGuide(AutoGuide):
             if code_of(site["fn"]) is not None:
                 raise UsageError(f"site '{name}' is a learned code: curvature is of weights themselves")
         names = graph_names([name.removeprefix("net.") for name in self.layers], graph, model.skeleton)
-        nodes = {layer_name(node): node for node in graph.nodes if is_layer(node)}
+        nodes = layer_nodes(graph)
         #: some of the inputs, on which predictions before and after are compared.
         self.examples = x
         collected = collect(graph, model.likelihood, self._kept(first, batches), examples=examples, seed=seed,

@@ -64,12 +64,21 @@ def to_fixed_point(
     :param variance: posterior variance, same shape; 0 asks for float32's own precision.
     :param mask: which values survived pruning, same shape; the others stay 0 and have no say.
     """
+    if not bool(values.any()):
+        return on_grid(values, 0.0)
     surviving = variance if mask is None else variance[mask]
+    return on_grid(values, fraction_bits(surviving.flatten(), rule, noise_ratio))
+
+
+def on_grid(values: Tensor, needed: float) -> FixedPoint:
+    """Values rounded to a grid of so many fractional bits, or of the most that float32 can make use of.
+
+    :param needed: fractional bits, not yet rounded up; infinite for the most.
+    """
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest == 0:
         return FixedPoint(torch.zeros_like(values, dtype=torch.int64), 0)
     # The largest code fits _MOST_BITS with its sign: largest · 2^t < 2^(_MOST_BITS - 1).
     finest = _MOST_BITS - 2 - math.floor(math.log2(largest))
-    needed = fraction_bits(surviving.flatten(), rule, noise_ratio)
     t = finest if math.isinf(needed) else min(finest, math.ceil(needed))
     return FixedPoint(torch.round(values.double() * 2.0**t).long(), t)

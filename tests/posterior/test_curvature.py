@@ -161,3 +161,34 @@ def test_models_that_have_no_curvature_are_named():
     model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.LearnedCode(), num_data=10)
     with pytest.raises(UsageError, match="is a learned code"):
         pyro_bc.CurvatureGuide(model, [torch.ones(2, 6)], progress=False)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [pyro_bc.likelihoods.NegativeBinomial(), pyro_bc.likelihoods.Poisson(), pyro_bc.likelihoods.Normal(),
+     pyro_bc.likelihoods.SoftCategorical()],
+    ids=lambda likelihood: type(likelihood).__name__,
+)  # fmt: skip
+def test_a_price_is_found_for_likelihoods_without_a_closed_form_too(likelihood):
+    x, _ = two_of_six()
+    model = pyro_bc.BayesianNetwork(
+        two_layers(outputs=2), pyro_bc.StandardNormal(), num_data=200, likelihood=likelihood
+    )
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    small = pyro_bc.compress(model, guide)
+    assert small.to_bytes() == pyro_bc.compress(model, guide).to_bytes()
+    outputs, expected = small.network()(x), model.skeleton(x).detach()
+    assert float((outputs - expected).abs().mean()) < 0.3 * float(expected.abs().max())
+
+
+def test_a_large_bias_beside_a_fine_step_is_stored_as_it_is():
+    net = two_layers()
+    with torch.no_grad():
+        net[2].bias.copy_(torch.tensor([3e5, -2e5]))
+    x, _ = two_of_six()
+    model = pyro_bc.BayesianNetwork(
+        net, pyro_bc.StandardNormal(), num_data=200, likelihood=pyro_bc.likelihoods.Normal()
+    )
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    outputs = pyro_bc.compress(model, guide, nats_per_bit=1e-9).network()(x)
+    assert torch.allclose(outputs, net(x).detach(), rtol=1e-5)
