@@ -19,7 +19,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 from pyro_bc.app.datasets import load_dataset
-from pyro_bc.app.networks import lenet_5_caffe, lenet_300_100
+from pyro_bc.app.networks import BasicBlock, lenet_5_caffe, lenet_300_100
 from pyro_bc.compression.batch_norm import fold_batch_norm
 
 RUNS = Path("runs/six-networks")
@@ -37,31 +37,12 @@ class Problem:
     test_y: Tensor
 
 
-class Residual(nn.Module):
-    """Two convolutions beside a shortcut, as in ResNet-20 (He et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        same = inputs == outputs and stride == 1
-        self.short = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-        return (h + self.short(x)).relu()
-
-
 def resnet_20() -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     inputs = 16
     for outputs in (16, 32, 64):
         for block in range(3):
-            layers.append(Residual(inputs, outputs, 2 if block == 0 and outputs > 16 else 1))
+            layers.append(BasicBlock(inputs, outputs, 2 if block == 0 and outputs > 16 else 1))
             inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 

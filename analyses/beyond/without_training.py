@@ -31,6 +31,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from six_networks import NETWORKS, Problem, error, trained
@@ -132,14 +134,13 @@ def gptq(net: nn.Module, data: Problem) -> Iterator[Point]:
 
     model, guide = guide_of(net, data)
     round_rows = rate.round_rows
+
+    def without_price(*args: Any) -> Any:
+        return round_rows(*args[:4], 1e-12, args[5])
+
     for price in PRICES:
-        rate.round_rows = lambda rows, cost, factor, steps, price, lengths: round_rows(  # type: ignore[assignment]
-            rows, cost, factor, steps, 1e-12, lengths
-        )
-        try:
+        with mock.patch.object(rate, "round_rows", without_price):
             small = compress(model, guide, nats_per_bit=price)
-        finally:
-            rate.round_rows = round_rows
         yield "gptq", f"{price:.1e}", len(small.to_bytes()), small.network()
 
 

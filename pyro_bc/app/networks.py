@@ -119,7 +119,7 @@ def vgg_16(picture_shape: tuple[int, ...] = (3, 32, 32), classes: int = 10) -> n
     return nn.Sequential(modules)
 
 
-class _BasicBlock(nn.Module):
+class BasicBlock(nn.Module):
     """Two convolutions of 3x3 beside a shortcut (He et al. 2016a): activations behind the addition."""
 
     def __init__(self, channels: int, width: int, stride: int):
@@ -154,7 +154,7 @@ def resnet_18(picture_shape: tuple[int, ...] = (3, 32, 32), classes: int = 10) -
     for stage, width in enumerate((64, 128, 256, 512), 1):
         for block in (1, 2):
             stride = 2 if block == 1 and stage > 1 else 1
-            modules[f"stage{stage}_block{block}"] = _BasicBlock(channels, width, stride)
+            modules[f"stage{stage}_block{block}"] = BasicBlock(channels, width, stride)
             channels = width
     modules |= OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes))
     return nn.Sequential(modules)

@@ -86,16 +86,11 @@ def fold_into_posterior(
     :param posterior: by the layer's name in the graph.
     :returns: also by what each layer's outputs were multiplied, squared, ``(out,)``.
     """
-    tensors = dict(graph.tensors)
-    for name, layer in posterior.items():
-        tensors[f"{name}.weight"] = layer.weight_mean
-        if layer.bias_mean is not None:
-            tensors[f"{name}.bias"] = layer.bias_mean
-    graph = replace(graph, tensors=tensors)
-    layers = {
-        name: replace(layer, variance=torch.ones_like(layer.variance))
-        for name, layer in masked_layers(graph, {}, {}).items()
-    }
+    layers = masked_layers(graph, {}, {})
+    for name, layer in layers.items():
+        own = posterior.get(name)
+        weight, bias = (layer.weight, layer.bias) if own is None else (own.weight_mean, own.bias_mean)
+        layers[name] = replace(layer, weight=weight, bias=bias, variance=torch.ones_like(weight))
     graph, layers = fold_batch_norms(graph, layers)
     graph = with_weights(graph, layers)
     found, factors = dict(posterior), {}

@@ -25,7 +25,7 @@ from ..runtime.devices import device_of, on_cpu
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
-from .rate import DIVERGENCE, price_for, priced, rate_coded
+from .rate import DIVERGENCE, Priced, price_for, priced, rate_coded
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -70,7 +70,7 @@ def compress(
     :raises UsageError: where layers and network do not fit, or a threshold names no layer.
     """
     fitted = posterior_of(guide)
-    posterior = layer_posteriors(model, guide)
+    posterior = layer_posteriors(model, fitted)
     own = net is None
     if net is None:
         if not isinstance(model, BayesianNetwork):
@@ -102,14 +102,8 @@ def compress(
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     if nats_per_bit is not None or fitted.curvature is not None:
-        graph, posterior, factors = fold_into_posterior(graph, posterior)
-        curvature = None
-        if fitted.curvature is not None:
-            curvature = {
-                of_sites[name]: replace(own, softened=own.softened / factors.get(of_sites[name], 1.0))
-                for name, own in fitted.curvature.items()
-            }
-        prices = priced(graph, posterior, curvature, int(getattr(model, "num_data", len(example))))
+        num_data = int(getattr(model, "num_data", len(example)))
+        graph, posterior, prices = _prices(graph, posterior, fitted, of_sites, num_data)
         if nats_per_bit is None:
             x = example if fitted.examples is None else fitted.examples
             nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
@@ -141,6 +135,23 @@ def compress(
     )
     _check_not_constant(small, pruned, example)
     return small
+
+
+def _prices(
+    graph: Graph, posterior: Mapping[str, LayerPosterior], fitted: Posterior, names: Mapping[str, str], num_data: int
+) -> tuple[Graph, dict[str, LayerPosterior], dict[str, Priced | None]]:
+    """Graph and posterior without batch normalisation, and what the codes of their layers are chosen by.
+
+    :param names: of the layers in the graph, by their names in the model.
+    """
+    graph, folded, factors = fold_into_posterior(graph, posterior)
+    curvature = None
+    if fitted.curvature is not None:
+        curvature = {
+            names[name]: replace(own, softened=own.softened / factors.get(names[name], 1.0))
+            for name, own in fitted.curvature.items()
+        }
+    return graph, folded, priced(graph, folded, curvature, num_data)
 
 
 def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, LayerPosterior]:

@@ -327,13 +327,6 @@ class _Taken:
         self.decisions.append(bit)
 
 
-def contextual_bits(codes: np.ndarray) -> float:
-    """Code length of integers ``(rows, columns)`` in their contexts."""
-    decisions, probabilities = _contextual_decisions(codes)
-    taken = np.where(np.array(decisions, dtype=bool), probabilities, 1 - np.array(probabilities))
-    return -float(np.log2(taken).sum())
-
-
 def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float:
     """Code length of integers under the adaptive model.
 

@@ -208,8 +208,6 @@ def _state(record: Epoch, metric: str, guide: FactorizedGuide) -> str:
 @torch.no_grad()
 def _trainable(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> Any:
     """The model as a module that knows how much data there are."""
-    if isinstance(model, BayesianNetwork):
-        return model
     with running_on(x):
         return trainable(model, guide, x, y)
 

@@ -84,7 +84,7 @@ def content_of(
         if name not in posterior.layers:
             raise UsageError(f"there is no layer '{name}'; there are {', '.join(posterior.layers)}")
     found = _Variables(draws)
-    moments = summarize(guide)
+    moments = summarize(posterior)
     for layer in chosen:
         _add_layer(found, posterior, layer, moments[layer], weights)
     in_layers = {f"{name}.{role}" for name, layer in posterior.layers.items() for role in layer.sites}

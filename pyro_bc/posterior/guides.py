@@ -90,12 +90,12 @@ class Posterior:
     @property
     def device(self) -> torch.device:
         """Where the posterior is."""
-        return next(iter(self.centre().values())).device
+        return _centre(next(iter(self.marginals.values()))).device
 
 
 @singledispatch
 def posterior_of(guide: Any) -> Posterior:
-    """The posterior that a fitted guide holds, detached.
+    """The posterior that a fitted guide holds, detached; one that has been read already is given back.
 
     :raises RuntimeError: where the guide has not been set up by a first call.
     :raises UsageError: where it is no guide whose sites are known, or one with codes of another family.
@@ -104,6 +104,11 @@ def posterior_of(guide: Any) -> Posterior:
         f"the posterior of a {type(guide).__name__} cannot be read: give a FactorizedGuide, one of Pyro's autoguides "
         f"or an AutoGuideList of them, or teach it with pyro_bc.posterior.guides.posterior_of.register"
     )
+
+
+@posterior_of.register
+def _read(posterior: Posterior) -> Posterior:
+    return posterior
 
 
 @posterior_of.register

@@ -133,7 +133,8 @@ def code_bytes(guide: FactorizedGuide) -> float:
 def summarize(guide: Any) -> dict[str, LayerPosterior]:
     """Posterior summary of every layer of a fitted guide, in the order of the network.
 
-    :param guide: a :class:`~pyro_bc.FactorizedGuide`, or one of Pyro's (:mod:`pyro_bc.posterior.guides`).
+    :param guide: a :class:`~pyro_bc.FactorizedGuide`, one of Pyro's, or what was read of it
+        (:mod:`pyro_bc.posterior.guides`).
     :raises RuntimeError: where the guide has not been set up by a first call.
     :raises UsageError: where a site's posterior is NaN, or the guide is none that is known.
     """

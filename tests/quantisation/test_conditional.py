@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from pyro_bc.errors import UsageError
-from pyro_bc.file.coder import contextual_bits
+from pyro_bc.file.coder import Encoder
 from pyro_bc.quantisation import conditional
 from pyro_bc.quantisation.conditional import CodeLengths, factorised, round_rows, steps_of
+
+
+def contextual_bits(codes):
+    coder = Encoder()
+    coder.contextual(codes)
+    return 8 * len(coder.data())
 
 
 def moments(n, groups=1, seed=0):
