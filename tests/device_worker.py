@@ -368,7 +368,9 @@ def runs(folder):
         whole = run(settings, folder / name, progress=False, device=DEVICE)
         with contextlib.suppress(Stop):
             run(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
-        with mock.patch("pyro_bc.app.job.write_report"):  # that of the whole run is looked at
+        # Report and diagnostics of the whole run are looked at.
+        without = {"write_report": lambda folder, metrics: None, "diagnostics_of": lambda *args: {}}
+        with mock.patch.multiple("pyro_bc.app.job", **without):
             resumed = run(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
         evaluated = pyro_bc.load(folder / name / "network.pbc")
         test = load_dataset("digits")

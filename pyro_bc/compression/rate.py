@@ -16,10 +16,10 @@ from ..errors import UsageError
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, layer_groups, layer_nodes
-from ..inference.divergence import divergence as kl_from
 from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
+from ..priors.divergence import divergence as kl_from
 from ..quantisation.conditional import CodeLengths, Factor, cheapest, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..quantisation.rounding import on_grid

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..priors.cells import Cell
+from ..priors.divergence import divergence
 from . import deferred_rules as deferred_rules  # operations on what is deferred
 from .deferred import Deferred, is_deferrable
-from .divergence import divergence
 from .straight_through import is_rounding, rounded
 
 
@@ -70,7 +70,8 @@ class _ElboMessenger(Messenger):
     def _divergence(self, name: str, fn: Any) -> Tensor:
         q = self.q[name]
         if not isinstance(q, Cell):
-            return divergence(name, q, fn, self.values[name])
+            value = self.values[name]
+            return divergence(name, q, fn, None if isinstance(value, Deferred) else value)
         # Known as an expectation only: a draw's, with the value that the network computes with unless that is rounded.
         value = q.rsample() if self.is_rounding else self.values[name]
         return -fn.log_prob(value)

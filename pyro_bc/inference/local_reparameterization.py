@@ -44,9 +44,9 @@ from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
 from ..priors.base import base_distribution
+from ..priors.divergence import divergence
 from . import deferred_rules as deferred_rules  # operations on what is deferred
 from .deferred import Deferred, is_deferrable, plain
-from .divergence import divergence
 
 
 class _Undrawn(TorchDistribution):

@@ -6,21 +6,20 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..errors import UsageError
-from .deferred import Deferred
 
 
 def divergence(name: str, q: Any, p: Any, value: Any = None) -> Tensor:
     r"""KL of a site's guide from its prior; without a closed form :math:`\log q(v) - \log p(v)` of a draw :math:`v`.
 
     :param name: of the site.
-    :param value: the site's, where it has been drawn; another draw stands in for one that is deferred.
+    :param value: the site's, where it has been drawn; None for another draw.
     :raises UsageError: where the prior scores no draw of the guide, either; names the site.
     """
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         pass
-    if value is None or isinstance(value, Deferred):
+    if value is None:
         value = q.rsample() if q.has_rsample else q.sample()
     try:
         return q.log_prob(value) - p.log_prob(value)
