@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.loaders import loader_steps
 from ..errors import EmptyNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
 from ..file.contents import Floats, Numbers, Selection, Stored, integers_of
@@ -26,6 +27,7 @@ from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 from .rate import DIVERGENCE, Priced, price_for, priced, rate_coded
+from .rounded_training import price_with_training, train_rounded
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -39,6 +41,9 @@ def compress(
     thresholds: Mapping[str, float] | None = None,
     nats_per_bit: float | None = None,
     divergence: float = DIVERGENCE,
+    epochs: int = 0,
+    loader: Iterable[Any] | None = None,
+    progress: bool = True,
     precision: str = "posterior",
     noise_ratio: float = NOISE_RATIO,
     dense: CompressedNetwork | nn.Module | None = None,
@@ -58,6 +63,10 @@ def compress(
         :class:`~pyro_bc.CurvatureGuide` for the price that ``divergence`` allows.
     :param divergence: by how much the predictions of a network whose posterior is its curvature may change where no
         price is given: mean KL, in nats an input, on inputs that the guide has seen.
+    :param epochs: where codes have a price: passes over ``loader`` in which the network is trained on with its codes in
+        the loop (:mod:`pyro_bc.compression.rounded_training`).
+    :param loader: training batches ``(x, y)``; needed for ``epochs`` alone.
+    :param progress: whether to show a progress bar for them.
     :param precision: rule that sets the bits, ``posterior`` or ``paper`` (:mod:`pyro_bc.quantisation.rounding`).
     :param noise_ratio: rounding noise as a part of the posterior's variance, for the rule ``posterior``.
     :param dense: what the figures compare with: the compression that the model's network came from
@@ -67,8 +76,11 @@ def compress(
         its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
     :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
-    :raises UsageError: where layers and network do not fit, or a threshold names no layer.
+    :raises UsageError: where layers and network do not fit, a threshold names no layer, or there are ``epochs``
+        without a ``loader`` or a price of codes.
     """
+    if epochs < 0 or (epochs and loader is None):
+        raise UsageError(f"epochs is 0, or how often to pass over loader=…, the training batches (x, y); not {epochs}")
     fitted = posterior_of(guide)
     posterior = layer_posteriors(model, fitted)
     own = net is None
@@ -107,7 +119,17 @@ def compress(
         if nats_per_bit is None:
             x = example if fitted.examples is None else fitted.examples
             nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
-        posterior = rate_coded(graph, posterior, prices, nats_per_bit)
+            if epochs:
+                nats_per_bit = price_with_training(nats_per_bit, epochs * loader_steps(loader))
+        if epochs and loader is not None:
+            graph, posterior = train_rounded(
+                graph, posterior, prices, nats_per_bit, model.likelihood, loader,
+                epochs=epochs, num_data=num_data, progress=progress,
+            )  # fmt: skip
+        else:
+            posterior = rate_coded(graph, posterior, prices, nats_per_bit)
+    elif epochs:
+        raise UsageError("epochs train on with codes that have a price: give nats_per_bit, or a CurvatureGuide")
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose

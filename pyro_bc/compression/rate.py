@@ -20,7 +20,7 @@ from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
 from ..priors.divergence import divergence as kl_from
-from ..quantisation.conditional import CodeLengths, Factor, cheapest, factorised, round_rows, steps_of
+from ..quantisation.conditional import CodeLengths, Factor, cheapest_entries, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..quantisation.rounding import on_grid
 from ..runtime.devices import on_cpu
@@ -81,6 +81,22 @@ class Priced:
     has_bias: bool
 
 
+@dataclass(frozen=True)
+class Entries:
+    """What each of a layer's weights is rounded by where none is told of the others.
+
+    :param means: posterior means, ``(out, n)``, a bias not among them.
+    :param price: nats of a squared error of 1 once all that is rounded later has made up for it, ``(out, n)``.
+    :param exponents: of the rows' steps, in quarters of an octave, ``(out,)``.
+    :param bias_step: step that the bias's posterior allows.
+    """
+
+    means: Tensor
+    price: Tensor
+    exponents: Tensor
+    bias_step: float
+
+
 @on_cpu
 def priced(
     graph: Graph, posterior: Mapping[str, LayerPosterior], curvature: Mapping[str, Curvature] | None, num_data: int
@@ -133,26 +149,58 @@ def rate_coded(
             coded = _independent(layer, layer.layer_type, groups, nats_per_bit)
         else:
             coded = _dependent(price, layer.layer_type, nats_per_bit)
-        result[name] = replace(layer, codes=_stored(layer, nodes[name], coded))
+        result[name] = replace(layer, codes=stored_rows(layer, nodes[name], coded))
     return result
 
 
-def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows:
+@on_cpu
+def entries_of(layer: LayerPosterior, price: Priced | None, groups: int, nats_per_bit: float) -> Entries:
+    """A layer's weights, one by one; ``price`` and ``nats_per_bit`` as in :func:`rate_coded`."""
+    kind = layer.layer_type
+    if price is None:
+        means, precision, exponents, bias_step = _diagonal(layer, kind, groups, nats_per_bit)
+        return Entries(means, 0.5 * precision, exponents, bias_step)
+    columns = []
+    for factor in price.factors:
+        pivots = factor.upper.diagonal(dim1=-2, dim2=-1)
+        by_group = torch.zeros_like(pivots).scatter_(1, factor.order, 1 / pivots.square())
+        columns.append(by_group.repeat_interleave(len(price.cost) // len(by_group), 0))
+    each = 0.5 * price.cost[:, None] * torch.cat(columns, 1)
+    last = price.rows.shape[1] - price.has_bias
+    step = _step(float(price.cost.mean()), nats_per_bit) if price.has_bias else 0.0
+    return Entries(price.rows[:, :last], each[:, :last], _exponents_of(price, kind, nats_per_bit), step)
+
+
+def _exponents_of(price: Priced, kind: LayerType, nats_per_bit: float) -> Tensor:
     by_theory = [steps_of(price.cost, factor, nats_per_bit) for factor in price.factors]
-    exponent = _of_rows(torch.stack(by_theory).double().mean(0) + _COARSER, kind)
-    steps = torch.exp2(exponent / STEPS_PER_OCTAVE)
-    parts = price.rows.split([factor.order.shape[1] for factor in price.factors], 1)
-    codes = []
+    return _of_rows(torch.stack(by_theory).double().mean(0) + _COARSER, kind)
+
+
+def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows:
+    exponent = _exponents_of(price, kind, nats_per_bit)
+    codes, left = conditioned(price, price.rows, torch.exp2(exponent / STEPS_PER_OCTAVE), nats_per_bit)
+    if not price.has_bias:
+        return CodedRows(codes, exponent, None, 0.0)
+    # Nothing is rounded behind the bias, whose mean has made up for all that was before.
+    return CodedRows(codes[:, :-1], exponent, left[:, -1], _step(float(price.cost.mean()), nats_per_bit))
+
+
+@on_cpu
+def conditioned(price: Priced, rows: Tensor, steps: Tensor, nats_per_bit: float) -> tuple[Tensor, Tensor]:
+    """Codes of rows, and the conditional means that were rounded to them, both ``(out, n)``; a bias is the last entry.
+
+    :param rows: means, of the shape of the layer's own.
+    :param steps: of each row, ``(out,)``.
+    """
+    codes, means = [], []
+    parts = rows.split([factor.order.shape[1] for factor in price.factors], 1)
     for part, factor in zip(parts, price.factors, strict=True):
         own, left = (part / steps[:, None]).round().long(), part
         for _ in range(_PASSES):
             own, left, _ = round_rows(part, price.cost, factor, steps, nats_per_bit, CodeLengths(own))
         codes.append(own)
-    whole = torch.cat(codes, 1)
-    if not price.has_bias:
-        return CodedRows(whole, exponent, None, 0.0)
-    # Nothing is rounded behind the bias, whose mean has made up for all that was before.
-    return CodedRows(whole[:, :-1], exponent, left[:, -1], _step(float(price.cost.mean()), nats_per_bit))
+        means.append(left)
+    return torch.cat(codes, 1), torch.cat(means, 1)
 
 
 @on_cpu
@@ -208,26 +256,25 @@ def _densities(graph: Graph, posterior: Mapping[str, LayerPosterior], likelihood
 
 def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float) -> CodedRows:
     """The diagonal case: every entry has a precision of its own."""
+    means, precision, exponent, bias_step = _diagonal(layer, kind, groups, nats_per_bit)
+    steps = torch.exp2(exponent / STEPS_PER_OCTAVE)[:, None]
+    codes = (means / steps).round().long()
+    for _ in range(_PASSES):
+        codes = cheapest_entries(means, 0.5 * precision, steps, nats_per_bit, CodeLengths(codes))
+    return CodedRows(codes, exponent, layer.bias_mean, bias_step)
+
+
+def _diagonal(
+    layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Means and precisions of a layer's weights as rows, the rows' exponents, and the bias's step."""
     means = kind.rows(layer.weight_mean, groups)
     precision = _precision(kind.rows(layer.weight_variance, groups))
-    cost = precision.mean(1)
-    exponent = _of_rows(_exponents(cost, nats_per_bit).double(), kind)
-    steps = torch.exp2(exponent / STEPS_PER_OCTAVE)
-    codes = (means / steps[:, None]).round().long()
-    column = torch.arange(means.shape[1]).expand(means.shape)
-    for _ in range(_PASSES):
-        lengths = CodeLengths(codes)
-        codes = torch.stack(
-            [
-                cheapest(means[:, j], 0.5 * precision[:, j], steps, nats_per_bit, lengths, column[:, j])
-                for j in range(means.shape[1])
-            ],
-            1,
-        )
+    exponent = _of_rows(_exponents(precision.mean(1), nats_per_bit).double(), kind)
     step = 0.0
     if layer.bias_mean is not None and layer.bias_variance is not None:
         step = _step(float(_precision(layer.bias_variance).mean()), nats_per_bit)
-    return CodedRows(codes, exponent, layer.bias_mean, step)
+    return means, precision, exponent, step
 
 
 def _of_rows(exponents: Tensor, kind: LayerType) -> Tensor:
@@ -256,7 +303,7 @@ def _step(cost: float, nats_per_bit: float) -> float:
     return 2.0 ** (int(exponent) // STEPS_PER_OCTAVE)
 
 
-def _stored(layer: LayerPosterior, node: Node, coded: CodedRows) -> dict[str, FixedPoint]:
+def stored_rows(layer: LayerPosterior, node: Node, coded: CodedRows) -> dict[str, FixedPoint]:
     """Codes as a file holds them, in the shape of the weight."""
     kind = layer.layer_type
     codes = kind.from_rows(coded.codes, layer.weight_mean.shape, layer_groups(node))

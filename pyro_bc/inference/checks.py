@@ -16,34 +16,6 @@ from ..runtime.devices import check_device
 _ADVICE = "A smaller learning rate usually helps; the checkpoint of the epoch before stays"
 
 
-def loader_steps(loader: Any) -> int:
-    """How many batches a loader has.
-
-    :raises UsageError: where it has none, or cannot say.
-    """
-    try:
-        steps = len(loader)
-    except TypeError:
-        raise UsageError(
-            f"the training loader is gone through once an epoch and must have a length, which {type(loader).__name__} "
-            f"has not: give a DataLoader, pyro_bc.data.Batches, or a list of (x, y)"
-        ) from None
-    if not steps:
-        raise UsageError("the training loader is empty")
-    return steps
-
-
-def first_batch(loader: Any) -> tuple[Tensor, Tensor]:
-    """The first batch.
-
-    :raises UsageError: where it is no pair of tensors.
-    """
-    batch = next(iter(loader))
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        raise UsageError(f"the training loader gives pairs (inputs, targets) of tensors, not {type(batch).__name__}")
-    return batch[0], batch[1]
-
-
 @contextmanager
 def running_on(x: Tensor) -> Iterator[None]:
     """A context that runs a network on its first batch, and says so where the two do not fit.

@@ -63,10 +63,6 @@ class CodeLengths:
         #: of the magnitude of an integer that is not 0, ``(magnitudes,)``.
         self.magnitude = bits.float()
 
-    def of(self, magnitudes: Tensor, column: Tensor) -> Tensor:
-        """Bits of integers that are not 0, ``(rows, candidates)``, in the given column of every row, ``(rows,)``."""
-        return self.nonzero.gather(1, column[:, None]) + self.magnitude[magnitudes.clamp(max=_MAGNITUDES)]
-
     def total(self, codes: Tensor) -> float:
         """Bits of all integers, ``(rows, columns)``."""
         magnitudes = codes.abs()
@@ -158,20 +154,36 @@ def round_rows(
     return torch.zeros_like(codes).scatter_(1, order, codes), torch.zeros_like(rows).scatter_(1, order, values), nats
 
 
+def cheapest_entries(values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths) -> Tensor:
+    """The code of each value that costs least, nats and bits together, ``(rows, columns)``.
+
+    :param values: all of them, ``(rows, columns)``.
+    :param price: nats of a squared error of 1, of their shape.
+    :param steps: of each row, ``(rows, 1)``.
+    """
+    return _cheapest(values, price, steps, nats_per_bit, lengths.zero, lengths.nonzero, lengths.magnitude)
+
+
 def cheapest(
     values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths, column: Tensor
 ) -> Tensor:
-    """The code of each value that costs least, nats and bits together, ``(rows,)``.
+    """Likewise of one value of each row, ``(rows,)``; so are ``price`` and ``steps``.
 
-    :param values: one of each row, ``(rows,)``.
-    :param price: nats of a squared error of 1.
     :param column: where each value stands in its row.
     """
+    zero, nonzero = (table.gather(1, column[:, None])[:, 0] for table in (lengths.zero, lengths.nonzero))
+    return _cheapest(values, price, steps, nats_per_bit, zero, nonzero, lengths.magnitude)
+
+
+def _cheapest(
+    values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, zero: Tensor, nonzero: Tensor, magnitude: Tensor
+) -> Tensor:
     low = (values / steps).floor()
-    candidates = torch.stack([low, low + 1], 1)
-    bits = lengths.of(candidates.abs().long(), column)
-    total = price[:, None] * (values[:, None] - candidates * steps[:, None]).square() + nats_per_bit * bits
-    total = torch.where(candidates == 0, torch.inf, total)
-    least, which = total.min(1)
-    zero = price * values.square() + nats_per_bit * lengths.zero.gather(1, column[:, None])[:, 0]
-    return torch.where(zero <= least, 0.0, candidates.gather(1, which[:, None])[:, 0]).long()
+    costs = []
+    for code in (low, low + 1):
+        bits = nonzero + magnitude[code.abs().long().clamp(max=_MAGNITUDES)]
+        cost = price * (values - code * steps).square() + nats_per_bit * bits
+        costs.append(torch.where(code == 0, torch.inf, cost))
+    nearest = torch.where(costs[1] < costs[0], low + 1, low)
+    least = torch.minimum(*costs)
+    return torch.where(price * values.square() + nats_per_bit * zero <= least, 0.0, nearest).long()
