@@ -36,12 +36,12 @@ from .rate import CodedRows, Entries, Priced, conditioned, entries_of, stored_ro
 # whatever they start from, and a start that makes up for each of them by others costs twice the bits.
 _ENOUGH_STEPS, _DEARER, _REDUNDANT = 500, 3.0, 4.0
 
-# The price of a bit at the first step, beside the last, and the part of the training in which it rises, where codes have
-# not made up for each other from the start.
+# The price of a bit at the first step, beside the last, and the part of the training in which it rises, where codes do
+# not make up for each other from the start.
 _FIRST_PRICE, _RISES = 0.1, 0.6
 
 # Rates of the first steps: of weights, beside the spread of their layer's, and of all else.
-_RATE, _OTHER_RATE = 0.015, 1e-3
+_RATE, _OTHER_RATE = 0.02, 1e-3
 
 # The median magnitude of a normal, in deviations: a spread that a few large weights do not move.
 _NORMAL_MEDIAN = 0.6745
