@@ -1,4 +1,4 @@
-"""The command ``pyro-bc``: run, evaluate, inspect, export, report."""
+"""The command ``pyro-bc``: run, compress, evaluate, inspect, export, report."""
 
 import argparse
 import json
@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..compression.rate import DIVERGENCE
 from ..errors import CompressedFileError, PyroBCError, UsageError
 from ..file import compressed
 from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
 from ..inspection.diagnostics import error_percent
 from ..quantisation.rounding import RULES
+from .compress_job import compress_trained
 from .datasets import DATASETS, Dataset, load_dataset
 from .job import run
 from .networks import NETWORKS
 from .report import write_report
-from .settings import PRIORS, Settings, options_of
+from .settings import PRIORS, CompressSettings, Settings, options_of
 from .tables import markdown
 
 #: what ``--objective rate`` means.
@@ -63,6 +65,24 @@ def parser() -> argparse.ArgumentParser:
     )
     job.add_argument("--resume", action="store_true", help="continue the run in --out")
     job.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+    small = commands.add_parser("compress", help="compress a trained network without a fit, into a folder")
+    small.add_argument("net", metavar="NET", help=f"{', '.join(NETWORKS)}; or your own: module:callable, file.py:Class")
+    small.add_argument("--weights", metavar="FILE", help="its trained weights: .safetensors, or a saved state_dict")
+    small.add_argument(
+        "--data", required=True, help=f"{', '.join(DATASETS)}; or a file of inputs: .npy, .npz or .safetensors"
+    )
+    small.add_argument("--data-dir", help="folder with a data set's original files (default: $PYRO_BC_DATA)")
+    small.add_argument("--out", required=True, help="folder for the results; must be new")
+    small.add_argument("--epochs", type=int, default=0, help="train on for so many, rounded; needs targets")
+    small.add_argument("--batch-size", type=int, default=128)
+    small.add_argument(
+        "--divergence", type=float, default=DIVERGENCE,
+        help=f"by how much predictions may change without a training, in nats an input (default: {DIVERGENCE})",
+    )  # fmt: skip
+    small.add_argument("--nats-per-bit", type=float, help="price of a bit, instead of what the divergence allows")
+    small.add_argument("--seed", type=int, default=0)
+    small.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
     check = commands.add_parser("evaluate", help="test error of a .pbc file")
     check.add_argument("file")
@@ -118,6 +138,16 @@ def _run(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr),
         device=args.device,
+    )
+    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+
+
+def _compress(args: argparse.Namespace) -> None:
+    settings = CompressSettings(
+        args.net, args.data, args.weights, args.epochs, args.batch_size, args.nats_per_bit, args.divergence, args.seed
+    )
+    metrics = compress_trained(
+        settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=lambda line: print(line, file=sys.stderr)
     )
     print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
@@ -225,7 +255,10 @@ def _export(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
-    commands = {"run": _run, "evaluate": _evaluate, "inspect": _inspect, "export": _export, "report": _report}
+    commands = {
+        "run": _run, "compress": _compress, "evaluate": _evaluate, "inspect": _inspect, "export": _export,
+        "report": _report,
+    }  # fmt: skip
     try:
         commands[args.command](args)
     except PyroBCError as error:

@@ -1,5 +1,6 @@
 """The data and the dense network of a run."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,12 @@ def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
-    """Fill a network with the tensors of a safetensors file, by their names in its ``state_dict``.
+    """Fill a network with the tensors of a file, by their names in its ``state_dict``.
 
+    :param path: of a ``.safetensors`` file, or of what ``torch.save`` wrote of a ``state_dict``.
     :raises UsageError: where the file cannot be read, or names or shapes differ.
     """
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"'{path}' is not a readable safetensors file ({error})") from None
+    weights = _weights(Path(path))
     # Names that a state_dict has, but that no forward pass reads.
     expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in expected.items():
@@ -48,6 +47,22 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         if name not in net.state_dict():
             raise UsageError(f"'{path}' holds '{name}', which the network does not have")
     net.load_state_dict(weights, strict=False)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix in (".pt", ".pth", ".bin"):
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UsageError(f"'{path}' is no state_dict that torch.load(weights_only=True) reads: {reason}") from None
+        if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+            raise UsageError(f"'{path}' holds no state_dict: save net.state_dict() with torch.save")
+        return found
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(f"'{path}' is not a readable safetensors file ({error})") from None
 
 
 def dense_network(

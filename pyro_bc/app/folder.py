@@ -7,11 +7,15 @@ from typing import Any
 
 from ..errors import CheckpointError, OutputError, UsageError
 from ..runtime.files import is_empty, only_run_in, write_atomically
-from .settings import Settings, as_json, flat
+from .settings import CompressSettings, Settings, as_json, flat
 
 
 def in_folder(
-    out: Path, settings: Settings, resume: bool, say: Callable[[str], None], job: Callable[[Path], dict[str, Any]]
+    out: Path,
+    settings: Settings | CompressSettings,
+    resume: bool,
+    say: Callable[[str], None],
+    job: Callable[[Path], dict[str, Any]],
 ) -> dict[str, Any]:
     """Do a job in a new folder, with its settings in it, or go on with one; no other run can be in it meanwhile.
 
@@ -42,7 +46,7 @@ def in_folder(
         return job(out)
 
 
-def _check_settings(out: Path, settings: Settings) -> None:
+def _check_settings(out: Path, settings: Settings | CompressSettings) -> None:
     file = out / "run.json"
     if not file.is_file():
         raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")

@@ -24,6 +24,7 @@ from ..inspection.diagnostics import (
 )
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.guides import posterior_of
 from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..quantisation.rounding import RULES
@@ -41,7 +42,7 @@ def export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Datas
     """Write a fit for ArviZ, with predictions of a spread of training points; fewer of them for a large network."""
     points, draws = _effort(model, data.train_x)
     index = torch.linspace(0, len(data.train_x) - 1, min(points, len(data.train_x))).long()
-    codes = sum(code.centre.numel() for code in guide.posterior().values() if isinstance(code, Cell))
+    codes = sum(q.centre.numel() for q in posterior_of(guide).marginals.values() if isinstance(q, Cell))
     save_inference_data(
         path, guide, data.train_x[index], data.train_y[index], draws=draws, history=history,
         weights=0 < codes <= _MOST_CODES,
@@ -60,7 +61,7 @@ def _effort(model: BayesianNetwork, x: Tensor) -> tuple[int, int]:
 
 def diagnostics_of(
     model: BayesianNetwork,
-    guide: FactorizedGuide,
+    guide: Any,
     decoded: nn.Module,
     data: Dataset,
     kl_weight: float,
@@ -106,7 +107,6 @@ def metrics_of(
     guide: FactorizedGuide,
 ) -> dict[str, Any]:
     """The figures of a run; error and loss are those of the network decoded from the file."""
-    figures = small.compression(file_bytes)
     last = history[-1]
     coded = Cell in guide.families.values()
     length = {"code_bytes": round(code_bytes(guide), 1)} if coded else {}
@@ -119,6 +119,23 @@ def metrics_of(
         "n": len(data.test_x),
         "seed": settings.seed,
         "recipe": asdict(recipe(settings)),
+        **figures_of(small, decoded, data, dense_error, file_bytes),
+        "precision": "learned" if coded else settings.precision,
+        **length,
+        "loss_nats": {
+            "negative_elbo_per_example": last.loss,
+            "negative_log_likelihood_per_example": last.negative_log_likelihood,
+            "kl_per_example": last.kl,
+        },
+        "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
+    }
+
+
+def figures_of(
+    small: compressed.CompressedNetwork, decoded: nn.Module, data: Dataset, dense_error: float, file_bytes: int
+) -> dict[str, Any]:
+    """Sizes and errors of a compressed network; error and loss are those of the network decoded from the file."""
+    return {
         "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
         "compressed": {
             "error_percent": error_percent(decoded, data.test_x, data.test_y),
@@ -128,16 +145,8 @@ def metrics_of(
         "architecture": list(small.architecture),
         "bits": list(small.bits),
         "thresholds": thresholds_of(small),
-        "precision": "learned" if coded else settings.precision,
-        "compression": {name: round(value, 3) for name, value in asdict(figures).items()},
+        "compression": {name: round(value, 3) for name, value in asdict(small.compression(file_bytes)).items()},
         "file_bytes": file_bytes,
-        **length,
-        "loss_nats": {
-            "negative_elbo_per_example": last.loss,
-            "negative_log_likelihood_per_example": last.negative_log_likelihood,
-            "kl_per_example": last.kl,
-        },
-        "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
     }
 
 

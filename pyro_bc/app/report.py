@@ -110,7 +110,8 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
                 lambda ax, layer=layer, cut=cut: plots.group_statistics(layer, cut, ax), plots.group_statistics,
             )  # fmt: skip
     one = next(iter(layers.values()))
-    if len(shape) == 3 and one.weight_mean.dim() == 2:
+    pixels = int(np.prod(shape[-2:])) if len(shape) == 3 else 0
+    if pixels and one.weight_mean.dim() == 2 and one.weight_mean.shape[1] % pixels == 0:
         size = int(shape[-2]), int(shape[-1])
         cut = pruning_cuts.get(one.name.removeprefix("net."))
         add("Where it was cut", "pixels", lambda ax: plots.pixel_importance(one, size, cut, ax), plots.pixel_importance)

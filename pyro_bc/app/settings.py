@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from ..compression.rate import DIVERGENCE
 from ..errors import UsageError
 from ..priors.base import Prior
 from ..priors.horseshoe import GroupHorseshoe
@@ -173,6 +174,8 @@ def command(settings: Mapping[str, Any]) -> str:
 
     :param settings: as ``run.json`` holds them.
     """
+    if "prior" not in settings:
+        return _compress_command(settings)
     words = ["pyro-bc run", f"--net {settings['net']}", f"--prior {settings['prior']}", f"--data {settings['data']}"]
     plain = Settings("", "", "")
     for stage, own in options_of(plain):
@@ -186,6 +189,37 @@ def command(settings: Mapping[str, Any]) -> str:
     return " ".join([*words, "--development"] if settings.get("development") else words)
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CompressSettings:
+    """What a compression of a trained network is.
+
+    :param net: name of a network of ours, or a user's (:func:`~pyro_bc.app.own_network.built`).
+    :param data: name of a data set, or a file (:func:`~pyro_bc.app.own_data.load_examples`).
+    :param weights: file of its trained weights; None where ``net`` makes a trained network.
+    :param epochs: that it is trained on for, rounded.
+    :param nats_per_bit: price of a bit; None for the one that ``divergence`` allows.
+    :param divergence: by how much predictions may change, mean KL, nats an input.
+    """
+
+    net: str
+    data: str
+    weights: str | None = None
+    epochs: int = 0
+    batch_size: int = 128
+    nats_per_bit: float | None = None
+    divergence: float = DIVERGENCE
+    seed: int = 0
+
+
+def as_json(settings: Settings | CompressSettings) -> dict[str, Any]:
     """The settings as ``run.json`` holds them."""
     return asdict(settings)
+
+
+def _compress_command(settings: Mapping[str, Any]) -> str:
+    words = [f"pyro-bc compress {settings['net']} --data {settings['data']}"]
+    plain = asdict(CompressSettings("", ""))
+    for name in ("weights", "epochs", "batch_size", "nats_per_bit", "divergence", "seed"):
+        if settings[name] != plain[name]:
+            words.append(f"--{name.replace('_', '-')} {settings[name]}")
+    return " ".join(words)

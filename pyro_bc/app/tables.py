@@ -34,7 +34,21 @@ def markdown(metrics: Mapping[str, Any]) -> str:
             f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
+    cut = cuts_in_words(metrics["thresholds"])
+    lines += [
+        "",
+        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). {cut}. {', '.join(_training(metrics))}, "
+        f"{metrics['seconds']:.0f} s in all.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _training(metrics: Mapping[str, Any]) -> list[str]:
+    """What was trained, in words."""
     recipe = metrics["recipe"]
+    if "fit" not in recipe:
+        return [f"{recipe['epochs']} epochs of training, rounded" if recipe["epochs"] else "Without training"]
     own, again = recipe["fit"], recipe["finetune"]
     how = [f"{own['epochs']} epochs", f"KL weight {own['kl_weight']:g}"]
     if metrics["started_from"]:
@@ -51,14 +65,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         how.append("and mirrored")
     if own["affine"]:
         how.append(f"affine augmentation {own['affine']:g}")
-    cut = cuts_in_words(metrics["thresholds"])
-    lines += [
-        "",
-        f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). {cut}. {', '.join(how)}, "
-        f"{metrics['seconds']:.0f} s in all.",
-        "",
-    ]
-    return "\n".join(lines)
+    return how
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

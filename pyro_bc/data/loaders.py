@@ -1,4 +1,4 @@
-"""What a training asks of a loader: batches of inputs and targets, and how many there are."""
+"""What is asked of a loader: batches of finite inputs, for a training with targets, and how many there are."""
 
 from typing import Any
 
@@ -33,3 +33,9 @@ def first_batch(loader: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         raise UsageError(f"the training loader gives pairs (inputs, targets) of tensors, not {type(batch).__name__}")
     return batch[0], batch[1]
+
+
+def check_inputs(x: Tensor, what: str) -> None:
+    """:raises UsageError: where inputs are not finite; begins with ``what``."""
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise UsageError(f"{what} hold NaN or infinite numbers; clean the data")

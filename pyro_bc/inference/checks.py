@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..data.loaders import check_inputs
 from ..errors import NonFiniteLossError, PyroBCError, UsageError
 from ..model.likelihoods import Likelihood
 from ..runtime.devices import check_device
@@ -31,12 +32,6 @@ def running_on(x: Tensor) -> Iterator[None]:
         raise UsageError(
             f"the model cannot be run on the first batch, inputs of shape {tuple(x.shape)} and {x.dtype}: {reason}"
         ) from error
-
-
-def check_inputs(x: Tensor, what: str) -> None:
-    """:raises UsageError: where inputs are not finite; begins with ``what``."""
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise UsageError(f"{what} hold NaN or infinite numbers; clean the data")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..data.loaders import first_batch, loader_steps
+from ..data.loaders import check_inputs, first_batch, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
@@ -34,7 +34,7 @@ from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
 from .checkpoint import CHECKPOINT_FORMAT, restore_fit, save_fit
-from .checks import BatchCheck, check_finite, check_inputs, not_finite_error, running_on
+from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler

@@ -22,6 +22,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ..data.loaders import check_inputs
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import GraphNetwork
@@ -77,7 +78,7 @@ def collect(
 
     :param loader: batches of inputs, alone or the first of several; more than ``examples`` are not read.
     :param seed: of the targets that are drawn; torch's global generator is left as it is.
-    :raises UsageError: where the loader is empty, or its batches do not begin with a tensor.
+    :raises UsageError: where the loader is empty, or its batches do not begin with a tensor of finite numbers.
     """
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
     sums = {name: _Sums.of(node, graph) for name, node in layer_nodes(graph).items()}
@@ -106,6 +107,7 @@ def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
         x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
         if not isinstance(x, Tensor):
             raise UsageError(f"curvature is collected from batches of inputs, not of {type(x).__name__}")
+        check_inputs(x, "batches to collect curvature from")
         yield x[:left]
         left -= len(x[:left])
         if left <= 0:

@@ -1,0 +1,79 @@
+"""A network by its name: one of ours, or what a user's module or file makes."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import UsageError
+from .networks import NETWORKS, network
+
+
+def built(name: str, picture_shape: tuple[int, ...], classes: int | None) -> nn.Module:
+    """The network that a name stands for.
+
+    :param name: one of :data:`~pyro_bc.app.networks.NETWORKS`; or ``package.module:function``, or
+        ``path/to/file.py:Class``: what is called without arguments and returns an ``nn.Module``.
+    :param picture_shape: of one input, for one of ours.
+    :param classes: likewise; None where nobody knows.
+    :raises UsageError: where there is no such network, or what is there makes none.
+    """
+    if ":" not in name:
+        if name not in NETWORKS:
+            raise UsageError(
+                f"unknown network '{name}'; there are {', '.join(NETWORKS)}, and your own as package.module:function "
+                f"or path/to/file.py:Class"
+            )
+        if classes is None:
+            raise UsageError(f"'{name}' is built for a number of classes, and the data have no targets that say one")
+        return network(name)(picture_shape, classes)
+    make = _found(name)
+    try:
+        net = make()
+    except Exception as error:  # whatever a user's code raises
+        raise UsageError(f"'{name}' could not be called without arguments: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"'{name}' returned a {type(net).__name__}, not an nn.Module")
+    return net
+
+
+def _found(name: str) -> Callable[[], Any]:
+    """The function or class that a user's name stands for."""
+    where, _, attribute = name.rpartition(":")
+    try:
+        module = _of_file(Path(where)) if where.endswith(".py") else _of_package(where)
+    except Exception as error:  # whatever importing a user's code raises
+        raise UsageError(f"'{where}' could not be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"'{where}' has no function or class '{attribute}'; it has {', '.join(known) or 'none'}")
+    return found
+
+
+def _of_package(name: str) -> Any:
+    """A module as ``python -m`` finds it: what lies in the working folder, too."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def _of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file '{path}'")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # classes of it may be looked up there
+    sys.path.insert(0, str(path.parent))  # what lies beside it may be imported
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
