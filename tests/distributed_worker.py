@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyro
 import torch
 import torch.distributed as distributed
 from helpers import fresh as fresh_net
@@ -136,6 +137,16 @@ def main(folder):
     found["coded_resumed"] = numbers(model, guide)
 
     x, y = data()
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=N)
+    guide = pyro_bc.CurvatureGuide(model, [x[rank * N // 2 : (rank + 1) * N // 2]], progress=False)
+    found["curvature"] = {layer: own.inputs[0].tolist() for layer, own in guide.curvature.items()}
+    own_loader = pyro_bc.data.Batches(x, y, BATCH)
+    found["rounded"] = [
+        list(pyro_bc.compress(model, guide, epochs=epochs, loader=own_loader, progress=False).to_bytes())
+        for epochs in (0, 3)
+    ]
     found["exists"] = message(lambda: train(*fresh(), epochs=4, checkpoint=checkpoint))
     uneven = pyro_bc.data.Batches(x[:100], y[:100], BATCH // (1 + rank))
     found["uneven"] = message(lambda: train(*fresh(), uneven))

@@ -43,7 +43,7 @@ class Examples:
 def load_examples(name: str, folder: str | None = None) -> Examples:
     """A data set by its name, or a file of a user's.
 
-    :param name: of :data:`~pyro_bc.app.datasets.DATASETS`; or the path of a ``.npy`` file of inputs ``(examples, …)``,
+    :param name: of ``pyro_bc.app.datasets.DATASETS``; or the path of a ``.npy`` file of inputs ``(examples, …)``,
         or of a ``.npz`` or ``.safetensors`` file with ``x`` and, if they are known, targets ``y``; ``test_x`` and
         ``test_y``, too, or the last tenth of the examples is what errors are measured on.
     :param folder: of a data set's original files.

@@ -16,7 +16,7 @@ from .networks import NETWORKS, network
 def built(name: str, picture_shape: tuple[int, ...], classes: int | None) -> nn.Module:
     """The network that a name stands for.
 
-    :param name: one of :data:`~pyro_bc.app.networks.NETWORKS`; or ``package.module:function``, or
+    :param name: one of ``pyro_bc.app.networks.NETWORKS``; or ``package.module:function``, or
         ``path/to/file.py:Class``: what is called without arguments and returns an ``nn.Module``.
     :param picture_shape: of one input, for one of ours.
     :param classes: likewise; None where nobody knows.

@@ -23,6 +23,7 @@ from ..priors.divergence import divergence as kl_from
 from ..quantisation.conditional import CodeLengths, Factor, cheapest_entries, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..quantisation.rounding import on_grid
+from ..runtime import processes
 from ..runtime.devices import on_cpu
 from ..runtime.random_state import seeded
 
@@ -226,7 +227,9 @@ def price_for(
     def change(log_price: float) -> float:
         coded = rate_coded(graph, posterior, prices, math.exp(log_price))
         with seeded(0, x.device):  # the draw that stands in for a KL without a closed form
-            value = float(kl_from("y", before, _densities(graph, coded, likelihood, x)).mean())
+            mean = kl_from("y", before, _densities(graph, coded, likelihood, x)).mean()
+        processes.average_([mean])  # each has examples of its own, and all one price
+        value = float(mean)
         return value if math.isfinite(value) else math.inf
 
     low = high = _FIRST_PRICE

@@ -68,6 +68,7 @@ def train_rounded(
     *,
     epochs: int,
     num_data: int,
+    kl_weight: float = 1.0,
     progress: bool = True,
 ) -> tuple[Graph, dict[str, LayerPosterior]]:
     """Train weights with their codes in the loop; all else that the network multiplies with or adds, as it is.
@@ -78,6 +79,7 @@ def train_rounded(
     :param nats_per_bit: price of a bit at the end.
     :param loader: batches ``(x, y)`` of the training set; it is passed over ``epochs`` times.
     :param num_data: size of the training set.
+    :param kl_weight: that the posterior's KL had in its fit: so many nats of the data are one of the posterior's.
     :returns: the graph with what else was trained, and the posterior with codes for its layers.
     :raises UsageError: where the loader has no length or gives no pairs, or targets do not fit the likelihood.
     :raises NonFiniteLossError: where the loss is not finite.
@@ -126,7 +128,7 @@ def train_rounded(
                 rounded[f"{name}.weight"] = layer.rounded(own)
                 length = length + own * layer.smooth_length()
             density = density_of(likelihood, torch.func.functional_call(network, rounded, (x,)))
-            loss = length / num_data - density.log_prob(y).mean()
+            loss = kl_weight * length / num_data - density.log_prob(y).mean()
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(
                     f"the loss is {loss.item()} in step {step + 1} of the training with rounded weights: take a lower "

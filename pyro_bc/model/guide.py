@@ -14,7 +14,7 @@ learning rate of its own (:func:`pyro_bc.fit`).
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any, cast
@@ -54,6 +54,9 @@ def _family(name: str, fn: Any) -> Any:
     )
 
 
+# Where log-variances start, as in the reference code of Louizos et al. 2017.
+_INITIAL_LOG_VARIANCE = -9.0
+
 # The least log-variance whose exponential is still a positive float32.
 _SMALLEST = -170.0
 
@@ -70,10 +73,12 @@ class FactorizedGuide(AutoGuide):
     sites of no layer start at ``init_loc_fn``.
 
     :param model: a Pyro model: a :class:`~pyro_bc.BayesianNetwork` or any callable.
-    :param init_log_variance: where every :math:`\log\sigma^2` starts (the reference code: −9).
+    :param init_log_variance: where every :math:`\log\sigma^2` starts (the reference code: −9); or tensors by the names
+        of sites, of their shapes, such as :meth:`pyro_bc.CurvatureGuide.log_variances`, and −9 for the others.
     :param init_loc_fn: per-site initialisation of sites that are in no layer, as in Pyro's autoguides.
     :raises UnsupportedSiteError: on the first call, where a site is neither real nor positive.
-    :raises UsageError: there, where Pyro's store holds parameters of these names, but of other shapes.
+    :raises UsageError: there, where Pyro's store holds parameters of these names, but of other shapes, or a tensor of
+        ``init_log_variance`` does not fit its site.
 
     >>> import pyro_bc, torch
     >>> model = pyro_bc.BayesianNetwork(torch.nn.Linear(4, 3), prior=pyro_bc.GroupNormalJeffreys(), num_data=8)
@@ -86,7 +91,7 @@ class FactorizedGuide(AutoGuide):
         self,
         model: Callable[..., Any],
         *,
-        init_log_variance: float = -9.0,
+        init_log_variance: float | Mapping[str, Tensor] = _INITIAL_LOG_VARIANCE,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
         create_plates: Callable[..., Any] | None = None,
     ):
@@ -119,7 +124,7 @@ class FactorizedGuide(AutoGuide):
             event_dim = site["fn"].event_dim
             trees = [(self.locs, loc)]
             if self.families[name] is not Cell:  # a cell is as wide as a step
-                trees.append((self.log_variances, torch.full_like(loc, self.init_log_variance)))
+                trees.append((self.log_variances, self._initial_log_variance(name, loc)))
             for tree, parameter in trees:
                 # In a plate, Pyro cuts a parameter with an event dimension down to the mini-batch.
                 local = PyroParam(parameter, constraints.real, event_dim) if site["cond_indep_stack"] else None
@@ -134,6 +139,18 @@ class FactorizedGuide(AutoGuide):
         self.obstacle = obstacle(model, self.layers, self.median(), args)
         if self.obstacle is not None:
             warnings.warn(f"the network cannot be compressed: {self.obstacle}", stacklevel=6)
+
+    def _initial_log_variance(self, name: str, loc: Tensor) -> Tensor:
+        given = self.init_log_variance
+        if not isinstance(given, Mapping):
+            return torch.full_like(loc, given)
+        if name not in given:
+            return torch.full_like(loc, _INITIAL_LOG_VARIANCE)
+        if given[name].shape != loc.shape:
+            raise UsageError(
+                f"init_log_variance['{name}'] has shape {tuple(given[name].shape)}, but the site {tuple(loc.shape)}"
+            )
+        return given[name].detach().to(loc).clone()
 
     def _initial_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}

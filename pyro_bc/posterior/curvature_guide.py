@@ -30,6 +30,9 @@ _WIDEST = 1024
 # Precision of the standard normal prior over weights.
 _PRIOR = 1.0
 
+# The largest variance at which a fit starts, beside the mean square of the layer's weights.
+_NOISIEST = 0.3
+
 # Inputs on which predictions are compared.
 _KEPT = 500
 
@@ -151,6 +154,26 @@ class CurvatureGuide(AutoGuide):
                 vectors.append(own.to(loc))
                 precision.append((num_data * curvature.outputs[:, None].double() * of_rows + _PRIOR).to(loc))
         return KroneckerNormal(loc, vectors, precision, kind, groups)
+
+    def log_variances(self) -> dict[str, Tensor]:
+        r"""Where a :class:`~pyro_bc.FactorizedGuide` of the same network may start, :math:`\log\sigma^2` by site.
+
+        The best factorised Gaussian has one over the diagonal of the precision, here of softened predictions
+        (:mod:`pyro_bc.posterior.curvature`), and at most a part of the layer's own mean square: beyond, curvature at
+        the trained weights says nothing of the noise that they bear. Weights of layers without a curvature are not
+        among them, nor are biases and scales.
+        """
+        (model,) = self._source
+        found = {}
+        for layer, curvature in self.curvature.items():
+            kind, groups, loc = self.layers[layer].type, self._groups[layer], self._loc[f"{layer}.weight"]
+            diagonal = torch.cat([a.diagonal(dim1=1, dim2=2) for a in curvature.of(bias=False)], 1).to(loc)
+            each = diagonal.repeat_interleave(len(curvature.softened) // groups, 0)
+            precision = model.num_data * curvature.softened.to(loc)[:, None] * each + _PRIOR
+            most = _NOISIEST * float(loc.square().mean())
+            variance = kind.from_rows(1 / precision, loc.shape, groups).clamp(1e-12, max(most, 1e-12))
+            found[f"{layer}.weight"] = variance.log()
+        return found
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent site; the arguments are the model's. Returns ``{site: value}``."""

@@ -71,6 +71,22 @@ class LayerPosterior:
         ratio = self.weight_mean.square() / self.weight_variance
         return ratio if self.per_weight else self._by_group(ratio).amax(1)
 
+    def removal_price(self) -> Tensor:
+        r"""What removing each group alone costs, in nats: :math:`\tfrac12 \sum E[w]^2/V[w]`, ``(groups,)``.
+
+        It is :math:`\tfrac12 w_g^\top \Sigma_{gg}^{-1} w_g` of a factorised posterior, by which a model without the
+        group is compared (optimal brain surgeon, Hassibi and Stork 1993), and the evidence against it under a normal
+        prior but for what the prior alone says (Bayesian model reduction, Beckers et al. 2022, 2210.09134).
+        """
+        return self._by_group(0.5 * self.weight_mean.square() / self.weight_variance).sum(1)
+
+    def code_length(self) -> Tensor:
+        r"""Bits that each group takes in a file, about, ``(groups,)``: the rate
+        :math:`\tfrac12 \log_2(1 + E[w]^2/V[w])` of each weight, and 1.5 for its sign and that it is there.
+        """
+        rate = 0.5 * torch.log2(1 + self.weight_mean.square() / self.weight_variance)
+        return self._by_group(rate + 1.5).sum(1)
+
     def information(self) -> Tensor:
         r"""What the posterior knows of each group, in nats: :math:`\tfrac12 \sum \log(1 + E[w]^2/V[w])`.
 

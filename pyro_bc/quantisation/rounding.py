@@ -26,7 +26,7 @@ from .fixed_point import FixedPoint
 RULES = ("posterior", "paper")
 
 #: r of the posterior rule: rounding adds this part of the posterior's variance.
-NOISE_RATIO = 0.05
+NOISE_RATIO = 0.2
 
 # A grid never gets finer than float32 itself, 24 bits over the layer's largest value.
 _MOST_BITS = 24

@@ -192,3 +192,33 @@ def test_a_large_bias_beside_a_fine_step_is_stored_as_it_is():
     guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
     outputs = pyro_bc.compress(model, guide, nats_per_bit=1e-9).network()(x)
     assert torch.allclose(outputs, net(x).detach(), rtol=1e-5)
+
+
+def test_a_fit_may_start_from_it():
+    torch.manual_seed(0)
+    x, y = two_of_six()
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.GroupNormalJeffreys(), num_data=200)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    start = guide.log_variances()
+    for layer, own in guide.curvature.items():
+        weight = guide.median()[f"{layer}.weight"]
+        (a,) = own.of(bias=False)
+        precision = 200 * own.softened[:, None] * a[0].diagonal()[None] + 1
+        most = 0.3 * weight.square().mean()
+        assert torch.allclose(start[f"{layer}.weight"].exp(), (1 / precision).clamp(max=float(most)), rtol=1e-4)
+    pyro.clear_param_store()
+    fit_guide = pyro_bc.FactorizedGuide(model, init_log_variance=start)
+    fit_guide(x, y)
+    _, log_variance = fit_guide.parameters_of("net.0.weight")
+    assert torch.equal(log_variance.detach(), start["net.0.weight"])
+    assert float(fit_guide.parameters_of("net.0.scale")[1].detach().max()) == -9
+    pyro_bc.fit(model, fit_guide, pyro_bc.data.Batches(x, y, 50), epochs=2, progress=False)
+    pyro.clear_param_store()
+    with pytest.raises(UsageError, match="has shape"):
+        pyro_bc.FactorizedGuide(model, init_log_variance={"net.0.weight": torch.zeros(2, 2)})(x, y)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=10)
+    with pytest.raises(UsageError, match="NaN"):
+        pyro_bc.CurvatureGuide(model, [torch.randn(5, 6), torch.full((5, 6), math.nan)], progress=False)

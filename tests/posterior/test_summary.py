@@ -33,6 +33,19 @@ def test_summaries_are_the_priors_moments_layer_by_layer():
     assert layers["net.2"].bias_mean is None and not layers["net.2"].weight_mean.requires_grad
 
 
+def test_the_price_of_a_removal_is_how_much_less_probable_a_group_of_zeros_is():
+    mean, variance = torch.randn(3, 4), torch.rand(3, 4) + 0.1
+    layer = posterior(mean, variance, torch.zeros(4))
+    for group, price in enumerate(layer.removal_price()):
+        density = torch.distributions.Normal(mean[:, group], variance[:, group].sqrt())
+        nats = (density.log_prob(mean[:, group]) - density.log_prob(torch.zeros(3))).sum()
+        assert float(price) == pytest.approx(float(nats), rel=1e-5)
+    none = posterior(torch.zeros(3, 4), variance, torch.zeros(4))
+    assert none.code_length().tolist() == [4.5] * 4  # a sign and a place for each of three weights
+    finer = posterior(mean, variance / 16, torch.zeros(4)).code_length() - layer.code_length()
+    assert bool((finer > 0).all()) and bool((finer < 3 * 2).all())  # two bits a weight where signal is all there is
+
+
 def test_signal_is_the_best_weight_of_a_group_and_information_their_sum():
     mean, variance = torch.tensor([[1.0, 0.0], [3.0, 0.5]]), torch.tensor([[1.0, 2.0], [1.0, 0.25]])
     groups = posterior(mean, variance, torch.zeros(2))

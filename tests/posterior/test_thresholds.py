@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 
 import pyro_bc
 from pyro_bc.errors import UsageError
 from pyro_bc.posterior.summary import LayerPosterior
-from pyro_bc.posterior.thresholds import Threshold, choose_threshold, minimum_error_threshold
+from pyro_bc.posterior.thresholds import NATS_PER_BIT, Threshold, choose_threshold, minimum_error_threshold
 
 
 def layer(statistic, strength, prior=None) -> LayerPosterior:
@@ -69,17 +70,22 @@ def test_a_mixture_that_would_throw_knowledge_away_is_refused():
     assert chosen.keeps(example).tolist() == [True] * 42 + [False] * 10
 
 
-def test_without_clusters_signal_decides():
+def worth_its_bits() -> float:
+    """Signal over noise, squared, at which a weight alone costs as many nats as its bits are worth."""
+    return brentq(lambda x: 0.5 * x - NATS_PER_BIT * (0.5 * np.log2(1 + x) + 1.5), 1e-6, 10)
+
+
+def test_without_clusters_what_is_worth_its_bits_decides():
     statistic = np.linspace(-3, 3, 50)
-    example = layer(statistic, np.exp(-statistic))  # signal equals noise at 0
+    example = layer(statistic, worth_its_bits() * np.exp(-statistic))  # worth as much as it takes at 0
     chosen = choose_threshold(example)
     assert chosen.method == "signal-to-noise" and abs(chosen.value) < 0.1
 
 
-def test_a_group_without_signal_goes_whatever_its_scale_says():
+def test_a_group_that_is_not_worth_its_bits_goes_whatever_its_scale_says():
     rng = np.random.default_rng(4)
     statistic = np.concatenate([rng.normal(-5, 1, 30), rng.normal(6, 1, 70)])
-    example = layer(statistic, [50.0] * 29 + [0.5] + [0.01] * 70)
+    example = layer(statistic, [50.0] * 29 + [0.5 * worth_its_bits()] + [0.01] * 70)
     assert choose_threshold(example).keeps(example).sum() == 29
     assert choose_threshold(example, explicit=0.0).keeps(example).sum() == 30
 

@@ -85,6 +85,19 @@ def test_codes_of_two_processes_are_the_same_and_resume_to_the_same_before_and_a
     assert any(abs(code) > 1 for code in codes)
 
 
+def test_curvature_is_that_of_all_processes_examples_and_so_are_price_and_codes(found):
+    first, second = found
+    assert first["curvature"] == second["curvature"] and first["rounded"] == second["rounded"]
+    assert first["rounded"][0] != first["rounded"][1]
+    torch.manual_seed(0)
+    net = worker.two_layers()
+    x, _ = worker.data()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=worker.N)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    for layer, inputs in first["curvature"].items():
+        assert torch.allclose(torch.tensor(inputs), guide.curvature[layer].inputs[0], rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_wrong_on_one_process_is_said_on_all(found):
     for process in found:
         assert process["exists"].startswith("CheckpointError") and "exists; resume it" in process["exists"]
