@@ -1,5 +1,6 @@
 """The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,12 +22,12 @@ from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
-from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
+from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
-from .rate import DIVERGENCE, Priced, price_for, priced, rate_coded
+from .rate import DIVERGENCE, Priced, price_for, priced, rate_coded, step_of
 from .rounded_training import price_with_training, train_rounded
 
 # Inputs on which a compressed network must not always compute the same.
@@ -113,6 +114,7 @@ def compress(
     chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
+    steps: dict[str, float] = {}
     if nats_per_bit is not None or fitted.curvature is not None:
         num_data = int(getattr(model, "num_data", len(example)))
         graph, posterior, prices = _prices(graph, posterior, fitted, of_sites, num_data)
@@ -121,6 +123,7 @@ def compress(
             nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
             if epochs:
                 nats_per_bit = price_with_training(nats_per_bit, epochs * loader_steps(loader))
+        steps = {name: step_of(num_data * known, nats_per_bit) for name, known in fitted.others.items()}
         if epochs and loader is not None:
             graph, posterior = train_rounded(
                 graph, posterior, prices, nats_per_bit, model.likelihood, loader,
@@ -147,7 +150,7 @@ def compress(
         dense_shapes, dense_parameters = _dense_network(dense, example, list(shapes))
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
-        tensors=_store(pruned, transformed, precision, noise_ratio),
+        tensors=_store(pruned, transformed, precision, noise_ratio, steps),
         dense_shapes={name: shape for name, shape in dense_shapes.items() if name in pruned.graph.tensors},
         dense_parameters=dense_parameters,
         input_shape=tuple(example.shape[1:]),
@@ -245,9 +248,16 @@ def layer_posteriors(model: Any, guide: Any) -> dict[str, LayerPosterior]:
 
 @on_cpu
 def _store(
-    pruned: PrunedNetwork, transformed: Mapping[str, PrunedLayer], precision: str, noise_ratio: float
+    pruned: PrunedNetwork,
+    transformed: Mapping[str, PrunedLayer],
+    precision: str,
+    noise_ratio: float,
+    steps: Mapping[str, float],
 ) -> dict[str, Stored]:
-    """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision."""
+    """Every tensor of a pruned network as it is written; what has no posterior keeps float32's precision.
+
+    :param steps: of tensors that belong to no layer, where it is known how well they are known.
+    """
     tensors: dict[str, Stored] = {}
     selections = _selections(pruned.graph)
     for name, tensor in pruned.graph.tensors.items():
@@ -263,6 +273,8 @@ def _store(
             tensors[name] = _numbers(layer.weight, layer.variance, layer.mask, precision, noise_ratio)
         elif layer is not None and role == "bias" and layer.bias is not None and layer.bias_variance is not None:
             tensors[name] = _numbers(layer.bias, layer.bias_variance, None, precision, noise_ratio)
+        elif name in steps and bool(tensor.isfinite().all()):
+            tensors[name] = on_grid(tensor.float(), -math.log2(steps[name]))
         else:
             tensors[name] = _numbers(tensor, torch.zeros_like(tensor), None, precision, noise_ratio)
     return tensors

@@ -168,7 +168,7 @@ def entries_of(layer: LayerPosterior, price: Priced | None, groups: int, nats_pe
         columns.append(by_group.repeat_interleave(len(price.cost) // len(by_group), 0))
     each = 0.5 * price.cost[:, None] * torch.cat(columns, 1)
     last = price.rows.shape[1] - price.has_bias
-    step = _step(float(price.cost.mean()), nats_per_bit) if price.has_bias else 0.0
+    step = step_of(float(price.cost.mean()), nats_per_bit) if price.has_bias else 0.0
     return Entries(price.rows[:, :last], each[:, :last], _exponents_of(price, kind, nats_per_bit), step)
 
 
@@ -183,7 +183,7 @@ def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows
     if not price.has_bias:
         return CodedRows(codes, exponent, None, 0.0)
     # Nothing is rounded behind the bias, whose mean has made up for all that was before.
-    return CodedRows(codes[:, :-1], exponent, left[:, -1], _step(float(price.cost.mean()), nats_per_bit))
+    return CodedRows(codes[:, :-1], exponent, left[:, -1], step_of(float(price.cost.mean()), nats_per_bit))
 
 
 @on_cpu
@@ -276,7 +276,7 @@ def _diagonal(
     exponent = _of_rows(_exponents(precision.mean(1), nats_per_bit).double(), kind)
     step = 0.0
     if layer.bias_mean is not None and layer.bias_variance is not None:
-        step = _step(float(_precision(layer.bias_variance).mean()), nats_per_bit)
+        step = step_of(float(_precision(layer.bias_variance).mean()), nats_per_bit)
     return means, precision, exponent, step
 
 
@@ -300,7 +300,7 @@ def _exponents(cost: Tensor, nats_per_bit: float) -> Tensor:
     return steps_of(cost, diagonal, nats_per_bit)
 
 
-def _step(cost: float, nats_per_bit: float) -> float:
+def step_of(cost: float, nats_per_bit: float) -> float:
     """The best step of numbers of this precision, as a power of two."""
     exponent = _exponents(torch.tensor([max(cost, 1e-20)]), nats_per_bit)
     return 2.0 ** (int(exponent) // STEPS_PER_OCTAVE)

@@ -93,15 +93,15 @@ def train_rounded(
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
     weights = {f"{name}.weight" for name in layers}
     others = {name: parameter for name, parameter in network.named_parameters() if name not in weights}
-    groups = [{"params": [layer.values], "lr": _RATE * layer.spread} for layer in layers.values()]
-    optimizer = torch.optim.Adam([*groups, {"params": list(others.values()), "lr": _OTHER_RATE}])
-    rates = [group["lr"] for group in optimizer.param_groups]
     steps = epochs * loader_steps(loader)
     for name, layer in layers.items():
         price = prices[name]
         if price is not None and (steps < _ENOUGH_STEPS or not layer.is_redundant):
             with torch.no_grad():
                 layer.condition_(price, others.get(f"{name}.bias"), nats_per_bit)
+    groups = [{"params": [layer.values], "lr": _RATE * layer.spread} for layer in layers.values()]
+    optimizer = torch.optim.Adam([*groups, {"params": list(others.values()), "lr": _OTHER_RATE}])
+    rates = [group["lr"] for group in optimizer.param_groups]
     x, y = first_batch(loader)
     network = network.to(x.device)
     for layer in layers.values():

@@ -37,8 +37,9 @@ EXAMPLES = 4000
 #: by which outputs are divided for softened predictions.
 TEMPERATURE = 2.5
 
-# Positions of one example whose inputs are looked at: neighbours say much the same.
-_POSITIONS = 64
+# Positions of one example whose inputs are looked at: neighbours say much the same. Of a layer of many inputs fewer,
+# but so many in all for each of its inputs.
+_POSITIONS, _LEAST_POSITIONS, _WIDE, _ENOUGH = 64, 4, 1024, 8
 
 # Inputs of one block of a very wide layer: beyond, blocks are taken for independent.
 _WIDEST = 4096
@@ -63,6 +64,19 @@ class Curvature:
         return self.inputs if bias else (*self.inputs[:-1], self.inputs[-1][:, :-1, :-1])
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What one pass found.
+
+    :param layers: curvature by the layer's name in the graph.
+    :param others: Fisher information of one example, of softened predictions, about a number of any other parameter
+        (embeddings, places, gains of normalisations), mean over the tensor, by the tensor's name.
+    """
+
+    layers: dict[str, Curvature]
+    others: dict[str, float]
+
+
 def collect(
     graph: Graph,
     likelihood: Likelihood,
@@ -71,8 +85,8 @@ def collect(
     examples: int = EXAMPLES,
     seed: int = 0,
     progress: bool = True,
-) -> dict[str, Curvature]:
-    """Collect the curvature of every layer of a graph.
+) -> Collected:
+    """Collect the curvature of every layer of a graph, and how well its other parameters are known.
 
     On several processes each passes over its own loader, and all have the mean.
 
@@ -81,7 +95,10 @@ def collect(
     :raises UsageError: where the loader is empty, or its batches do not begin with a tensor of finite numbers.
     """
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-    sums = {name: _Sums.of(node, graph) for name, node in layer_nodes(graph).items()}
+    sums = {name: _Sums.of(node, graph, examples) for name, node in layer_nodes(graph).items()}
+    of_layers = {f"{name}.{role}" for name in sums for role in ("weight", "bias")}
+    others = {name: tensor for name, tensor in network.named_parameters() if name not in of_layers}
+    squares = {name: torch.zeros(()) for name in others}
     seen = 0
     bar = Progress(
         TextColumn("curvature"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -90,15 +107,22 @@ def collect(
     with bar, seeded(seed, torch.device("cpu")):
         task = bar.add_task("", total=examples)
         for x in _inputs(loader, examples):
-            _add(sums, network, graph, likelihood, x)
+            for name, gradient in zip(
+                others, _add(sums, network, graph, likelihood, x, list(others.values())), strict=True
+            ):
+                if gradient is not None:
+                    # Targets are the network's own: gradients of examples are independent, and their mean is 0.
+                    squares[name] += gradient.square().mean().cpu()
             seen += len(x)
             bar.update(task, advance=len(x))
         bar.update(task, total=seen)  # there may be fewer
     if not seen:
         raise UsageError("there are no inputs to collect curvature from: the loader is empty")
     found = {name: own.mean(seen) for name, own in sums.items()}
+    known = {name: total / seen for name, total in squares.items()}
     processes.average_([tensor for own in found.values() for tensor in (*own.inputs, own.outputs, own.softened)])
-    return found
+    processes.average_(known.values())
+    return Collected(found, {name: float(value) for name, value in known.items()})
 
 
 def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
@@ -114,7 +138,15 @@ def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
             return
 
 
-def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likelihood: Likelihood, x: Tensor) -> None:
+def _add(
+    sums: Mapping[str, "_Sums"],
+    network: GraphNetwork,
+    graph: Graph,
+    likelihood: Likelihood,
+    x: Tensor,
+    others: Sequence[Tensor],
+) -> Sequence[Tensor | None]:
+    """Add a batch to the sums of layers; returns the gradients of softened predictions for other parameters."""
     reads: list[tuple[str, Node, Tensor]] = []
     computed: list[Tensor] = []
     results: dict[int, Any] = {-1: x}
@@ -130,10 +162,13 @@ def _add(sums: Mapping[str, "_Sums"], network: GraphNetwork, graph: Graph, likel
         with torch.no_grad():
             target = density.sample()
         log_likelihood = density.log_prob(target).sum()
-        both.append(torch.autograd.grad(log_likelihood, computed, allow_unused=True, retain_graph=True))
+        wanted = [*computed, *others]
+        both.append(torch.autograd.grad(log_likelihood, wanted, allow_unused=True, retain_graph=True))
+    of_layers = [gradients[: len(computed)] for gradients in both]
     with torch.no_grad():
-        for (name, node, read), *gradients in zip(reads, *both, strict=True):
+        for (name, node, read), *gradients in zip(reads, *of_layers, strict=True):
             sums[name].add(node, read.detach(), gradients)
+    return both[-1][len(computed) :]
 
 
 def density_of(likelihood: Likelihood, outputs: Tensor) -> Any:
@@ -145,8 +180,8 @@ def density_of(likelihood: Likelihood, outputs: Tensor) -> Any:
 class _Sums:
     """Sums over examples, of one layer."""
 
-    def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int):
-        self.kind, self.groups, self.kernel = kind, groups, kernel
+    def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int, examples: int):
+        self.kind, self.groups, self.kernel, self.examples = kind, groups, kernel, examples
         blocks = -(-(inputs + 1) // _WIDEST)
         self.sizes = [len(part) for part in torch.arange(inputs + 1).tensor_split(blocks)]
         self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
@@ -154,11 +189,11 @@ class _Sums:
         self.read = 0  # examples, counted once for each place that uses the layer
 
     @staticmethod
-    def of(node: Node, graph: Graph) -> "_Sums":
+    def of(node: Node, graph: Graph, examples: int) -> "_Sums":
         weight = graph.tensors[node.args[1].name]
         kind, groups = layer_type(node.op), layer_groups(node)
         rows = kind.rows(weight, groups)
-        return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows))
+        return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), examples)
 
     def add(self, node: Node, x: Tensor, gradients: Sequence[Tensor | None]) -> None:
         patches = self._patches(node, x)
@@ -180,14 +215,14 @@ class _Sums:
         """What each output at a position is a sum of, ``(groups, inputs · kernel, examples · positions)``."""
         if not self.kind.spatial:
             rows = x.reshape(len(x), -1, x.shape[-1])
-            chosen = _positions(rows.shape[1])
+            chosen = self._positions(rows.shape[1])
             return rows[:, chosen].flatten(0, 1).T[None]
         if self.kind.spatial == 1:
             x = x.unsqueeze(2)
         padded, stride, dilation = self._padded(node, x)
         kernel = _pair(self.kernel, 1)
         sizes = [(padded.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
-        chosen = _positions(sizes[0] * sizes[1])
+        chosen = self._positions(sizes[0] * sizes[1])
         top, left = chosen // sizes[1] * stride[0], chosen % sizes[1] * stride[1]
         turned = self.kind.is_transposed  # an input meets the kernel from behind
         taken = [
@@ -198,6 +233,12 @@ class _Sums:
         patches = torch.stack(taken, 2)  # (examples, channels, kernel, positions)
         grouped = patches.unflatten(1, (self.groups, -1)).flatten(2, 3)
         return grouped.permute(1, 2, 0, 3).flatten(2)
+
+    def _positions(self, count: int) -> Tensor:
+        """Indices of the positions that are looked at: all of a few, some of many."""
+        wanted = max(_LEAST_POSITIONS, -(-_ENOUGH * sum(self.sizes) // self.examples))
+        wanted = min(_POSITIONS, wanted) if sum(self.sizes) > _WIDE else _POSITIONS
+        return torch.arange(count) if count <= wanted else torch.randperm(count)[:wanted]
 
     def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """The input with what surrounds it, and the step from one patch to the next and from one entry to the next."""
@@ -226,8 +267,3 @@ def _pair(value: Any, of_rows: int) -> tuple[int, int]:
     if len(values) == 1:
         return of_rows, int(values[0])
     return int(values[0]), int(values[1])
-
-
-def _positions(count: int) -> Tensor:
-    """Indices of the positions that are looked at: all of a few, some of many."""
-    return torch.arange(count) if count <= _POSITIONS else torch.randperm(count)[:_POSITIONS]

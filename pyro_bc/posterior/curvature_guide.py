@@ -101,8 +101,10 @@ class CurvatureGuide(AutoGuide):
         self._groups: dict[str, int] = {}
         for layer in self.layers:
             own = names[layer.removeprefix("net.")]
-            if own in collected:
-                self.curvature[layer], self._groups[layer] = collected[own], layer_groups(nodes[own])
+            if own in collected.layers:
+                self.curvature[layer], self._groups[layer] = collected.layers[own], layer_groups(nodes[own])
+        #: Fisher information about numbers that belong to no layer, by the tensor's name in the network's graph.
+        self.others = collected.others
         self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
         for layer, (prior, densities, kind) in self.layers.items():
             module = attrgetter(layer)(model)
@@ -205,4 +207,5 @@ def _curvature(guide: CurvatureGuide) -> Posterior:
         return torch.stack([guide.densities[name].log_prob(values[name]) for name in free]).sum()
 
     arguments = guide.prototype_trace.nodes["_INPUT"]["args"]
-    return Posterior(guide._source[0], arguments, guide.layers, marginals, draws, log_prob, curvature=guide.curvature)
+    return Posterior(guide._source[0], arguments, guide.layers, marginals, draws, log_prob, curvature=guide.curvature,
+                     others=guide.others, examples=guide.examples)  # fmt: skip

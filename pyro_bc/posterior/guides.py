@@ -17,7 +17,7 @@ A guide of one's own is added by ``posterior_of.register(MyGuide)``, with a func
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from operator import attrgetter
 from typing import Any
@@ -68,6 +68,8 @@ class Posterior:
     :param from_draws: whether the marginals themselves are.
     :param kl_weight: that the KL had in the fit.
     :param curvature: of layers whose weights are correlated as it says, by the layer's name; None elsewhere.
+    :param others: with a curvature, Fisher information of one example about a number of any tensor that belongs to no
+        layer, by the tensor's name in the network's graph.
     :param examples: inputs that the guide was made from; None where they were not kept.
     """
 
@@ -81,6 +83,7 @@ class Posterior:
     from_draws: bool = False
     kl_weight: float = 1.0
     curvature: Mapping[str, Curvature] | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
     examples: Tensor | None = None
 
     def centre(self) -> dict[str, Tensor]:

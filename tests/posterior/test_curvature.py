@@ -35,7 +35,7 @@ def test_inputs_are_those_that_the_layer_multiplies(layer, shape, monkeypatch):
     x = torch.randn(5, *shape)
     net(x)
     graph = read_graph(net, x)
-    found = collect(graph, pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"]
+    found = collect(graph, pyro_bc.likelihoods.Categorical(), [x], progress=False).layers["0"]
     node = next(node for node in graph.nodes if is_layer(node) and layer_name(node) == "0")
     kind, groups = pyro_bc.graph.layer_types.layer_type(node.op), getattr(layer, "groups", 1)
     rows = kind.rows(layer.weight.detach(), groups)
@@ -56,7 +56,9 @@ def test_outputs_are_the_fisher_information_of_each():
     torch.manual_seed(0)
     net = two_layers(6, 8, 3)
     x = torch.randn(400, 6)
-    found = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x] * 10, examples=4000, progress=False)
+    found = collect(
+        read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x] * 10, examples=4000, progress=False
+    ).layers
     hidden = F.linear(x, net[0].weight, net[0].bias).detach().requires_grad_()
     logits = net[2](hidden.relu())
     logits.retain_grad()
@@ -74,7 +76,7 @@ def test_the_precision_of_a_linear_model_is_its_exact_hessian():
     x = torch.randn(300, 4)
     net = nn.Sequential(nn.Linear(4, 1))
     likelihood = pyro_bc.likelihoods.Normal()
-    found = collect(read_graph(net, x), likelihood, [x], progress=False)["0"]
+    found = collect(read_graph(net, x), likelihood, [x], progress=False).layers["0"]
     precision = likelihood.concentration / likelihood.rate  # the noise's, at its prior mean
     hessian = precision * torch.cat([x, torch.ones(300, 1)], 1).T @ torch.cat([x, torch.ones(300, 1)], 1)
     (inputs,) = found.of(bias=True)
@@ -85,9 +87,9 @@ def test_the_precision_of_a_linear_model_is_its_exact_hessian():
 def test_a_wide_layer_comes_in_blocks(monkeypatch):
     monkeypatch.setattr(curvature_module, "_WIDEST", 4)
     net, (x, _) = two_layers(), two_of_six()
-    blocks = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"]
+    blocks = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False).layers["0"]
     monkeypatch.setattr(curvature_module, "_WIDEST", 100)
-    (whole,) = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False)["0"].inputs
+    (whole,) = collect(read_graph(net, x), pyro_bc.likelihoods.Categorical(), [x], progress=False).layers["0"].inputs
     assert [part.shape[-1] for part in blocks.inputs] == [4, 3]
     assert torch.allclose(blocks.inputs[0], whole[:, :4, :4]) and torch.allclose(blocks.inputs[1], whole[:, 4:, 4:])
     model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=200)
@@ -222,3 +224,50 @@ def test_inputs_that_are_not_finite_are_refused():
     model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=10)
     with pytest.raises(UsageError, match="NaN"):
         pyro_bc.CurvatureGuide(model, [torch.randn(5, 6), torch.full((5, 6), math.nan)], progress=False)
+
+
+class Placed(nn.Module):
+    """Words with places: an embedding, a parameter and a normalisation beside a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(12, 8)
+        self.places = nn.Parameter(torch.randn(5, 8))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.words(x) + self.places).mean(1))
+
+
+def test_other_parameters_are_known_as_their_fisher_information_says():
+    torch.manual_seed(0)
+    net, x = Placed(), torch.randint(12, (3000, 5))
+    found = collect(read_graph(net, x[:9]), pyro_bc.likelihoods.Categorical(), x.split(10), progress=False).others
+    assert set(found) == {"words.weight", "places", "norm.weight", "norm.bias"}
+    for name in ("places", "norm.weight"):
+        exact = torch.zeros(())
+        parameter = dict(net.named_parameters())[name]
+        for row in range(60):
+            log_p = (net(x[row : row + 1]) / curvature_module.TEMPERATURE).log_softmax(1)[0]
+            for target in range(3):
+                (gradient,) = torch.autograd.grad(log_p[target], parameter, retain_graph=True)
+                exact += log_p[target].exp().detach() * gradient.square().mean() / 60
+        assert found[name] == pytest.approx(float(exact), rel=0.3)
+
+
+def test_other_parameters_are_stored_as_finely_as_they_are_known():
+    torch.manual_seed(0)
+    x = torch.randint(12, (500, 5))
+    model = pyro_bc.BayesianNetwork(Placed(), pyro_bc.StandardNormal(), num_data=500)
+    guide = pyro_bc.CurvatureGuide(model, x.split(50), progress=False)
+    sizes = []
+    for price in (1e-7, 1e-4, 1e-2):
+        small = pyro_bc.compress(model, guide, nats_per_bit=price)
+        sizes.append(len(small.to_bytes()))
+        outputs, expected = small.network()(x), model.skeleton(x).detach()
+        divergence = nn.functional.kl_div(
+            outputs.log_softmax(1), expected.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        assert float(divergence) < 100 * price
+    assert sizes[0] > 1.3 * sizes[1] > 1.3**2 * sizes[2]
