@@ -110,8 +110,8 @@ def plain(net: nn.Module, data: Problem) -> Iterator[Point]:
     graph = read_graph(net, data.train_x[:2])
     parameters, shape = sum(p.numel() for p in net.parameters()), tuple(data.train_x.shape[1:])
     names = list(dict.fromkeys(f"{layer_name(node)}.weight" for node in graph.nodes if is_layer(node)))
-    for share in (0.0, 0.3, 0.5, 0.7, 0.85):
-        for fineness in torch.arange(5.0, -1.6, -0.5).tolist():
+    for share in (0.0, 0.15, 0.3, 0.5, 0.7, 0.85):
+        for fineness in torch.arange(8.0, -1.6, -0.5).tolist():
             codes = {}
             for name in names:
                 weight = graph.tensors[name]
