@@ -5,7 +5,7 @@
 Each RUN is the folder of a ``pyro-bc run … --finetune-epochs 0 --development`` with the prior gnj or ghs. Rules
 for a group beside the threshold that a mixture of its layer's statistics gives:
 
-``signal``    some weight has more signal than noise (the rule until now)
+``signal``    some weight has more signal than noise (the default)
 ``λ``         its removal costs more nats than λ times the bits that it takes (:mod:`pyro_bc.posterior.thresholds`)
 ``evidence``  λ = log 2 for every bit: a comparison of two models of the data by their description lengths
 
@@ -17,7 +17,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pyro
 
@@ -27,17 +26,12 @@ from pyro_bc.app.networks import network
 from pyro_bc.app.settings import PRIORS
 from pyro_bc.inference.checkpoint import load_checkpoint
 from pyro_bc.inspection.diagnostics import error_percent
-from pyro_bc.posterior import thresholds
 
 sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS
 
 RULES = {"signal": None, "λ = 0.02": 0.02, "λ = 0.03": 0.03, "λ = 0.05": 0.05, "λ = 0.1": 0.1, "evidence": math.log(2)}
 NOISES = (0.05, 0.2, 0.4, 0.8)
-
-
-def by_signal(layer):
-    return layer.signal_to_noise() > thresholds.signal_bar(layer)
 
 
 def rows(folder: Path, data_dir: str | None) -> list[str]:
@@ -56,13 +50,11 @@ def rows(folder: Path, data_dir: str | None) -> list[str]:
     for name, price in RULES.items():
         cells = []
         for noise in NOISES:
-            patched = {"NATS_PER_BIT": price} if price is not None else {"_has_signal": by_signal}
-            with mock.patch.multiple(thresholds, **patched):
-                try:
-                    small = pyro_bc.compress(model, guide, noise_ratio=noise)
-                except pyro_bc.PyroBCError:
-                    cells.append("nothing left")
-                    continue
+            try:
+                small = pyro_bc.compress(model, guide, group_nats_per_bit=price, noise_ratio=noise)
+            except pyro_bc.PyroBCError:
+                cells.append("nothing left")
+                continue
             error = error_percent(small.network(), data.test_x, data.test_y)
             cells.append(f"{len(small.to_bytes()):,} at {error:.2f}")
             widths = "-".join(map(str, small.architecture))

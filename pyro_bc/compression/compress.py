@@ -40,6 +40,7 @@ def compress(
     *,
     net: nn.Module | None = None,
     thresholds: Mapping[str, float] | None = None,
+    group_nats_per_bit: float | None = None,
     nats_per_bit: float | None = None,
     divergence: float = DIVERGENCE,
     epochs: int = 0,
@@ -59,6 +60,8 @@ def compress(
     :param net: the deterministic network that the model computes, with a layer of the same name for each of its
         own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
+    :param group_nats_per_bit: price of a bit at which groups are weighed against the bits that they take, beside the
+        automatic threshold; None for the rule of signal and noise (:mod:`pyro_bc.posterior.thresholds`).
     :param nats_per_bit: price of a bit in nats of the posterior, by which the codes of weights are chosen, one for all
         layers (:mod:`pyro_bc.quantisation.conditional`): higher is smaller. None for the rule below, and for a
         :class:`~pyro_bc.CurvatureGuide` for the price that ``divergence`` allows.
@@ -111,7 +114,12 @@ def compress(
     for name in thresholds or {}:
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
-    chosen = {name: choose_threshold(layer, (thresholds or {}).get(name)) for name, layer in posterior.items()}
+    if group_nats_per_bit is not None and not 0 < group_nats_per_bit < math.inf:
+        raise UsageError(f"group_nats_per_bit is a price, positive and finite, not {group_nats_per_bit!r}")
+    chosen = {
+        name: choose_threshold(layer, (thresholds or {}).get(name), group_nats_per_bit)
+        for name, layer in posterior.items()
+    }
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     steps: dict[str, float] = {}

@@ -3,15 +3,18 @@ r"""Where to cut: a threshold on a layer's statistic, found without looking at i
 A fitted layer's statistics form two clusters, groups that the data use and groups that fell back to the
 prior. The threshold is where two normals, fitted to the statistics as a mixture, are equally likely. Where the
 mixture does not separate, or would throw away more than 5 % of what the layer knows
-(:meth:`~pyro_bc.LayerPosterior.information`), it is the cut that agrees best with keeping groups that are worth their
-bits. Louizos et al. 2017 chose thresholds by eye.
+(:meth:`~pyro_bc.LayerPosterior.information`), it is the cut that agrees best with keeping groups in which some
+weight has more signal than noise, :math:`E[w]^2 > V[w]`. Louizos et al. 2017 chose thresholds by eye.
 
 A scale can be well determined in a group whose weights are not: the likelihood pins it through their sum. So an
-automatic cut also prunes, on either side of the threshold, groups that are not worth their bits: whose removal costs
-fewer nats (:meth:`~pyro_bc.LayerPosterior.removal_price`) than the file saves bits, at :data:`NATS_PER_BIT`. For priors
-over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov et al. 2017): many weak weights add up to
-a signal. What a layer reads or computes across its groups needs some weight with more signal than noise,
-:math:`E[w]^2 > V[w]`, in :func:`pyro_bc.compression.pruned.weight_mask`.
+automatic cut also prunes, on either side of the threshold, groups in which no weight has more signal than noise; or,
+with a price of a bit, groups whose removal costs fewer nats (:meth:`~pyro_bc.LayerPosterior.removal_price`) than their
+bits are worth. In a description of the data a bit would be worth log 2 nats, but the prices of many groups that go at
+once add up to less than what they cost together, since a factorised posterior knows nothing of what they have in common
+(analyses/results/cuts.md: 0.02 to 0.05 nats made smaller files than the signal of LeNet-300-100 at level error, and
+worse ones of LeNet-5-Caffe). For priors over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov
+et al. 2017): many weak weights add up to a signal. What a layer reads or computes across its groups is held to the same
+bar, in :func:`pyro_bc.compression.pruned.weight_mask`.
 """
 
 import math
@@ -32,27 +35,23 @@ class Threshold:
 
     :param value: the threshold, in the unit of the statistic.
     :param method: ``mixture``, ``signal-to-noise``, ``explicit``, or ``none`` (the prior prunes nothing).
+    :param nats_per_bit: price by which groups are weighed against their bits; None for the rule of signal and noise.
     """
 
     value: float
     method: str
+    nats_per_bit: float | None = None
 
     def keeps(self, layer: LayerPosterior) -> Tensor:
         """Which of a layer's groups (weights, for per-weight priors) are kept, boolean, shape of the statistic."""
         if layer.statistic is None:
             return torch.ones(layer.weight_mean.shape[layer.group_dim], dtype=torch.bool, device="cpu")
         keep = layer.statistic < self.value
-        return keep if self.method == "explicit" else keep & _has_signal(layer)
+        return keep if self.method == "explicit" else keep & _is_wanted(layer, self.nats_per_bit)
 
 
 #: log dropout rate above which a single weight is pruned (Molchanov et al. 2017, section 5).
 PUBLISHED_LOG_ALPHA = 3.0
-#: nats that a bit is worth where groups are weighed against their bits. In a description of the data it would be
-#: log 2; but the prices of many groups that go at once add up to less than what they cost together, since a factorised
-#: posterior knows nothing of what they have in common. (Held-out errors of gnj and ghs on the digits and both LeNets,
-#: analyses/results/cuts.md: level from 0.02 to 0.035, lost from 0.1 on.)
-NATS_PER_BIT = 0.03
-
 # A cluster is at least this wide, as a part of the statistic's standard deviation: a handful of nearly equal
 # values is no cluster of its own.
 _NARROWEST = 0.1
@@ -66,10 +65,13 @@ _DISPENSABLE = 0.05
 
 
 @on_cpu
-def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Threshold:
+def choose_threshold(
+    layer: LayerPosterior, explicit: float | None = None, nats_per_bit: float | None = None
+) -> Threshold:
     """The threshold of one layer.
 
     :param explicit: use this value instead of looking for one.
+    :param nats_per_bit: weigh groups against their bits at this price, instead of signal against noise.
     :raises UsageError: where ``explicit`` is NaN, or given for a prior that prunes nothing.
     """
     if layer.statistic is None:
@@ -89,15 +91,15 @@ def choose_threshold(layer: LayerPosterior, explicit: float | None = None) -> Th
         information = layer.information()
         lost = information[layer.statistic >= value].sum()
         if torch.isfinite(lost) and lost <= _DISPENSABLE * information.sum():
-            return Threshold(value, "mixture")
-    return _by_signal_to_noise(layer)
+            return Threshold(value, "mixture", nats_per_bit)
+    return _by_signal_to_noise(layer, nats_per_bit)
 
 
-def _has_signal(layer: LayerPosterior) -> Tensor:
-    """Which groups are worth their bits; of weights that are pruned alone, which are told from zero."""
-    if layer.prunes_weights:
+def _is_wanted(layer: LayerPosterior, nats_per_bit: float | None) -> Tensor:
+    """Which groups have signal, or are worth their bits; of weights that are pruned alone, which are told from zero."""
+    if nats_per_bit is None or layer.prunes_weights:
         return layer.signal_to_noise() > signal_bar(layer)
-    return layer.removal_price() > NATS_PER_BIT * layer.code_length()
+    return layer.removal_price() > nats_per_bit * layer.code_length()
 
 
 def signal_bar(layer: LayerPosterior) -> float:
@@ -137,15 +139,15 @@ def minimum_error_threshold(values: np.ndarray) -> float | None:
     return float(0.5 * (x[cut] + x[cut + 1])) if gain > _DISTINCT else None
 
 
-def _by_signal_to_noise(layer: LayerPosterior) -> Threshold:
-    """The cut that agrees best with keeping what has more signal than noise."""
+def _by_signal_to_noise(layer: LayerPosterior, nats_per_bit: float | None) -> Threshold:
+    """The cut that agrees best with keeping what has more signal than noise, or is worth its bits."""
     assert layer.statistic is not None
     order = torch.argsort(layer.statistic.flatten())
     statistic = layer.statistic.flatten()[order].double()
-    keep = _has_signal(layer).flatten()[order].double()
+    keep = _is_wanted(layer, nats_per_bit).flatten()[order].double()
     # Disagreements of each cut: weak ones kept below it, strong ones pruned above it.
     kept_weak = torch.cat([torch.zeros(1), torch.cumsum(1 - keep, 0)])
     pruned_strong = keep.sum() - torch.cat([torch.zeros(1), torch.cumsum(keep, 0)])
     cut = int(torch.argmin(kept_weak + pruned_strong))
     edges = torch.cat([statistic[:1] - 1, statistic, statistic[-1:] + 1])
-    return Threshold(float(0.5 * (edges[cut] + edges[cut + 1])), "signal-to-noise")
+    return Threshold(float(0.5 * (edges[cut] + edges[cut + 1])), "signal-to-noise", nats_per_bit)

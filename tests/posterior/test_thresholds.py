@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 import pyro_bc
 from pyro_bc.errors import UsageError
 from pyro_bc.posterior.summary import LayerPosterior
-from pyro_bc.posterior.thresholds import NATS_PER_BIT, Threshold, choose_threshold, minimum_error_threshold
+from pyro_bc.posterior.thresholds import Threshold, choose_threshold, minimum_error_threshold
 
 
 def layer(statistic, strength, prior=None) -> LayerPosterior:
@@ -70,23 +70,27 @@ def test_a_mixture_that_would_throw_knowledge_away_is_refused():
     assert chosen.keeps(example).tolist() == [True] * 42 + [False] * 10
 
 
-def worth_its_bits() -> float:
-    """Signal over noise, squared, at which a weight alone costs as many nats as its bits are worth."""
-    return brentq(lambda x: 0.5 * x - NATS_PER_BIT * (0.5 * np.log2(1 + x) + 1.5), 1e-6, 10)
+def bar(price: float | None) -> float:
+    """Signal over noise, squared, of a weight alone that is just kept; with a price, one that is just worth its bits."""
+    if price is None:
+        return 1.0
+    return brentq(lambda x: 0.5 * x - price * (0.5 * np.log2(1 + x) + 1.5), 1e-6, 10)
 
 
-def test_without_clusters_what_is_worth_its_bits_decides():
+@pytest.mark.parametrize("price", [None, 0.03, 0.3])
+def test_without_clusters_signal_or_price_decides(price):
     statistic = np.linspace(-3, 3, 50)
-    example = layer(statistic, worth_its_bits() * np.exp(-statistic))  # worth as much as it takes at 0
-    chosen = choose_threshold(example)
-    assert chosen.method == "signal-to-noise" and abs(chosen.value) < 0.1
+    example = layer(statistic, bar(price) * np.exp(-statistic))  # at the bar at 0
+    chosen = choose_threshold(example, nats_per_bit=price)
+    assert chosen.method == "signal-to-noise" and abs(chosen.value) < 0.1 and chosen.nats_per_bit == price
 
 
-def test_a_group_that_is_not_worth_its_bits_goes_whatever_its_scale_says():
+@pytest.mark.parametrize("price", [None, 0.03])
+def test_a_group_without_signal_or_worth_goes_whatever_its_scale_says(price):
     rng = np.random.default_rng(4)
     statistic = np.concatenate([rng.normal(-5, 1, 30), rng.normal(6, 1, 70)])
-    example = layer(statistic, [50.0] * 29 + [0.5 * worth_its_bits()] + [0.01] * 70)
-    assert choose_threshold(example).keeps(example).sum() == 29
+    example = layer(statistic, [50.0] * 29 + [0.5 * bar(price)] + [0.01] * 70)
+    assert choose_threshold(example, nats_per_bit=price).keeps(example).sum() == 29
     assert choose_threshold(example, explicit=0.0).keeps(example).sum() == 30
 
 
