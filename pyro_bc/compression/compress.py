@@ -184,7 +184,38 @@ def _prices(
             names[name]: replace(own, softened=own.softened / factors.get(names[name], 1.0))
             for name, own in fitted.curvature.items()
         }
-    return graph, folded, priced(graph, folded, curvature, num_data)
+    return (
+        graph,
+        folded,
+        priced(graph, folded, curvature, num_data, _row_precisions(fitted, names, posterior, folded, factors)),
+    )
+
+
+def _row_precisions(
+    fitted: Posterior,
+    names: Mapping[str, str],
+    posterior: Mapping[str, LayerPosterior],
+    folded: Mapping[str, LayerPosterior],
+    factors: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Precision of the rows of layers whose weights are sites as they are, of a guide that correlates them.
+
+    :param posterior: before normalisation was folded.
+    :param factors: by what its folding multiplied the rows, squared.
+    """
+    found: dict[str, Tensor] = {}
+    for own, (prior, _, kind) in fitted.layers.items():
+        layer = posterior.get(names[own])
+        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.is_transposed:
+            continue
+        if (layer.bias_mean is None) != (folded[names[own]].bias_mean is None):
+            continue  # a bias that only folding gave it is no site
+        numbers = torch.arange(layer.weight_mean.numel()).reshape(layer.weight_mean.shape)
+        entries = {f"{own}.weight": kind.rows(numbers, 1)}
+        if layer.bias_mean is not None:
+            entries[f"{own}.bias"] = torch.arange(len(layer.bias_mean))[:, None]
+        found[names[own]] = fitted.precision(entries).cpu() / factors[names[own]][:, None, None]
+    return found
 
 
 def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, LayerPosterior]:

@@ -100,12 +100,18 @@ class Entries:
 
 @on_cpu
 def priced(
-    graph: Graph, posterior: Mapping[str, LayerPosterior], curvature: Mapping[str, Curvature] | None, num_data: int
+    graph: Graph,
+    posterior: Mapping[str, LayerPosterior],
+    curvature: Mapping[str, Curvature] | None,
+    num_data: int,
+    row_precision: Mapping[str, Tensor],
 ) -> dict[str, Priced | None]:
     """What the codes of the layers are chosen by, by name; None for a layer whose variances say all.
 
     :param posterior: by the layer's name in the graph.
-    :param curvature: of the layers; None for a mean-field posterior.
+    :param curvature: of the layers; None for another posterior.
+    :param row_precision: of each row of a layer's weight and its bias, ``(out, n, n)``, where the posterior is another
+        that correlates them.
     """
     nodes = layer_nodes(graph)
     found: dict[str, Priced | None] = {}
@@ -115,16 +121,25 @@ def priced(
         found[name] = None
         if curvature is not None:
             own = curvature[name]
-            has_bias = layer.bias_mean is not None
-            rows = layer.layer_type.rows(layer.weight_mean, layer_groups(nodes[name]))
-            if has_bias and layer.bias_mean is not None:
-                rows = torch.cat([rows, layer.bias_mean[:, None]], 1)
+            rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
             last = len(own.inputs) - 1
             factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
             cost = num_data * own.softened
             cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
             found[name] = Priced(cost, factors, rows, has_bias)
+        elif name in row_precision:
+            rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
+            factor = factorised(row_precision[name], has_bias)
+            found[name] = Priced(torch.ones(len(rows)), (factor,), rows, has_bias)
     return found
+
+
+def _rows_of(layer: LayerPosterior, groups: int) -> tuple[Tensor, bool]:
+    """Posterior means as rows, and whether a bias is their last entry."""
+    rows = layer.layer_type.rows(layer.weight_mean, groups)
+    if layer.bias_mean is None:
+        return rows, False
+    return torch.cat([rows, layer.bias_mean[:, None]], 1), True
 
 
 @on_cpu

@@ -19,6 +19,7 @@ A guide of one's own is added by ``posterior_of.register(MyGuide)``, with a func
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any
 
@@ -53,6 +54,10 @@ from .curvature import Curvature
 DRAWS = 1000
 
 
+# Latent numbers whose correlations are looked at: the precision of so many is half a gigabyte.
+_MOST_CORRELATED = 8192
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A fitted guide.
@@ -68,6 +73,9 @@ class Posterior:
     :param from_draws: whether the marginals themselves are.
     :param kl_weight: that the KL had in the fit.
     :param curvature: of layers whose weights are correlated as it says, by the layer's name; None elsewhere.
+    :param precision: of a normal whose sites are correlated: ``precision({site: entries})``, flat indices ``(rows, k)``
+        into each site, is the precision of each row's entries given all others, ``(rows, sum of k, sum of k)``; None
+        where there is none.
     :param others: with a curvature, Fisher information of one example about a number of any tensor that belongs to no
         layer, by the tensor's name in the network's graph.
     :param examples: inputs that the guide was made from; None where they were not kept.
@@ -83,6 +91,7 @@ class Posterior:
     from_draws: bool = False
     kl_weight: float = 1.0
     curvature: Mapping[str, Curvature] | None = None
+    precision: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     others: Mapping[str, float] = field(default_factory=dict)
     examples: Tensor | None = None
 
@@ -169,7 +178,14 @@ def _latent_vector(guide: AutoContinuous) -> Posterior:
             volume = volume + transform.log_abs_det_jacobian(value, values[name]).sum()
         return q.log_prob(torch.cat(parts)) - volume
 
-    return replace(found, draws=draws, log_prob=log_prob, dependent=True)
+    def precision(entries: Mapping[str, Tensor]) -> Tensor:
+        sizes = [biject_to(site["fn"].support).inverse_shape(site["value"].shape).numel() for site in sites.values()]
+        starts = dict(zip(sites, [0, *accumulate(sizes)][:-1], strict=True))
+        index = torch.cat([starts[name] + own for name, own in entries.items()], 1)
+        return q.precision_matrix[index[:, :, None], index[:, None, :]]
+
+    known = sum(site["value"].numel() for site in sites.values()) <= _MOST_CORRELATED
+    return replace(found, draws=draws, log_prob=log_prob, dependent=True, precision=precision if known else None)
 
 
 @posterior_of.register

@@ -1,6 +1,7 @@
 """Every guide that Pyro has gives what ours gives: marginals, joint draws, moments of weights, a file, an export."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -19,6 +20,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from torch import nn
 
 import pyro_bc
 from pyro_bc.errors import UsageError
@@ -187,3 +189,34 @@ def test_what_is_no_guide_is_told_so():
         pyro_bc.compress(model, guide)
     with pytest.raises(RuntimeError, match="has not been set up"):
         pyro_bc.summarize(AutoNormal(model))
+
+
+def test_correlations_of_a_guide_make_up_for_its_rounding(monkeypatch):
+    """Inputs that are nearly the same: their weights are known by their sum, which is what codes keep."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 1) + 0.3 * torch.randn(400, 12)
+    model = pyro_bc.BayesianNetwork(nn.Sequential(nn.Linear(12, 40)), pyro_bc.StandardNormal(), num_data=400)
+    guide = AutoMultivariateNormal(model)
+    guide(x, torch.zeros(400, dtype=torch.long))
+    wide = torch.cat([x, torch.ones(400, 1)], 1)
+    precision = wide.T @ wide / 4 + torch.eye(13)
+    entries = {"net.0.weight": torch.arange(480).reshape(40, 12), "net.0.bias": torch.arange(40)[:, None]}
+    starts = {"net.0.weight": 0, "net.0.bias": 480}
+    if next(iter(posterior_of(guide).marginals)).endswith("bias"):
+        starts = {"net.0.weight": 40, "net.0.bias": 0}
+    whole = torch.zeros(520, 520)
+    for row in torch.cat([starts[name] + own for name, own in entries.items()], 1):
+        whole[row[:, None], row[None]] = precision
+    exact = torch.distributions.MultivariateNormal(torch.randn(520), precision_matrix=whole)
+    monkeypatch.setattr(guide, "get_posterior", lambda: exact)
+    read = posterior_of(guide)
+    assert torch.allclose(read.precision(entries), precision.expand(40, 13, 13), rtol=1e-2, atol=0.1)
+    means = torch.cat([read.centre()["net.0.weight"], read.centre()["net.0.bias"][:, None]], 1)
+    costs = []
+    for posterior in (read, replace(read, precision=None)):
+        small = pyro_bc.compress(model, posterior, nats_per_bit=0.3)
+        (layer,) = small.layers
+        error = torch.cat([layer.weight.values(), layer.bias.values()[:, None]], 1) - means
+        nats = float(0.5 * torch.einsum("oi,ij,oj->", error, precision, error))
+        costs.append(nats + 0.3 * 8 * len(small.to_bytes()))
+    assert costs[0] < 0.85 * costs[1]

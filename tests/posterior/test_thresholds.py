@@ -71,7 +71,7 @@ def test_a_mixture_that_would_throw_knowledge_away_is_refused():
 
 
 def bar(price: float | None) -> float:
-    """Signal over noise, squared, of a weight alone that is just kept; with a price, one that is just worth its bits."""
+    """Signal over noise, squared, of a weight alone that is just kept; with a price, one just worth its bits."""
     if price is None:
         return 1.0
     return brentq(lambda x: 0.5 * x - price * (0.5 * np.log2(1 + x) + 1.5), 1e-6, 10)
