@@ -41,8 +41,9 @@ _LEAST = 1e-4
 # Posterior precision of what has no variance, beside the largest that has some.
 _EXACT = 1e12
 
-# Where the search for a price begins, its strides and ends, as logarithms, and how often it halves what is left.
-_FIRST_PRICE, _STRIDE, _HIGHEST_PRICE, _BISECTIONS = -8.0, 1.5, 25.0, 4
+# Where the search for a price begins, its longest stride and its end, as logarithms; how close to the divergence it has
+# to come, and how often it tries.
+_FIRST_PRICE, _STRIDE, _HIGHEST_PRICE, _CLOSE, _EVALUATIONS = -8.0, 4.0, 25.0, 0.8, 7
 
 # Inputs of one pass through the network.
 _PART = 250
@@ -247,16 +248,21 @@ def price_for(
         value = float(mean)
         return value if math.isfinite(value) else math.inf
 
-    low = high = _FIRST_PRICE
-    while change(high) <= divergence and high < _HIGHEST_PRICE:
-        low, high = high, high + _STRIDE
-    while low == high or change(low) > divergence:
-        low, high = low - _STRIDE, low
-        if low < -_HIGHEST_PRICE:
+    # Changes are about proportional to prices: each one says where the next is.
+    low, high, price = -math.inf, math.inf, _FIRST_PRICE
+    for _ in range(_EVALUATIONS):
+        value = change(price)
+        low, high = (price, high) if value <= divergence else (low, price)
+        if _CLOSE * divergence <= value <= divergence or abs(price) >= _HIGHEST_PRICE:
             break
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if change(middle) <= divergence else (low, middle)
+        ratio = 0.5 * (1 + _CLOSE) * divergence / max(value, 1e-30)
+        price += min(_STRIDE, max(-_STRIDE, math.log(max(ratio, 1e-30))))
+        if not low < price < high:
+            price = 0.5 * (low + high)
+    while low == -math.inf and high > -_HIGHEST_PRICE:
+        high -= _STRIDE
+        low = high if change(high) <= divergence else low
+    low = max(low, -_HIGHEST_PRICE)
     return math.exp(low)
 
 
