@@ -85,6 +85,9 @@ def compress(
     """
     if epochs < 0 or (epochs and loader is None):
         raise UsageError(f"epochs is 0, or how often to pass over loader=…, the training batches (x, y); not {epochs}")
+    for name, price in (("nats_per_bit", nats_per_bit), ("group_nats_per_bit", group_nats_per_bit)):
+        if price is not None and not 0 < price < math.inf:
+            raise UsageError(f"{name} is the price of a bit, positive and finite, not {price!r}")
     fitted = posterior_of(guide)
     posterior = layer_posteriors(model, fitted)
     own = net is None
@@ -114,8 +117,6 @@ def compress(
     for name in thresholds or {}:
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
-    if group_nats_per_bit is not None and not 0 < group_nats_per_bit < math.inf:
-        raise UsageError(f"group_nats_per_bit is a price, positive and finite, not {group_nats_per_bit!r}")
     chosen = {
         name: choose_threshold(layer, (thresholds or {}).get(name), group_nats_per_bit)
         for name, layer in posterior.items()

@@ -154,10 +154,7 @@ def rate_coded(
 
     :param prices: of :func:`priced`.
     :param nats_per_bit: price of a bit, in nats of the posterior.
-    :raises UsageError: where the price is not positive.
     """
-    if not (math.isfinite(nats_per_bit) and nats_per_bit > 0):
-        raise UsageError(f"nats_per_bit is the price of a bit, positive and finite, not {nats_per_bit!r}")
     nodes = layer_nodes(graph)
     result = dict(posterior)
     for name, price in prices.items():
