@@ -14,7 +14,7 @@ import torch
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 20171108
 #: the files that take longest; they begin first, so that no worker is left alone with one at the end.
-LONGEST = ("test_devices.py", "test_crashes.py", "test_job.py", "test_cifar.py")
+LONGEST = ("test_devices.py", "test_crashes.py", "test_job.py", "test_readme.py", "test_processes.py", "test_cifar.py")
 
 
 def pytest_collection_modifyitems(items):
