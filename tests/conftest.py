@@ -39,7 +39,7 @@ def without_report():
     @contextmanager
     def context():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pyro_bc.app.job.write_report", lambda folder, metrics: None)
+            patch.setattr("pyro_bc.app.report.write_report", lambda folder, metrics: None)
             patch.setattr("pyro_bc.app.job.diagnostics_of", lambda *args: {})
             yield
 

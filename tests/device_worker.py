@@ -369,8 +369,10 @@ def runs(folder):
         with contextlib.suppress(Stop):
             run(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
         # Report and diagnostics of the whole run are looked at.
-        without = {"write_report": lambda folder, metrics: None, "diagnostics_of": lambda *args: {}}
-        with mock.patch.multiple("pyro_bc.app.job", **without):
+        with (
+            mock.patch("pyro_bc.app.report.write_report", lambda folder, metrics: None),
+            mock.patch("pyro_bc.app.job.diagnostics_of", lambda *args: {}),
+        ):
             resumed = run(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
         evaluated = pyro_bc.load(folder / name / "network.pbc")
         test = load_dataset("digits")

@@ -236,27 +236,39 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def front(curve: list[list]) -> list[list]:
+    """The points ``[setting, bytes, error]`` than which no smaller one has as little error, the smallest first."""
+    curve = sorted(curve, key=lambda point: point[1])
+    return [p for i, p in enumerate(curve) if all(p[2] < q[2] for q in curve[:i])]
+
+
+def label(axis: Any, own: dict, below: float) -> None:
+    """Name the axes of a network's curves, from so many points below the dense network's error to 5 above it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylim(max(0, own["held"] - below), own["held"] + 5)
+    axis.set_title(own["network"])
+    axis.set_xlabel("kB")
+    axis.set_ylabel("held-out error %")
+
+
 def picture(results: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     for own, axis in zip(results, axes.flat, strict=False):
         for number, method in enumerate(METHODS):
-            curve = sorted(own["curves"].get(method, []), key=lambda point: point[1])
-            if not curve:
-                continue
-            front = [p for i, p in enumerate(curve) if all(p[2] < q[2] for q in curve[:i])]
-            axis.plot([p[1] / 1000 for p in front], [p[2] for p in front], "o-", ms=3, color=f"C{number}", label=method)
+            best = front(own["curves"].get(method, []))
+            if best:
+                axis.plot(
+                    [p[1] / 1000 for p in best], [p[2] for p in best], "o-", ms=3, color=f"C{number}", label=method
+                )
         axis.axhline(own["held"], color="grey", lw=0.8, ls=":")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_ylim(max(0, own["held"] - 0.5), own["held"] + 5)
-        axis.set_title(own["network"])
-        axis.set_xlabel("kB")
-        axis.set_ylabel("held-out error %")
+        label(axis, own, below=0.5)
     axes.flat[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -4,7 +4,6 @@ The folder is that of a run (:mod:`pyro_bc.app.job`), without what belongs to a 
 errors are disagreements with the dense network.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -28,16 +27,15 @@ from ..model.network import BayesianNetwork
 from ..posterior.curvature import EXAMPLES
 from ..posterior.curvature_guide import CurvatureGuide
 from ..priors.standard_normal import StandardNormal
-from ..runtime.files import write_atomically
+from ..runtime.messages import first_line
 from .datasets import Dataset
 from .dense import load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, figures_of, without_nan
+from .metrics import diagnostics_of, export_posterior, figures_of
 from .own_data import Examples, load_examples
 from .own_network import built
-from .report import write_report
+from .report import write_results
 from .settings import CompressSettings
-from .tables import markdown
 
 # Inputs of one pass through the network.
 _PART = 100
@@ -91,7 +89,7 @@ def _judged(examples: Examples, net: nn.Module) -> Dataset:
         with torch.no_grad(), evaluating(net):
             outputs = net(examples.train_x[:2])
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UsageError(f"the network cannot be run on inputs {tuple(examples.train_x.shape)}: {reason}") from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         raise UsageError(
@@ -154,8 +152,4 @@ def _compress(
         "diagnostics": diagnostics_of(model, guide, decoded, data, 0.0, measured_on, folder),
     }
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    metrics = without_nan(metrics)
-    write_atomically(folder / "report.md", markdown(metrics).encode())
-    write_report(folder, metrics)
-    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
-    return metrics
+    return write_results(folder, metrics)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
+from ..runtime.messages import first_line
 from .cifar import Arrays, read_binary, read_jpeg, read_python
 
 
@@ -68,7 +69,7 @@ class Dataset:
         try:
             parts = {name: getattr(self, name).to(device) for name in ("train_x", "train_y", "test_x", "test_y")}
         except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not built in; a package it needs
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UsageError(f"the device '{device}' cannot be used: {reason}") from None
         if parts["train_x"].is_meta:
             raise UsageError(f"the device '{device}' cannot be used: it holds shapes, but no numbers")

@@ -14,6 +14,7 @@ from ..data.augment import Affine, ShiftAndFlip
 from ..data.batches import Batches
 from ..errors import NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
+from ..runtime.messages import first_line
 from .datasets import Dataset, load_dataset
 from .recipes import Recipe
 from .settings import Settings
@@ -54,7 +55,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UsageError(f"'{path}' is no state_dict that torch.load(weights_only=True) reads: {reason}") from None
         if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
             raise UsageError(f"'{path}' holds no state_dict: save net.state_dict() with torch.save")

@@ -19,7 +19,6 @@ Everything goes into one folder. A stage leaves a file, and a run that was inter
 =======================  =====================================================================================
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,17 +51,15 @@ from ..posterior.summary import summarize
 from ..priors.base import GroupPrior
 from ..priors.learned_code import LearnedCode
 from ..quantisation.rounding import RULES
-from ..runtime.files import write_atomically
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, thresholds_of, without_nan
+from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, thresholds_of
 from .narrow import narrowed
 from .networks import network
 from .recipes import Recipe, recipe
-from .report import progress_pictures, write_report
+from .report import progress_pictures, write_results
 from .settings import PRIORS, Settings
-from .tables import markdown
 
 _SECONDS_BETWEEN_PICTURES = 60
 # Epochs of a teacher that is trained where the dense network is given.
@@ -198,11 +195,7 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     metrics["other_precision"] = other_precision(fitted.compressed, metrics["precision"], job.data)
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
     metrics["seconds"] = round(time.perf_counter() - started + before_resume, 1)
-    metrics = without_nan(metrics)
-    write_atomically(job.out / "report.md", markdown(metrics).encode())
-    write_report(job.out, metrics)
-    write_atomically(job.out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
-    return metrics
+    return write_results(job.out, metrics)
 
 
 def _checked(settings: Settings) -> Recipe:

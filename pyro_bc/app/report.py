@@ -26,8 +26,9 @@ from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
+from .metrics import without_nan
 from .settings import command, flat
-from .tables import cuts_in_words, rows
+from .tables import cuts_in_words, markdown, rows
 
 
 def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[str, LayerPosterior]) -> None:
@@ -134,6 +135,18 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     page = _page(metrics, settings, f"{cuts_in_words(cuts)}.", checks, pages.pictures)
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def write_results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what a run came to: ``report.md``, the page, and ``metrics.json`` last; returns the metrics as in it.
+
+    :param metrics: what is not finite is None in the files.
+    """
+    told = without_nan(dict(metrics))
+    write_atomically(folder / "report.md", markdown(told).encode())
+    write_report(folder, told)
+    write_atomically(folder / "metrics.json", (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
+    return told
 
 
 class _Pages:

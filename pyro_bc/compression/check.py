@@ -23,6 +23,7 @@ from ..model.network import BayesianNetwork, Choice, PriorRule
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import device_of
+from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .compress import compress, layer_posteriors
 from .pruning import shrink
@@ -143,7 +144,7 @@ def _checked(
         with torch.no_grad(), evaluating(model.skeleton) as dense:
             outputs = dense(x)
     except Exception as error:  # whatever a user's forward raises
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UsageError(
             f"the network cannot be run on inputs of shape {tuple(x.shape)}, {x.dtype}: {reason}"
         ) from error

@@ -136,7 +136,7 @@ def compress(
         if epochs and loader is not None:
             graph, posterior = train_rounded(
                 graph, posterior, prices, nats_per_bit, model.likelihood, loader,
-                epochs=epochs, num_data=num_data, kl_weight=getattr(guide, "kl_weight", 1.0), progress=progress,
+                epochs=epochs, num_data=num_data, kl_weight=fitted.kl_weight, progress=progress,
             )  # fmt: skip
         else:
             posterior = rate_coded(graph, posterior, prices, nats_per_bit)

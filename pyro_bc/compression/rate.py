@@ -120,16 +120,15 @@ def priced(
         if name not in nodes or layer.codes:
             continue
         found[name] = None
+        rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
         if curvature is not None:
             own = curvature[name]
-            rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
             last = len(own.inputs) - 1
             factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
             cost = num_data * own.softened
             cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
             found[name] = Priced(cost, factors, rows, has_bias)
         elif name in row_precision:
-            rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
             factor = factorised(row_precision[name], has_bias)
             found[name] = Priced(torch.ones(len(rows)), (factor,), rows, has_bias)
     return found
@@ -160,7 +159,7 @@ def rate_coded(
     for name, price in prices.items():
         layer, groups = posterior[name], layer_groups(nodes[name])
         if price is None:
-            coded = _independent(layer, layer.layer_type, groups, nats_per_bit)
+            coded = _independent(layer, groups, nats_per_bit)
         else:
             coded = _dependent(price, layer.layer_type, nats_per_bit)
         result[name] = replace(layer, codes=stored_rows(layer, nodes[name], coded))
@@ -170,10 +169,8 @@ def rate_coded(
 @on_cpu
 def entries_of(layer: LayerPosterior, price: Priced | None, groups: int, nats_per_bit: float) -> Entries:
     """A layer's weights, one by one; ``price`` and ``nats_per_bit`` as in :func:`rate_coded`."""
-    kind = layer.layer_type
     if price is None:
-        means, precision, exponents, bias_step = _diagonal(layer, kind, groups, nats_per_bit)
-        return Entries(means, 0.5 * precision, exponents, bias_step)
+        return _diagonal(layer, groups, nats_per_bit)
     columns = []
     for factor in price.factors:
         pivots = factor.upper.diagonal(dim1=-2, dim2=-1)
@@ -182,7 +179,7 @@ def entries_of(layer: LayerPosterior, price: Priced | None, groups: int, nats_pe
     each = 0.5 * price.cost[:, None] * torch.cat(columns, 1)
     last = price.rows.shape[1] - price.has_bias
     step = step_of(float(price.cost.mean()), nats_per_bit) if price.has_bias else 0.0
-    return Entries(price.rows[:, :last], each[:, :last], _exponents_of(price, kind, nats_per_bit), step)
+    return Entries(price.rows[:, :last], each[:, :last], _exponents_of(price, layer.layer_type, nats_per_bit), step)
 
 
 def _exponents_of(price: Priced, kind: LayerType, nats_per_bit: float) -> Tensor:
@@ -275,27 +272,25 @@ def _densities(graph: Graph, posterior: Mapping[str, LayerPosterior], likelihood
     return density_of(likelihood, torch.cat([network(part) for part in x.split(_PART)]))
 
 
-def _independent(layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float) -> CodedRows:
+def _independent(layer: LayerPosterior, groups: int, nats_per_bit: float) -> CodedRows:
     """The diagonal case: every entry has a precision of its own."""
-    means, precision, exponent, bias_step = _diagonal(layer, kind, groups, nats_per_bit)
-    steps = torch.exp2(exponent / STEPS_PER_OCTAVE)[:, None]
-    codes = (means / steps).round().long()
+    entries = _diagonal(layer, groups, nats_per_bit)
+    steps = torch.exp2(entries.exponents / STEPS_PER_OCTAVE)[:, None]
+    codes = (entries.means / steps).round().long()
     for _ in range(_PASSES):
-        codes = cheapest_entries(means, 0.5 * precision, steps, nats_per_bit, CodeLengths(codes))
-    return CodedRows(codes, exponent, layer.bias_mean, bias_step)
+        codes = cheapest_entries(entries.means, entries.price, steps, nats_per_bit, CodeLengths(codes))
+    return CodedRows(codes, entries.exponents, layer.bias_mean, entries.bias_step)
 
 
-def _diagonal(
-    layer: LayerPosterior, kind: LayerType, groups: int, nats_per_bit: float
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Means and precisions of a layer's weights as rows, the rows' exponents, and the bias's step."""
+def _diagonal(layer: LayerPosterior, groups: int, nats_per_bit: float) -> Entries:
+    kind = layer.layer_type
     means = kind.rows(layer.weight_mean, groups)
     precision = _precision(kind.rows(layer.weight_variance, groups))
     exponent = _of_rows(_exponents(precision.mean(1), nats_per_bit).double(), kind)
     step = 0.0
     if layer.bias_mean is not None and layer.bias_variance is not None:
         step = step_of(float(_precision(layer.bias_variance).mean()), nats_per_bit)
-    return means, precision, exponent, step
+    return Entries(means, 0.5 * precision, exponent, step)
 
 
 def _of_rows(exponents: Tensor, kind: LayerType) -> Tensor:

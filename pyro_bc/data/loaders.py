@@ -35,6 +35,11 @@ def first_batch(loader: Any) -> tuple[Tensor, Tensor]:
     return batch[0], batch[1]
 
 
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a batch: the first of a pair or more, or the batch itself."""
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+
+
 def check_inputs(x: Tensor, what: str) -> None:
     """:raises UsageError: where inputs are not finite; begins with ``what``."""
     if x.is_floating_point() and not bool(x.isfinite().all()):

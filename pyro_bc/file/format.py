@@ -107,6 +107,7 @@ from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
 from ..graph.shapes import shapes_by_rules
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
+from ..runtime.messages import first_line
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
 from .contents import DTYPES, Contents, Integers, Numbers, Stored, values
@@ -326,7 +327,7 @@ def _check(contents: Contents) -> None:
         if contents.input_shape and not known:
             _run_without_storage(contents, network)
     except Exception as error:  # whatever torch raises on what a damaged file asks for
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
 
 

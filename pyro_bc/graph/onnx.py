@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
+from ..runtime.messages import first_line
 from .layer_types import layer_type
 from .module import GraphNetwork
 from .nodes import Graph, Named, Node, Value, is_layer, replace_leaves, without_dead_code
@@ -141,7 +142,7 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:  # whatever the exporter raises
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
     data = program.model_proto.SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +199,7 @@ def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], cal
                 activation_type=QuantType.QUInt8,
             )  # fmt: skip
         except Exception as error:  # whatever the quantiser raises
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ExportError(f"the network cannot be quantised to int8: {reason}") from error
         write_atomically(path, quantised.read_bytes())
 

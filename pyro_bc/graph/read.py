@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError
+from ..runtime.messages import first_line
 from .functions import ON_NUMBERS
 from .layers_alone import layers_alone
 from .module import GraphNetwork, evaluating
@@ -63,7 +64,7 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
     except UnsupportedNetworkError:
         raise
     except Exception as error:  # whatever a user's forward, or torch.export, raises
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         if reason.startswith("Constraints violated"):
             reason = "its forward fixes the batch size, as len(x) does; write x.shape[0], or -1 in a view"
         raise UnsupportedNetworkError(

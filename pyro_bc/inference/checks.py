@@ -13,6 +13,7 @@ from ..data.loaders import check_inputs
 from ..errors import NonFiniteLossError, PyroBCError, UsageError
 from ..model.likelihoods import Likelihood
 from ..runtime.devices import check_device
+from ..runtime.messages import first_line
 
 _ADVICE = "A smaller learning rate usually helps; the checkpoint of the epoch before stays"
 
@@ -28,7 +29,7 @@ def running_on(x: Tensor) -> Iterator[None]:
     except PyroBCError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UsageError(
             f"the model cannot be run on the first batch, inputs of shape {tuple(x.shape)} and {x.dtype}: {reason}"
         ) from error

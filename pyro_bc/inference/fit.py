@@ -33,6 +33,7 @@ from ..posterior.thresholds import choose_threshold
 from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
+from ..runtime.messages import first_line
 from .checkpoint import CHECKPOINT_FORMAT, restore_fit, save_fit
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
@@ -246,7 +247,7 @@ def _compiled(wanted: bool | None, plain: Step, model: Any, guide: FactorizedGui
     try:
         return compiled_step(model, guide, *rest)
     except Exception as error:  # whatever the compiler raises
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         if wanted:
             raise UsageError(f"the training step cannot be compiled: {reason}. Leave compile out") from error
         warnings.warn(f"the training step is not compiled, and slower: {reason}", stacklevel=3)

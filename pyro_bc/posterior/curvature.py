@@ -22,7 +22,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..data.loaders import check_inputs
+from ..data.loaders import check_inputs, inputs_of
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import GraphNetwork
@@ -128,7 +128,7 @@ def collect(
 def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
     left = examples
     for batch in loader:
-        x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        x = inputs_of(batch)
         if not isinstance(x, Tensor):
             raise UsageError(f"curvature is collected from batches of inputs, not of {type(x).__name__}")
         check_inputs(x, "batches to collect curvature from")

@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
 
+from ..data.loaders import inputs_of
 from ..errors import UsageError
 from ..graph.module import evaluating
 from ..graph.nodes import layer_groups, layer_nodes
@@ -75,7 +76,7 @@ class CurvatureGuide(AutoGuide):
             raise UsageError(f"curvature is that of a BayesianNetwork, not of a {type(model).__name__}")
         batches = iter(loader)
         first = next(batches, None)
-        x = first[0] if isinstance(first, tuple | list) and len(first) else first
+        x = inputs_of(first)
         if not isinstance(x, Tensor) or not len(x):
             raise UsageError("curvature is collected from batches of inputs, and the loader gives none")
         super().__init__(InitMessenger(init_to_feasible)(model))
@@ -122,7 +123,7 @@ class CurvatureGuide(AutoGuide):
         """All batches; the first few inputs are kept."""
         yield first
         for batch in batches:
-            x = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+            x = inputs_of(batch)
             if isinstance(x, Tensor) and len(self.examples) < _KEPT:
                 self.examples = torch.cat([self.examples, x])[:_KEPT]
             yield batch

@@ -19,7 +19,6 @@ A guide of one's own is added by ``posterior_of.register(MyGuide)``, with a func
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
-from itertools import accumulate
 from operator import attrgetter
 from typing import Any
 
@@ -179,12 +178,11 @@ def _latent_vector(guide: AutoContinuous) -> Posterior:
         return q.log_prob(torch.cat(parts)) - volume
 
     def precision(entries: Mapping[str, Tensor]) -> Tensor:
-        sizes = [biject_to(site["fn"].support).inverse_shape(site["value"].shape).numel() for site in sites.values()]
-        starts = dict(zip(sites, [0, *accumulate(sizes)][:-1], strict=True))
-        index = torch.cat([starts[name] + own for name, own in entries.items()], 1)
+        places = _unpacked(sites, torch.arange(q.mean.numel()))
+        index = torch.cat([places[name].flatten()[own] for name, own in entries.items()], 1)
         return q.precision_matrix[index[:, :, None], index[:, None, :]]
 
-    known = sum(site["value"].numel() for site in sites.values()) <= _MOST_CORRELATED
+    known = q.mean.numel() <= _MOST_CORRELATED
     return replace(found, draws=draws, log_prob=log_prob, dependent=True, precision=precision if known else None)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..errors import UsageError
+from ..runtime.messages import first_line
 
 
 def divergence(name: str, q: Any, p: Any, value: Any = None) -> Tensor:
@@ -24,7 +25,7 @@ def divergence(name: str, q: Any, p: Any, value: Any = None) -> Tensor:
     try:
         return q.log_prob(value) - p.log_prob(value)
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UsageError(
             f"site '{name}' has no KL: there is no closed form from {type(q).__name__} to {type(p).__name__}, and the "
             f"prior has no density of a draw ({reason}). Give it a prior with a log_prob, or register one with "
