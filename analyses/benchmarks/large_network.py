@@ -2,7 +2,8 @@
 
     python analyses/benchmarks/large_network.py
 
-Weights are random, as are the 2,000 inputs of 3 × 32 × 32. Prints a line; ``--write`` puts it into
+Weights are random, as are the 2,000 inputs of 3 × 32 × 32; the last layer's are as large as makes predictions as sure
+as a trained network's. Prints a line; ``--write`` puts it into
 ``analyses/results/large_network.md``.
 """
 
@@ -22,8 +23,10 @@ from common import RESULTS
 
 WIDTHS = (64, 128, 256, 512, 512, 512, 512, 512, 512, 512, 512, 512, 512)
 
+SPREAD = 3.0  # of a class's logit over the inputs
 
-def network() -> nn.Module:
+
+def network() -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = 3
     for number, width in enumerate(WIDTHS):
@@ -42,6 +45,8 @@ def main() -> None:
     net, x = network(), torch.randn(args.examples, 3, 32, 32)
     net(x[:200])  # statistics of normalisation
     net.eval()
+    with torch.no_grad():
+        net[-1].weight.mul_(SPREAD / net(x[:200]).std(0).mean())
     parameters = sum(p.numel() for p in net.parameters())
     start = time.perf_counter()
     model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=50_000)

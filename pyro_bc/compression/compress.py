@@ -27,7 +27,7 @@ from ..runtime.devices import device_of, on_cpu
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
-from .rate import DIVERGENCE, Priced, price_for, priced, rate_coded, step_of
+from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
 from .rounded_training import price_with_training, train_rounded
 
 # Inputs on which a compressed network must not always compute the same.
@@ -140,6 +140,12 @@ def compress(
             )  # fmt: skip
         else:
             posterior = rate_coded(graph, posterior, prices, nats_per_bit)
+        x = example[:_EXAMPLES].cpu()
+        if _differ(x) and not _differ(outputs_of(graph, posterior, x)):
+            raise EmptyNetworkError(
+                f"at {nats_per_bit:g} nats a bit so few weights are worth their bits that the network computes the "
+                f"same for every input: give a lower nats_per_bit"
+            )
     elif epochs:
         raise UsageError("epochs train on with codes that have a price: give nats_per_bit, or a CurvatureGuide")
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
@@ -251,7 +257,7 @@ def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example
     """:raises EmptyNetworkError: where what is left computes the same for every input."""
     x = example[:_EXAMPLES].cpu()
     x = x.float() if x.is_floating_point() else x  # what is stored computes in single precision
-    if not (x != x[:1]).any() or not _is_constant(small.network(), x):
+    if not _differ(x) or not _is_constant(small.network(), x):
         return
     zero = [layer.name for layer in small.layers if not layer.weight.codes.any()]
     which = f"all weights of layer '{zero[0]}' are 0" if zero else "the network computes the same for every input"
@@ -269,7 +275,11 @@ def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example
 def _is_constant(network: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         outputs = network(x)
-    return bool(outputs.isfinite().all() and (outputs == outputs[:1]).all())
+    return bool(outputs.isfinite().all()) and not _differ(outputs)
+
+
+def _differ(examples: Tensor) -> bool:
+    return bool((examples != examples[:1]).any())
 
 
 def _prefix(model: Any) -> str:

@@ -7,12 +7,11 @@ lengths of codes are those of the codes before, twice over. Units all of whose c
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import EmptyNetworkError, UsageError
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, layer_groups, layer_nodes
@@ -229,18 +228,28 @@ def price_for(
     :param x: inputs on which they are.
     :param divergence: mean KL of the coded network's predictions from the network's own, in nats an input.
     :raises UsageError: where ``divergence`` is not positive.
+    :raises EmptyNetworkError: where the same prediction for all inputs is as near as that.
     """
     if not divergence > 0:
         raise UsageError(f"divergence is what predictions may change by, in nats, and positive, not {divergence!r}")
-    before = _densities(graph, posterior, likelihood, x)
+    outputs = outputs_of(graph, posterior, x)
+    before = density_of(likelihood, outputs)
 
-    def change(log_price: float) -> float:
-        coded = rate_coded(graph, posterior, prices, math.exp(log_price))
+    def change_to(others: Tensor) -> float:
         with seeded(0, x.device):  # the draw that stands in for a KL without a closed form
-            mean = kl_from("y", before, _densities(graph, coded, likelihood, x)).mean()
+            mean = kl_from("y", before, density_of(likelihood, others)).mean()
         processes.average_([mean])  # each has examples of its own, and all one price
         value = float(mean)
         return value if math.isfinite(value) else math.inf
+
+    def change(log_price: float) -> float:
+        return change_to(outputs_of(graph, rate_coded(graph, posterior, prices, math.exp(log_price)), x))
+
+    if 0 < change_to(outputs.mean(0, keepdim=True).expand_as(outputs)) <= divergence:
+        raise EmptyNetworkError(
+            f"one prediction for all inputs would differ from the network's own by less than {divergence:g} nats, so "
+            f"that nothing of it is worth a bit: train the network first, or give nats_per_bit"
+        )
 
     # Changes are about proportional to prices: each one says where the next is.
     low, high, price = -math.inf, math.inf, _FIRST_PRICE
@@ -261,15 +270,16 @@ def price_for(
 
 
 @torch.no_grad()
-def _densities(graph: Graph, posterior: Mapping[str, LayerPosterior], likelihood: Likelihood, x: Tensor) -> Any:
-    """What the network says of its inputs with the layers' means, or with the numbers that their codes stand for."""
+@on_cpu
+def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor) -> Tensor:
+    """The network's outputs with the layers' means, or with the numbers that their codes stand for."""
     tensors = dict(graph.tensors)
     for name, layer in posterior.items():
         for role, mean in (("weight", layer.weight_mean), ("bias", layer.bias_mean)):
             if f"{name}.{role}" in tensors and mean is not None:
                 tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
     network = GraphNetwork(graph.nodes, tensors, graph.buffers)
-    return density_of(likelihood, torch.cat([network(part) for part in x.split(_PART)]))
+    return torch.cat([network(part) for part in x.split(_PART)])
 
 
 def _independent(layer: LayerPosterior, groups: int, nats_per_bit: float) -> CodedRows:

@@ -16,7 +16,7 @@ section is padded. Two models of integers:
     such bits, :math:`n_1` of them 1. Where integers come in classes, such as the frequency of a cosine coefficient,
     the first bit is counted by class, too, and the layer's probability stands for four bits seen before: :math:`p_c =
     (n_{c1} (2n + 2) + 4 (2 n_1 + 1)) / ((n_c + 4)(2n + 2))`. Nothing but the integers is stored, which is what small
-    layers need, and it takes Python a microsecond or two a bit, which large ones do not.
+    layers need, and reading it takes Python a microsecond or two a bit, which large ones do not.
 
 ``contextual``
     The adaptive model for integers in rows and columns, whose classes are what came before. Where c of the n integers
@@ -111,15 +111,12 @@ class Encoder:
         :param classes: of each integer, from 0 on, which the decoder knows too.
         """
         decisions, probabilities = _decisions(codes, classes)
-        if decisions:
-            model = constriction.stream.model.Bernoulli(perfect=False)
-            self._coder.encode(np.array(decisions, dtype=np.int32), model, np.array(probabilities))
+        if len(decisions):
+            self._coder.encode(decisions, constriction.stream.model.Bernoulli(perfect=False), probabilities)
 
     def contextual(self, codes: np.ndarray) -> None:
         """Integers ``(rows, columns)`` as of :meth:`adaptive`, in contexts of what came before in row and column."""
-        decisions, probabilities = _contextual_decisions(codes)
-        model = constriction.stream.model.Bernoulli(perfect=False)
-        self._coder.encode(np.array(decisions, dtype=np.int32), model, np.array(probabilities))
+        self.adaptive(codes.reshape(-1), _contexts(codes))
 
     def data(self) -> bytes:
         """All symbols so far, as bytes without the final zeros that a decoder adds by itself."""
@@ -278,53 +275,67 @@ def _kinds(count: int, classes: np.ndarray | None) -> list[int]:
     return [-1] * count if classes is None else classes.tolist()
 
 
-def _decisions(codes: np.ndarray, classes: np.ndarray | None) -> tuple[list[int], list[float]]:
-    """The decisions that integers are made of in the adaptive model, and the probability of 1 for each."""
-    taken = _Taken()
-    for code, kind in zip(codes.tolist(), _kinds(len(codes), classes), strict=True):
-        taken.add(code, kind)
-    return taken.decisions, taken.probabilities
+def _decisions(codes: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The decisions that integers are made of, in their order, and the probability of 1 that each has by those before.
+
+    What :class:`_Counts` counts as it goes is counted here of all integers at once: they are known.
+    """
+    magnitudes = np.abs(codes.astype(np.int64))
+    nonzero = magnitudes > 0
+    large = np.flatnonzero(magnitudes > _UNARY)
+    digits = np.frexp((magnitudes[large] - _UNARY).astype(np.float64))[1] - 1
+    each = 1 + np.where(nonzero, 1 + np.minimum(magnitudes, _UNARY), 0)
+    each[large] += 2 * digits + 1
+    starts = np.cumsum(each) - each
+    decisions = np.zeros(int(each.sum()), dtype=np.int32)
+    probabilities = np.full(len(decisions), _HALF)
+    decisions[starts] = nonzero
+    probabilities[starts] = _of_zero(nonzero, classes)
+    starts = starts[nonzero] + 1
+    decisions[starts] = codes[nonzero] < 0
+    left = magnitudes[nonzero]
+    for above in range(1, _UNARY + 1):
+        starts, left = starts[left >= above], left[left >= above]
+        decisions[starts + above] = left > above
+        probabilities[starts + above] = _learned(left > above)
+    starts = starts[left > _UNARY] + _UNARY + 1
+    for start, rest, count in zip(starts, magnitudes[large] - _UNARY, digits, strict=True):
+        bits = [1] * count + [0] + [int(rest) >> shift & 1 for shift in reversed(range(count))]
+        decisions[start : start + len(bits)] = bits
+    return decisions, probabilities
 
 
-def _contextual_decisions(codes: np.ndarray) -> tuple[list[int], list[float]]:
-    """The same of integers ``(rows, columns)`` in their contexts."""
-    taken, contexts = _Taken(), _Contexts(codes.shape[1])
-    for row, of_row in enumerate(codes.tolist()):
-        contexts.begin()
-        for column, code in enumerate(of_row):
-            taken.add(code, contexts.at(row, column))
-            contexts.add(column, code)
-    return taken.decisions, taken.probabilities
+def _learned(bits: np.ndarray) -> np.ndarray:
+    """Probability of 1 that each decision has by those before it."""
+    yes = np.cumsum(bits, dtype=np.int64) - bits
+    return (2 * yes + 1) / (2 * np.arange(len(bits)) + 2)
 
 
-class _Taken:
-    """Decisions as they are taken, with the probability that each had."""
+def _of_zero(bits: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """The same of the first decision, which is counted by class where integers have one."""
+    if classes is None:
+        return _learned(bits)
+    count = np.arange(len(bits))
+    layer, before = 2 * count + 2, np.cumsum(bits, dtype=np.int64) - bits
+    order = np.argsort(classes, kind="stable")
+    first = np.searchsorted(classes[order], classes[order])  # where a class begins
+    sorted_before = np.concatenate([[0], np.cumsum(bits[order], dtype=np.int64)])
+    yes, seen = np.empty_like(count), np.empty_like(count)
+    yes[order] = sorted_before[:-1] - sorted_before[first]
+    seen[order] = count - first
+    return (yes * layer + _BELIEF * (2 * before + 1)) / ((seen + _BELIEF) * layer)
 
-    def __init__(self) -> None:
-        self.counts = _Counts()
-        self.decisions: list[int] = []
-        self.probabilities: list[float] = []
 
-    def add(self, code: int, kind: int) -> None:
-        """Those of one integer."""
-        self.probabilities.append(self.counts.of_zero(kind))
-        self.decisions.append(self.counts.add_zero(kind, int(code != 0)))
-        if not code:
-            return
-        self._plain(int(code < 0))
-        magnitude = abs(code)
-        for above in range(1, min(magnitude, _UNARY) + 1):
-            self.probabilities.append(self.counts.probability(above))
-            self.decisions.append(self.counts.add(above, int(magnitude > above)))
-        if magnitude > _UNARY:
-            rest = magnitude - _UNARY
-            digits = rest.bit_length() - 1
-            for bit in [1] * digits + [0] + [rest >> shift & 1 for shift in reversed(range(digits))]:
-                self._plain(bit)
-
-    def _plain(self, bit: int) -> None:
-        self.probabilities.append(_HALF)
-        self.decisions.append(bit)
+def _contexts(codes: np.ndarray) -> np.ndarray:
+    """Classes of all integers ``(rows, columns)`` by what came before each, one by one as :class:`_Contexts` has it."""
+    present = (codes != 0).astype(np.int64)
+    rows, columns = (np.arange(size) for size in codes.shape)
+    down = (2 * rows[:, None] + 2) // (2 * (present.cumsum(0) - present) + 1)
+    along = (2 * columns + 2) // (2 * (present.cumsum(1) - present) + 1)
+    left = np.zeros_like(present)
+    left[:, 1:] = np.minimum(np.abs(codes[:, :-1]), 2)
+    density = [np.minimum(np.frexp(ratio.astype(np.float64))[1] - 1, 6) for ratio in (down, along)]
+    return (21 * density[0] + 3 * density[1] + left).reshape(-1)
 
 
 def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float:
@@ -342,12 +353,8 @@ def adaptive_bits(codes: np.ndarray, classes: np.ndarray | None = None) -> float
     bits += float((2 * digits + 1).sum())
     if classes is None:
         return bits + _learned_bits(len(nonzero), len(codes))
-    counts = _Counts()  # what is learned of a class rests on all classes before it
-    for bit, kind in zip((magnitudes > 0).tolist(), classes.tolist(), strict=True):
-        yes = counts.of_zero(kind)
-        bits -= math.log2(yes if bit else 1 - yes)
-        counts.add_zero(kind, bit)
-    return bits
+    yes = _of_zero(magnitudes > 0, classes)
+    return bits - float(np.log2(np.where(magnitudes > 0, yes, 1 - yes)).sum())
 
 
 def _learned_bits(yes: int, count: int) -> float:

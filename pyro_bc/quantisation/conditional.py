@@ -60,6 +60,7 @@ class CodeLengths:
         bits = torch.zeros(_MAGNITUDES + 1, dtype=torch.float64)
         bits[2:] = -torch.log2(more).cumsum(0)
         bits[1:-1] -= torch.log2(1 - more)
+        bits[0] = math.inf  # 0 has no such decision
         #: of the magnitude of an integer that is not 0, ``(magnitudes,)``.
         self.magnitude = bits.float()
 
@@ -103,8 +104,10 @@ def factorised(inputs: Tensor, bias: bool = False) -> Factor:
     permuted = inputs.take_along_dim(index, -2).take_along_dim(index.transpose(-1, -2), -1).double()
     floor = _FLOOR * diagonal.double().mean(-1).clamp_min(1e-12)
     permuted.diagonal(dim1=-2, dim2=-1).add_(floor.unsqueeze(-1))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(permuted))
-    return Factor(order, torch.linalg.cholesky(inverse, upper=True).float())
+    # From the last entry to the first, A = V V' with V upper: then U is V's inverse.
+    last_first = torch.linalg.cholesky(permuted.flip(-1, -2)).flip(-1, -2)
+    identity = torch.eye(permuted.shape[-1], dtype=permuted.dtype)
+    return Factor(order, torch.linalg.solve_triangular(last_first, identity, upper=True).float())
 
 
 def steps_of(cost: Tensor, factor: Factor, nats_per_bit: float) -> Tensor:
@@ -129,29 +132,36 @@ def round_rows(
     :returns: integers ``(rows, n)``; the conditional means to which they were rounded, of the same shape; the nats of
         each row, ``(rows,)``.
     """
-    groups = len(factor.order)
-    of_group = torch.arange(groups).repeat_interleave(len(rows) // groups)
-    order = factor.order[of_group]
-    values = rows.take_along_dim(order, 1).clone()
-    codes = torch.zeros(rows.shape, dtype=torch.long)
-    nats = torch.zeros(len(rows))
-    upper = factor.upper
-    for start in range(0, rows.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, rows.shape[1])
-        errors = torch.zeros(len(rows), stop - start)
+    groups, size = len(factor.order), rows.shape[1]
+    order = factor.order[:, :, None]
+
+    def columns(of_rows: Tensor) -> Tensor:  # (groups, n, rows of the group): what is read at once lies together
+        grouped = of_rows.unflatten(0, (groups, -1)).transpose(1, 2)
+        return grouped.take_along_dim(order, 1).contiguous()
+
+    def whole(of_columns: Tensor) -> Tensor:
+        places = order.expand(of_columns.shape)
+        return torch.zeros_like(of_columns).scatter_(1, places, of_columns).transpose(1, 2).flatten(0, 1)
+
+    values, zero, nonzero = columns(rows), columns(lengths.zero), columns(lengths.nonzero)
+    steps = steps.unflatten(0, (groups, -1))
+    pivots = factor.upper.diagonal(dim1=-2, dim2=-1)[:, :, None]
+    price = 0.5 * cost.unflatten(0, (groups, 1, -1)) / pivots.square()
+    codes = torch.zeros_like(values)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = torch.zeros_like(values[:, start:stop])
         for j in range(start, stop):
-            pivot = upper[:, j, j][of_group]
-            price = 0.5 * cost / pivot.square()
-            codes[:, j] = cheapest(values[:, j], price, steps, nats_per_bit, lengths, order[:, j])
-            error = values[:, j] - codes[:, j] * steps
-            nats += price * error.square()
-            errors[:, j - start] = error / pivot
+            own = values[:, j]
+            code = _cheapest(own, price[:, j], steps, nats_per_bit, zero[:, j], nonzero[:, j], lengths.magnitude)
+            error = torch.div(own - code * steps, pivots[:, j], out=errors[:, j - start])
+            codes[:, j] = code
             if j + 1 < stop:
-                values[:, j + 1 : stop] -= errors[:, j - start, None] * upper[:, j, j + 1 : stop][of_group]
-        if stop < rows.shape[1]:
-            moves = torch.bmm(errors.unflatten(0, (groups, -1)), upper[:, start:stop, stop:])
-            values[:, stop:] -= moves.flatten(0, 1)
-    return torch.zeros_like(codes).scatter_(1, order, codes), torch.zeros_like(rows).scatter_(1, order, values), nats
+                values[:, j + 1 : stop] -= factor.upper[:, j, j + 1 : stop, None] * error[:, None]
+        if stop < size:
+            values[:, stop:].baddbmm_(factor.upper[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)
+    nats = (price * (values - codes * steps[:, None]).square()).sum(1).flatten()
+    return whole(codes).long(), whole(values), nats
 
 
 def cheapest_entries(values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths) -> Tensor:
@@ -161,29 +171,16 @@ def cheapest_entries(values: Tensor, price: Tensor, steps: Tensor, nats_per_bit:
     :param price: nats of a squared error of 1, of their shape.
     :param steps: of each row, ``(rows, 1)``.
     """
-    return _cheapest(values, price, steps, nats_per_bit, lengths.zero, lengths.nonzero, lengths.magnitude)
-
-
-def cheapest(
-    values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, lengths: CodeLengths, column: Tensor
-) -> Tensor:
-    """Likewise of one value of each row, ``(rows,)``; so are ``price`` and ``steps``.
-
-    :param column: where each value stands in its row.
-    """
-    zero, nonzero = (table.gather(1, column[:, None])[:, 0] for table in (lengths.zero, lengths.nonzero))
-    return _cheapest(values, price, steps, nats_per_bit, zero, nonzero, lengths.magnitude)
+    return _cheapest(values, price, steps, nats_per_bit, lengths.zero, lengths.nonzero, lengths.magnitude).long()
 
 
 def _cheapest(
     values: Tensor, price: Tensor, steps: Tensor, nats_per_bit: float, zero: Tensor, nonzero: Tensor, magnitude: Tensor
 ) -> Tensor:
     low = (values / steps).floor()
-    costs = []
-    for code in (low, low + 1):
-        bits = nonzero + magnitude[code.abs().long().clamp(max=_MAGNITUDES)]
-        cost = price * (values - code * steps).square() + nats_per_bit * bits
-        costs.append(torch.where(code == 0, torch.inf, cost))
-    nearest = torch.where(costs[1] < costs[0], low + 1, low)
-    least = torch.minimum(*costs)
-    return torch.where(price * values.square() + nats_per_bit * zero <= least, 0.0, nearest).long()
+    both = torch.stack([low, low + 1])
+    lengths = magnitude[both.abs().clamp_(max=_MAGNITUDES).long()].add_(nonzero)
+    costs = (values - both * steps).square_().mul_(price).add_(lengths, alpha=nats_per_bit)
+    nearest = torch.where(costs[1] < costs[0], both[1], low)
+    keeps = price * values.square() + nats_per_bit * zero > torch.minimum(costs[0], costs[1])
+    return nearest * keeps

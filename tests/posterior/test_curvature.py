@@ -10,7 +10,7 @@ from helpers import two_layers, two_of_six
 from torch import nn
 
 import pyro_bc
-from pyro_bc.errors import UsageError
+from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph.nodes import is_layer, layer_name
 from pyro_bc.graph.read import read_graph
 from pyro_bc.posterior import curvature as curvature_module
@@ -181,6 +181,19 @@ def test_a_price_is_found_for_likelihoods_without_a_closed_form_too(likelihood):
     assert small.to_bytes() == pyro_bc.compress(model, guide).to_bytes()
     outputs, expected = small.network()(x), model.skeleton(x).detach()
     assert float((outputs - expected).abs().mean()) < 0.3 * float(expected.abs().max())
+
+
+def test_a_price_at_which_nothing_is_left_is_named():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(200, 5)
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=200)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    with pytest.raises(EmptyNetworkError, match=r"at 1000 nats a bit .* lower nats_per_bit"):
+        pyro_bc.compress(model, guide, nats_per_bit=1000)
+    with pytest.raises(EmptyNetworkError, match=r"one prediction for all inputs .* less than 100 nats"):
+        pyro_bc.compress(model, guide, divergence=100)
+    one = pyro_bc.CurvatureGuide(model, [x[:1]], progress=False)
+    assert pyro_bc.compress(model, one).to_bytes()
 
 
 def test_a_large_bias_beside_a_fine_step_is_stored_as_it_is():
