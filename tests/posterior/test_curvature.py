@@ -192,8 +192,6 @@ def test_a_price_at_which_nothing_is_left_is_named():
         pyro_bc.compress(model, guide, nats_per_bit=1000)
     with pytest.raises(EmptyNetworkError, match=r"one prediction for all inputs .* less than 100 nats"):
         pyro_bc.compress(model, guide, divergence=100)
-    one = pyro_bc.CurvatureGuide(model, [x[:1]], progress=False)
-    assert pyro_bc.compress(model, one).to_bytes()
 
 
 def test_a_large_bias_beside_a_fine_step_is_stored_as_it_is():
