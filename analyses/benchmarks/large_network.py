@@ -21,7 +21,7 @@ import pyro_bc
 sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS
 
-WIDTHS = (64, 128, 256, 512, 512, 512, 512, 512, 512, 512, 512, 512, 512)
+WIDTHS = (64, 128, 256, 512, 512, 512, 512, 512, 512, 512, 512, 512, 512, 512)
 
 SPREAD = 3.0  # of a class's logit over the inputs
 
@@ -31,7 +31,7 @@ def network() -> nn.Sequential:
     inputs = 3
     for number, width in enumerate(WIDTHS):
         stride = 2 if number in (1, 2, 3) else 1
-        layers += [nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width, momentum=1.0), nn.ReLU()]
         inputs = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
 
