@@ -28,8 +28,8 @@ from .guides import Posterior, point_at, posterior_of
 # Inputs whose correlations a draw takes account of; those of a wider layer come in as many blocks as it takes.
 _WIDEST = 1024
 
-# Precision of the standard normal prior over weights.
-_PRIOR = 1.0
+# The least mean square of a site's values that its prior's variance is.
+_NARROWEST = 1e-12
 
 # The largest variance at which a fit starts, beside the mean square of the layer's weights.
 _NOISIEST = 0.3
@@ -41,9 +41,12 @@ _KEPT = 500
 class CurvatureGuide(AutoGuide):
     r"""The Gaussian that a trained network's curvature says is its posterior (Ritter, Botev, Barber 2018).
 
-    Means are the network's weights. The rows of a layer's weight have precision :math:`N G_o A + I`
-    (:mod:`pyro_bc.posterior.curvature`), biases :math:`N G_o + 1` and independent of them; scales of groups, where the
-    prior has some, are points, as is whatever belongs to no layer. It is set up when it is made, in one pass over
+    Means are the network's weights. The rows of a layer's weight have precision :math:`N G_o A + \tau I`
+    (:mod:`pyro_bc.posterior.curvature`), biases :math:`N G_o + \tau` and independent of them; scales of groups, where
+    the prior has some, are points, as is whatever belongs to no layer. G is that of softened predictions, and
+    :math:`1/\tau` the mean square of the site's own values, an empirical prior: a trained network is so sure of what it
+    has seen that the Fisher information of its predictions, and a prior that is wider than the weights, leave noise
+    that no network bears. It is set up when it is made, in one pass over
     inputs, which need no labels, and there is nothing to train. Elsewhere it is a guide of Pyro's:
     ``guide(x, y)`` draws, and :func:`~pyro_bc.compress`, the export and the diagnostics read it.
 
@@ -137,7 +140,7 @@ class CurvatureGuide(AutoGuide):
             layer, _, role = name.rpartition(".")
             curvature = self.curvature.get(layer)
             if role == "bias" and curvature is not None:
-                deviation = (model.num_data * curvature.outputs.to(loc) + _PRIOR).rsqrt()
+                deviation = (model.num_data * curvature.softened.to(loc) + _prior_precision(loc)).rsqrt()
                 found[name] = dist.Normal(loc, deviation, validate_args=False).to_event(1)
             elif role == "weight" and curvature is not None:
                 found[name] = self._weight(layer, loc, curvature, model.num_data)
@@ -153,9 +156,10 @@ class CurvatureGuide(AutoGuide):
             for part in torch.arange(size).tensor_split(-(-size // _WIDEST)):
                 block = inputs[:, part[0] : part[-1] + 1, part[0] : part[-1] + 1]
                 values, own = torch.linalg.eigh(block.double())
-                of_rows = values.clamp_min(0).repeat_interleave(len(curvature.outputs) // groups, 0)
+                of_rows = values.clamp_min(0).repeat_interleave(len(curvature.softened) // groups, 0)
                 vectors.append(own.to(loc))
-                precision.append((num_data * curvature.outputs[:, None].double() * of_rows + _PRIOR).to(loc))
+                of_data = num_data * curvature.softened[:, None].double() * of_rows
+                precision.append((of_data + _prior_precision(loc)).to(loc))
         return KroneckerNormal(loc, vectors, precision, kind, groups)
 
     def log_variances(self) -> dict[str, Tensor]:
@@ -172,7 +176,7 @@ class CurvatureGuide(AutoGuide):
             kind, groups, loc = self.layers[layer].type, self._groups[layer], self._loc[f"{layer}.weight"]
             diagonal = torch.cat([a.diagonal(dim1=1, dim2=2) for a in curvature.of(bias=False)], 1).to(loc)
             each = diagonal.repeat_interleave(len(curvature.softened) // groups, 0)
-            precision = model.num_data * curvature.softened.to(loc)[:, None] * each + _PRIOR
+            precision = model.num_data * curvature.softened.to(loc)[:, None] * each + 1
             most = _NOISIEST * float(loc.square().mean())
             variance = kind.from_rows(1 / precision, loc.shape, groups).clamp(1e-12, max(most, 1e-12))
             found[f"{layer}.weight"] = variance.log()
@@ -185,6 +189,10 @@ class CurvatureGuide(AutoGuide):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The centre of every site, ``{site: tensor}``, as in Pyro's autoguides."""
         return dict(self._loc)
+
+
+def _prior_precision(loc: Tensor) -> float:
+    return 1 / max(float(loc.square().mean()), _NARROWEST)
 
 
 @posterior_of.register

@@ -13,6 +13,7 @@ import pyro_bc
 from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph.nodes import is_layer, layer_name
 from pyro_bc.graph.read import read_graph
+from pyro_bc.inspection.diagnostics import sampled_probabilities
 from pyro_bc.posterior import curvature as curvature_module
 from pyro_bc.posterior.curvature import collect
 from pyro_bc.priors.kronecker_normal import KroneckerNormal
@@ -229,6 +230,27 @@ def test_a_fit_may_start_from_it():
     pyro.clear_param_store()
     with pytest.raises(UsageError, match="has shape"):
         pyro_bc.FactorizedGuide(model, init_log_variance={"net.0.weight": torch.zeros(2, 2)})(x, y)
+
+
+def test_drawn_weights_of_a_network_that_is_sure_predict_as_its_means_do():
+    torch.manual_seed(0)
+    centres = 2 * torch.randn(4, 10)
+    y = torch.arange(4).repeat(100)
+    x = centres[y] + torch.randn(400, 10)
+    net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-2
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=400)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    new_y = torch.arange(4).repeat(250)
+    new_x = centres[new_y] + torch.randn(1000, 10)
+    right = [(p.argmax(1) == new_y).float().mean() for p in (net(new_x), sampled_probabilities(guide, new_x))]
+    assert right[1] > right[0] - 0.02
 
 
 def test_inputs_that_are_not_finite_are_refused():
