@@ -53,7 +53,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS
 
 TOLERANCE = 0.1
-PRICES = torch.logspace(-6, 0, 25).tolist()
+PRICES = torch.logspace(-6, 0, 49).tolist()
 #: a curve ends where errors are so many points above the dense network's.
 FAR = 1.5
 #: a point of a curve: method, setting, bytes, the network.
@@ -166,7 +166,7 @@ def int8(net: nn.Module, data: Problem) -> Iterator[Point]:
         yield "int8", "", (folder / "int8.onnx").stat().st_size, pyro_bc.onnx.OnnxNetwork(folder / "int8.onnx")
 
 
-def measured(name: str, folder: str | None, python: str | None, methods: list[str]) -> dict:
+def measured(name: str, folder: str | None, python: str | None, methods: list[str], before: dict) -> dict:
     net, data = trained(name, folder)
     held, test = error(net, data.held_x, data.held_y), error(net, data.test_x, data.test_y)
     parameters = sum(p.numel() for p in net.parameters())
@@ -201,6 +201,8 @@ def measured(name: str, folder: str | None, python: str | None, methods: list[st
         method: {"bytes": size, "setting": setting, "test": error(network, data.test_x, data.test_y)}
         for method, (size, setting, network) in best.items()
     }
+    for part in ("curves", "chosen"):  # of methods that were not asked for
+        result[part] = {**{m: v for m, v in before.get(part, {}).items() if m not in result["curves"]}, **result[part]}
     for method, own in result["chosen"].items():
         print(f"  {name} {method}: {own['bytes']:,} bytes, test {own['test']:.2f} % (dense {test:.2f} %)", flush=True)
     return result
@@ -288,7 +290,7 @@ def main() -> None:
     file = folder / "without_training.json"
     before = {own["network"]: own for own in json.loads(file.read_text())} if file.exists() else {}
     for name in args.only:
-        before[name] = measured(name, args.data_dir, args.nncodec, args.methods)
+        before[name] = measured(name, args.data_dir, args.nncodec, args.methods, before.get(name, {}))
         results = [before[n] for n in NETWORKS if n in before]
         file.write_text(json.dumps(results, indent=1) + "\n")
         (folder / "without_training.md").write_text(table(results))
