@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from . import graph as graph
     from .compression.check import check as check
     from .compression.compress import compress as compress
+    from .compression.target import Target as Target
+    from .compression.target import compress_to as compress_to
     from .errors import PyroBCError as PyroBCError
     from .file.compressed import CompressedNetwork as CompressedNetwork
     from .file.compressed import Compression as Compression
@@ -81,9 +83,11 @@ _NAMES = {
     "PyroBCError": "errors",
     "Schedule": "inference.schedule",
     "StandardNormal": "priors.standard_normal",
+    "Target": "compression.target",
     "bayesianize": "model.network",
     "check": "compression.check",
     "compress": "compression.compress",
+    "compress_to": "compression.target",
     "fit": "inference.fit",
     "load": "file.compressed",
     "local_reparameterization": "inference.local_reparameterization",

@@ -201,8 +201,9 @@ def measured(name: str, folder: str | None, python: str | None, methods: list[st
         method: {"bytes": size, "setting": setting, "test": error(network, data.test_x, data.test_y)}
         for method, (size, setting, network) in best.items()
     }
-    for part in ("curves", "chosen"):  # of methods that were not asked for
-        result[part] = {**{m: v for m, v in before.get(part, {}).items() if m not in result["curves"]}, **result[part]}
+    asked = set(result["curves"])
+    for part in ("curves", "chosen"):
+        result[part] = {**{m: v for m, v in before.get(part, {}).items() if m not in asked}, **result[part]}
     for method, own in result["chosen"].items():
         print(f"  {name} {method}: {own['bytes']:,} bytes, test {own['test']:.2f} % (dense {test:.2f} %)", flush=True)
     return result

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
+from ..compression.target import Reached, compress_to, judge
+from ..compression.target import batches_of as held_out_batches
 from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
@@ -54,14 +56,17 @@ from ..quantisation.rounding import RULES
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, thresholds_of
+from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, target_of, thresholds_of
 from .narrow import narrowed
 from .networks import network
 from .recipes import Recipe, recipe
 from .report import progress_pictures, write_results
 from .settings import PRIORS, Settings
+from .tables import target_in_words
 
 _SECONDS_BETWEEN_PICTURES = 60
+# Held-out examples of a target, at least, where that is no more than a fifth of all.
+_FEW = 1000
 # Epochs of a teacher that is trained where the dense network is given.
 _TEACHER_EPOCHS = 20
 
@@ -72,6 +77,7 @@ class Job:
 
     :param widths: outputs of every layer but the last that the fit starts from; empty for those of the dense network.
     :param after_epoch: called with each new epoch of a fit.
+    :param held: inputs and targets that were split off the training set to judge a target by; None without one.
     """
 
     settings: Settings
@@ -83,6 +89,7 @@ class Job:
     progress: bool
     say: Callable[[str], None]
     after_epoch: Callable[[Epoch], None]
+    held: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Fitted:
     model: BayesianNetwork
     guide: FactorizedGuide
     history: tuple[Epoch, ...]
-    compressed: Callable[..., compressed.CompressedNetwork]
+    compressed: "partial[compressed.CompressedNetwork]"
 
 
 def run(
@@ -130,7 +137,10 @@ def run(
     if settings.prior not in PRIORS:
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     data = chosen_data(settings, data_dir).to(device)
-    plan = _checked(settings)
+    held = None
+    if settings.target is not None:
+        data, held = _split_off(data)
+    plan = _checked(settings, len(data.train_x))
     widths = _widths(settings, plan)
     pyro.set_rng_seed(settings.seed)
     net = build(data.picture_shape, data.classes).to(device)
@@ -151,7 +161,7 @@ def run(
             narrowed(graph, widths)
 
     def job(folder: Path) -> dict[str, Any]:
-        return _run(Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch), net, teacher)
+        return _run(Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch, held), net, teacher)
 
     return in_folder(Path(out), settings, resume, say, job)
 
@@ -179,7 +189,8 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         first = fitted.compressed()
         fitted = _finetune_stage(job, first, taught_by)
         history = (*history, *fitted.history)
-    small = fitted.compressed(precision=job.settings.precision)
+    reached = _reached(job, start, dense, fitted)
+    small = fitted.compressed(precision=job.settings.precision) if reached is None else reached.network
     file_bytes = small.save(job.out / "network.pbc")
     decoded = compressed.load(job.out / "network.pbc").to(job.data.test_x.device)
     metrics = metrics_of(job.settings, job.data, dense, dense_error, small, decoded, file_bytes, history, fitted.guide)
@@ -188,9 +199,11 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         metrics["teacher"] = {"net": job.plan.distil.teacher or job.settings.net, "error_percent": teacher_error}
     if first is not None:
         metrics["pruning_thresholds"] = thresholds_of(first)
-    kl_weight = job.plan.finetune.kl_weight if first is not None else job.plan.fit.kl_weight
+    if reached is not None:
+        metrics["precision"] = "learned" if has_codes(job.settings) else "rate"
+        metrics["target"] = target_of(job.settings, reached, len(job.held[0]) if job.held else 0)
     metrics["diagnostics"] = diagnostics_of(
-        fitted.model, fitted.guide, decoded, job.data, float(kl_weight or 0), metrics["measured_on"], job.out
+        fitted.model, fitted.guide, decoded, job.data, fitted.guide.kl_weight, metrics["measured_on"], job.out
     )
     metrics["other_precision"] = other_precision(fitted.compressed, metrics["precision"], job.data)
     before_resume = sum(epoch.seconds for epoch in history) - sum(epoch.seconds for epoch in epochs_here)
@@ -198,9 +211,31 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     return write_results(job.out, metrics)
 
 
-def _checked(settings: Settings) -> Recipe:
+def _split_off(data: Dataset) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """Data whose training set lacks its end, and that end: a fifth where there are few."""
+    fifth = max(1, len(data.train_x) // 5)
+    own = replace(data, held_out=min(fifth, max(data.held_out, _FEW))).development()
+    return replace(data, train_x=own.train_x, train_y=own.train_y), (own.test_x, own.test_y)
+
+
+def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reached | None:
+    """What a target came to."""
+    if job.settings.target is None or job.held is None:
+        return None
+    held = held_out_batches(*job.held)
+    reached = compress_to(
+        fitted.model, fitted.guide, job.settings.target, job.data.train_x.split(100), held,
+        before=judge(dense, Categorical(), held), seed=job.settings.seed, progress=job.progress,
+        **fitted.compressed.keywords,
+    )  # fmt: skip
+    job.say(target_in_words({"target": target_of(job.settings, reached, len(job.held[0]))}))
+    return reached
+
+
+def _checked(settings: Settings, examples: int) -> Recipe:
     """The run's recipe.
 
+    :param examples: of the training set.
     :raises UsageError: where settings are impossible, or do not go together.
     """
     if settings.precision not in RULES:
@@ -211,7 +246,9 @@ def _checked(settings: Settings) -> Recipe:
         raise UsageError("give widths, or a file to take them from, not both")
     if settings.thresholds and PRIORS[settings.prior].roles == ("weight",) and has_codes(settings):
         raise UsageError(f"the prior '{settings.prior}' prunes nothing by a threshold: its codes say what is left")
-    plan = recipe(settings)
+    plan = recipe(settings, examples)
+    if settings.target is not None and (plan.finetune.epochs or settings.fit.kl_weight is not None):
+        raise UsageError("a target finds the KL's weight in one training: leave out kl-weight and finetune-epochs")
     counts = (plan.dense.epochs, plan.finetune.epochs, plan.fit.shift, plan.finetune.shift)
     if (plan.fit.epochs or 0) < 1 or min(count or 0 for count in counts) < 0 or (plan.fit.batch_size or 0) < 1:
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
@@ -327,9 +364,14 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
             progress_pictures(job.out / "plots", course, summarize(guide))
             drawn = time.monotonic()
 
+    held = None
+    if job.held is not None:
+        y = nn.functional.one_hot(job.held[1], job.data.classes).float() if share else job.held[1]
+        held = held_out_batches(job.held[0], y)
     result = fit(
         model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs or 1, schedule=_schedule(plan),
         seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress, after_epoch=refresh,
+        target=job.settings.target, held_out=held,
     )  # fmt: skip
     model.likelihood = Categorical()  # whoever taught it, it is judged by labels
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
@@ -356,7 +398,8 @@ def _taught(job: Job, taught_by: nn.Module, plan: Recipe) -> Iterable[tuple[Tens
 def _schedule(plan: Recipe) -> Schedule:
     given = plan.fit
     names = ("learning_rate", "log_learning_rate", "code_learning_rate", "kl_weight", "decay", "rounding")
-    return Schedule(**{name: getattr(given, name) for name in names})
+    values = {name: getattr(given, name) for name in names}
+    return Schedule(**{name: value for name, value in values.items() if value is not None})
 
 
 def _finetune_stage(job: Job, first: compressed.CompressedNetwork, taught_by: nn.Module) -> Fitted:

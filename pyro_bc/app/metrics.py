@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..compression.target import Reached
 from ..file import compressed
 from ..inference.history import Epoch
 from ..inspection.arviz import arviz_package, save_inference_data
@@ -118,7 +119,7 @@ def metrics_of(
         "measured_on": "held-out training data" if settings.development else "test set",
         "n": len(data.test_x),
         "seed": settings.seed,
-        "recipe": asdict(recipe(settings)),
+        "recipe": asdict(recipe(settings, len(data.train_x))),
         **figures_of(small, decoded, data, dense_error, file_bytes),
         "precision": "learned" if coded else settings.precision,
         **length,
@@ -147,6 +148,26 @@ def figures_of(
         "thresholds": thresholds_of(small),
         "compression": {name: round(value, 3) for name, value in asdict(small.compression(file_bytes)).items()},
         "file_bytes": file_bytes,
+    }
+
+
+def target_of(settings: Settings, reached: Reached, held_out: int) -> dict[str, Any]:
+    """A target, what was reached, and all networks that were tried.
+
+    :param held_out: examples that judged.
+    """
+    target = settings.target
+    assert target is not None
+    (kind,) = [name for name, value in asdict(target).items() if value is not None]
+    return {
+        "kind": kind,
+        "limit": target.limit,
+        "is_met": reached.is_met,
+        "held_out": held_out,
+        "dense": asdict(reached.dense),
+        "found": asdict(reached.found),
+        "curve": [asdict(own) for own in reached.curve],
+        "obstacle": reached.obstacle,
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
+from ..inference.fit import usual_epochs
 from .settings import Dense, Distil, Finetune, Fit, Settings
 
 _NO_FINETUNE = Finetune(epochs=0, kl_weight=0.1, shift=0)
@@ -91,19 +92,26 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
 }
 
 
-def recipe(settings: Settings) -> Recipe:
+def recipe(settings: Settings, examples: int) -> Recipe:
     """The recipe of a run, with what its settings override.
 
+    Where there is a target, one for any network and data: as many epochs as so many examples need, and a weight of the
+    KL that is learned, None here.
+
+    :param examples: of the training set.
     :raises UsageError: where there is no recipe for its network, data and prior, and its settings do not say what one
         would.
     """
-    plan = RECIPES.get((settings.net, settings.data, settings.prior), _UNKNOWN)
+    has_target = settings.target is not None
+    plan = _UNKNOWN if has_target else RECIPES.get((settings.net, settings.data, settings.prior), _UNKNOWN)
     if settings.dense.weights is not None:
         plan = replace(plan, dense=replace(plan.dense, epochs=0))
     stages = {name: _overridden(getattr(plan, name), getattr(settings, name)) for name in _STAGES}
     plan = replace(plan, **stages)
     if settings.widths is not None or settings.widths_from is not None:
         plan = replace(plan, widths=settings.widths or "")
+    if has_target:
+        return _with_usual_epochs(plan, examples)
     needed = {"--epochs": plan.fit.epochs, "--kl-weight": plan.fit.kl_weight, "--pretrain-epochs": plan.dense.epochs}
     missing = [option for option, value in needed.items() if value is None]
     if missing:
@@ -115,6 +123,19 @@ def recipe(settings: Settings) -> Recipe:
 
 
 _STAGES = ("dense", "fit", "finetune", "distil")
+
+# Epochs and steps of the dense network's training, at least, where nobody says.
+_DENSE_EPOCHS, _DENSE_STEPS = 15, 1200
+
+
+def _with_usual_epochs(plan: Recipe, examples: int) -> Recipe:
+    steps = max(1, examples // max(plan.fit.batch_size or 1, 1))
+    dense, fit = plan.dense, plan.fit
+    if dense.epochs is None:
+        dense = replace(dense, epochs=max(_DENSE_EPOCHS, -(-_DENSE_STEPS // steps)))
+    if fit.epochs is None:
+        fit = replace(fit, epochs=usual_epochs(steps))
+    return replace(plan, dense=dense, fit=fit)
 
 
 def _overridden(plan: Any, given: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, r
 from typing import Any
 
 from ..compression.rate import DIVERGENCE
+from ..compression.target import Target
 from ..errors import UsageError
 from ..priors.base import Prior
 from ..priors.horseshoe import GroupHorseshoe
@@ -99,6 +100,8 @@ class Settings:
     :param precision: rule that sets the bits, where weights are no codes.
     :param train_limit: train on the first so many examples only, None for all.
     :param development: hold out the end of the training set and report on it, instead of the test set.
+    :param max_error_rise: a target, as :class:`~pyro_bc.Target` has it, instead of a weight of the KL; so are
+        ``max_loss_rise`` and ``max_bytes``. Held-out data are split off the training set to judge by.
     :param widths: outputs of every layer but the last that the Bayesian training starts from, as ``8-12-32``; an empty
         text for those of the dense network, None for the recipe's.
     :param widths_from: a ``.pbc`` file whose widths to start from instead.
@@ -111,6 +114,15 @@ class Settings:
     fit: Fit = field(default_factory=Fit)
     finetune: Finetune = field(default_factory=Finetune)
     distil: Distil = field(default_factory=Distil)
+    max_error_rise: float | None = _option(
+        "max-error-rise",
+        float,
+        "target: points of error above the dense network's; the KL's weight and all prices are found",
+    )
+    max_loss_rise: float | None = _option(
+        "max-loss-rise", float, "target: nats an example above the dense network's loss"
+    )
+    max_bytes: int | None = _option("max-bytes", int, "target: size of the file, with as little error as it allows")
     widths: str | None = _option("widths", str, "outputs of every layer but the last at the start", "N-N-…")
     widths_from: str | None = _option("widths-from", str, "start from the widths of a compressed network", "FILE.pbc")
     train_limit: int | None = _option("train-limit", int, "train on the first N examples only", "N")
@@ -119,6 +131,15 @@ class Settings:
     thresholds: Mapping[str, float] | None = None
     precision: str = "posterior"
     development: bool = False
+
+    @property
+    def target(self) -> Target | None:
+        """The target, where there is one.
+
+        :raises UsageError: where there are several, or it is out of range.
+        """
+        given = {name: getattr(self, name) for name in ("max_error_rise", "max_loss_rise", "max_bytes")}
+        return Target(**given) if any(value is not None for value in given.values()) else None
 
     @staticmethod
     def of(net: str, prior: str, data: str, **options: Any) -> "Settings":

@@ -35,6 +35,8 @@ def markdown(metrics: Mapping[str, Any]) -> str:
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
     cut = cuts_in_words(metrics["thresholds"])
+    if "target" in metrics:
+        lines += ["", target_in_words(metrics)]
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). {cut}. {', '.join(_training(metrics))}, "
@@ -50,7 +52,8 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
     if "fit" not in recipe:
         return [f"{recipe['epochs']} epochs of training, rounded" if recipe["epochs"] else "Without training"]
     own, again = recipe["fit"], recipe["finetune"]
-    how = [f"{own['epochs']} epochs", f"KL weight {own['kl_weight']:g}"]
+    weight = "learned" if own["kl_weight"] is None else f"{own['kl_weight']:g}"
+    how = [f"{own['epochs']} epochs", f"KL weight {weight}"]
     if metrics["started_from"]:
         how.append(f"started from widths {'-'.join(map(str, metrics['started_from']))}")
     if "teacher" in metrics:
@@ -66,6 +69,24 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
     if own["affine"]:
         how.append(f"affine augmentation {own['affine']:g}")
     return how
+
+
+def target_in_words(metrics: Mapping[str, Any]) -> str:
+    """What had to be kept, what was reached, and what stood in the way."""
+    own = metrics["target"]
+    rises = {name: own["found"][name] - own["dense"][name] for name in ("error", "loss")}
+    words = {
+        "max_error_rise": f"error at most {own['limit']:g} points above the dense network's",
+        "max_loss_rise": f"loss at most {own['limit']:g} nats above the dense network's",
+        "max_bytes": f"at most {own['limit']:,} bytes",
+    }
+    return (
+        f"Target: {words[own['kind']]}. {'Kept' if own['is_met'] else 'Missed'} on {own['held_out']:,} held-out "
+        f"examples: error {own['found']['error']:.2f} % ({rises['error']:+.2f} points), loss {rises['loss']:+.3f} "
+        f"nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
+        f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried."
+        + ("" if own["is_met"] else f" {own['obstacle']}")
+    )
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

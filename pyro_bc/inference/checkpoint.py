@@ -28,12 +28,36 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def save_fit(
-    path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any], history: list[Epoch]
-) -> None:
-    """Write a checkpoint of everything that a training needs to go on, random state included."""
+def state_of(model: Any, guide: Any) -> dict[str, Tensor]:
+    """Everything that a model and its guide have learned, by name; the tensors are theirs."""
     tensors = {f"guide.{name}": value for name, value in guide.state_dict().items()}
-    tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
+    return tensors | {f"model.{name}": value for name, value in model.state_dict().items()}
+
+
+def put_back(state: Mapping[str, Tensor], model: Any, guide: Any) -> None:
+    """Give a model and its guide a state of :func:`state_of`."""
+    guide.load_state_dict(_part(state, "guide."))
+    model.load_state_dict(_part(state, "model."))
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def save_fit(
+    path: Path,
+    model: Any,
+    guide: Any,
+    optimizer: Any,
+    settings: Mapping[str, Any],
+    history: list[Epoch],
+    kept: Mapping[str, Tensor],
+) -> None:
+    """Write a checkpoint of everything that a training needs to go on, random state included.
+
+    :param kept: an earlier state that may be gone back to, or nothing.
+    """
+    tensors = state_of(model, guide) | {f"kept.{name}": value for name, value in kept.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
@@ -42,8 +66,10 @@ def save_fit(
     processes.from_first(lambda: save_checkpoint(path, tensors, metadata))
 
 
-def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]) -> list[Epoch]:
-    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history.
+def restore_fit(
+    path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns history and kept state.
 
     :raises CheckpointError: where the checkpoint cannot be read, or was written with other settings.
     """
@@ -52,19 +78,14 @@ def restore_fit(path: Path, model: Any, guide: Any, optimizer: Any, settings: Ma
     if _fingerprint(saved) != _fingerprint(settings):
         differing = [key for key in settings if json.dumps(saved.get(key)) != json.dumps(settings[key])]
         raise CheckpointError(f"'{path}' was written by a run with other settings: {', '.join(differing)} differ")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    guide.load_state_dict(part("guide."))
-    model.load_state_dict(part("model."))
+    put_back(tensors, model, guide)
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimizer.").items():
+    for name, value in _part(tensors, "optimizer.").items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    set_random_state(part(f"rng.{processes.rank()}."), device_of(guide))
-    return [Epoch(**record) for record in metadata["history"]]
+    set_random_state(_part(tensors, f"rng.{processes.rank()}."), device_of(guide))
+    return [Epoch(**record) for record in metadata["history"]], _part(tensors, "kept.")
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -28,15 +28,17 @@ from ..data.loaders import check_inputs, first_batch, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..posterior.thresholds import choose_threshold
 from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
 from ..runtime.messages import first_line
-from .checkpoint import CHECKPOINT_FORMAT, restore_fit, save_fit
+from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
+from .multiplier import Watch, best_look, is_looked_at, learned_weight
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
@@ -45,13 +47,34 @@ from .trainable import trainable
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
 
+# The part of what is allowed, below 0, at which a fit has left the neighbourhood of its target.
+_COLLAPSE = -2.0
+
+# Epochs and steps of a training, at least, where nobody says.
+_EPOCHS, _STEPS = 40, 4000
+
+
+class Constraint(Protocol):
+    """What a network has to keep; :class:`~pyro_bc.Target` is one."""
+
+    def watch(self, model: Any, guide: Any, held_out: Iterable[Any]) -> Watch:
+        """What looks at held-out data after an epoch, for a guide that is set up and not yet trained."""
+        ...
+
+
+def usual_epochs(steps: int) -> int:
+    """Epochs of so many steps where nobody says how many."""
+    return max(_EPOCHS, -(-_STEPS // steps))
+
 
 def fit(
     model: Any,
     guide: FactorizedGuide,
     train_loader: Iterable[tuple[Tensor, Tensor]],
     *,
-    epochs: int,
+    epochs: int | None = None,
+    target: Constraint | None = None,
+    held_out: Iterable[Any] | None = None,
     schedule: Schedule | None = None,
     seed: int | None = 0,
     checkpoint: str | Path | None = None,
@@ -72,7 +95,11 @@ def fit(
     :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
         processes each has its share of the examples, as :class:`~pyro_bc.data.Batches` and torch's
         ``DistributedSampler`` give it, in as many batches; N stays the size of the whole training set.
-    :param epochs: passes over the loader.
+    :param epochs: passes over the loader; None for at least 40 of them, and at least 4,000 steps.
+    :param target: what the compressed network has to keep (:class:`~pyro_bc.Target`): the KL's weight is then learned
+        on held-out data (:mod:`pyro_bc.inference.multiplier`), and that of the schedule is not used. Where what the
+        last epoch leaves does not keep it, the guide goes back to the smallest that did.
+    :param held_out: batches ``(x, y)`` that are not trained on; needed for a target.
     :param schedule: learning rates, and the weight of the KL over time; None for what suits the prior.
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
@@ -93,8 +120,10 @@ def fit(
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
     schedule = (schedule or Schedule()).changed(changes)
-    if not (isinstance(epochs, int) and epochs > 0):
+    if epochs is not None and not (isinstance(epochs, int) and epochs > 0):
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
+    if (target is None) != (held_out is None):
+        raise UsageError("a target needs held-out batches to judge by, and nothing else does: give both, or neither")
     if not isinstance(guide, FactorizedGuide):
         raise UsageError(
             f"fit takes a FactorizedGuide, not {type(guide).__name__}: train another guide with Pyro's SVI"
@@ -103,6 +132,8 @@ def fit(
         raise UsageError("the guide is of another model than the one to train: FactorizedGuide(model) makes its guide")
     steps = loader_steps(train_loader)
     processes.check_steps(steps)
+    if epochs is None:
+        epochs = usual_epochs(steps)
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = first_batch(train_loader)
@@ -110,6 +141,7 @@ def fit(
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
+    watch = None if target is None or held_out is None else target.watch(model, guide, held_out)
     guide.kl_weight = float(schedule.kl_weight)
     bounds = log_variance_bounds(guide, schedule.max_scale)
     has_codes = Cell in guide.families.values()
@@ -124,6 +156,8 @@ def fit(
         "processes": processes.count(),
         "sites": {name: list(value.shape) for name, value in guide.named_parameters()},
     }
+    if target is not None:
+        settings["target"] = repr(target)
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
@@ -139,7 +173,10 @@ def fit(
         FlatParameters([parameters for parameters, _, _ in trained]) as flat,
     ):
         optimizer = optimizer_of(flat.vectors, trained)
-        history = [] if not resume or checkpoint is None else restore_fit(checkpoint, model, guide, optimizer, settings)
+        history: list[Epoch] = []
+        kept: dict[str, Tensor] = {}
+        if resume and checkpoint is not None:
+            history, kept = restore_fit(checkpoint, model, guide, optimizer, settings)
         task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
         plain = fast = eager_step(model, guide, flat)
         first, shapes = (x, y), (x.shape, y.shape)  # the last batch of an epoch may be smaller
@@ -147,6 +184,7 @@ def fit(
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
+            learned = None if watch is None else learned_weight(history, epochs)
             if epoch == rounded_from:
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
@@ -161,7 +199,7 @@ def fit(
                     if epoch == first_epoch:
                         processes.on_all(partial(check_batch, x, y, step + 1))
                     progress_now = epoch + step / steps
-                    weight = schedule.kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
+                    weight = learned or schedule.kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                     set_rates(optimizer, schedule, progress_now, epochs, is_rounding)
                     result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
                     if processes.count() > 1:
@@ -188,12 +226,25 @@ def fit(
                 seconds=time.perf_counter() - start,
                 kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
             )
+            if watch is not None and is_looked_at(epoch, epochs):
+                standing = watch(is_rounding)
+                if standing.slack < _COLLAPSE:
+                    _say_collapse(standing, model.likelihood.metric, epoch)
+                record = replace(record, slack=standing.slack, held_out_error=standing.error,
+                                 file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
+                if best_look([*history, record], epochs, rounded_from) == epoch:
+                    kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
             if checkpoint is not None:
-                save_fit(checkpoint, model, guide, optimizer, settings, history)
+                save_fit(checkpoint, model, guide, optimizer, settings, history, kept)
             bar.update(task, advance=1, state=_state(record, model.likelihood.metric, guide))
             if after_epoch is not None:
                 after_epoch(record)
+    if watch is not None:
+        best = best_look(history, epochs, rounded_from)
+        if best is not None and not history[-1].is_kept:
+            put_back(kept, model, guide)
+        guide.kl_weight = history[-1 if best is None or history[-1].is_kept else best].kl_weight
     if has_codes:  # where nothing was rounded
         settle_codes_(guide)
     return FitResult(tuple(history))
@@ -204,7 +255,20 @@ def _state(record: Epoch, metric: str, guide: FactorizedGuide) -> str:
     left = "-".join(map(str, record.groups_left.values()))
     size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
     error = "" if math.isnan(record.error) else f"  {metric} {record.error:.2f}"
+    if record.held_out_error is not None:
+        error = f"  {metric} held out, compressed {record.held_out_error:.2f}"
+        size = f"  {record.file_bytes:,} bytes"
     return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
+
+
+def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
+    """Say that a fit is far from its target, and what is done about it."""
+    what = "nothing would be left of the network" if math.isnan(standing.error) else f"{metric} {standing.error:.2f}"
+    warnings.warn(
+        f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which is far beyond the target; "
+        f"the KL gets less weight",
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()

@@ -10,6 +10,11 @@ class Epoch:
     :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
     :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
     :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
+    :param slack: of a fit with a target, where held-out data were looked at after this epoch: the part of what is
+        allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`).
+    :param held_out_error: of what pruning would have left then, in the unit of the likelihood's ``metric``.
+    :param file_bytes: about the size of its file.
+    :param is_kept: whether that kept the target.
     """
 
     epoch: int
@@ -21,6 +26,10 @@ class Epoch:
     groups_left: dict[str, int]
     seconds: float
     kl_by_layer: dict[str, float] = field(default_factory=dict)
+    slack: float | None = None
+    held_out_error: float | None = None
+    file_bytes: int | None = None
+    is_kept: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -152,10 +153,13 @@ def history_of(data: Any) -> list[Epoch]:
     sites = [str(name) for name in stats["site"].values] if "site" in stats.coords else []
     history = []
     for index, epoch in enumerate(stats["epoch"].values):
-        numbers = {
+        numbers: dict[str, Any] = {
             name: float(stats[name].values[index])
             for name in ("loss", "negative_log_likelihood", "kl", "kl_weight", "error", "seconds")
         }
+        looks = {name: float(stats[name].values[index]) for name in ("slack", "held_out_error") if name in stats}
+        if "file_bytes" in stats and not math.isnan(stats["file_bytes"].values[index]):
+            numbers |= {**looks, "file_bytes": int(stats["file_bytes"].values[index])}
         left = dict(zip(layers, stats["groups_left"].values[index].tolist(), strict=True)) if layers else {}
         kl = dict(zip(sites, stats["kl_by_layer"].values[index].tolist(), strict=True)) if sites else {}
         history.append(Epoch(epoch=int(epoch), **numbers, groups_left=left, kl_by_layer=kl))

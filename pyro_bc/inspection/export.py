@@ -362,6 +362,11 @@ def _add_history(found: _Variables, history: list[Epoch]) -> None:
     found.coords["epoch"] = np.array([record.epoch for record in history])
     for name in ("loss", "negative_log_likelihood", "kl", "kl_weight", "error", "seconds"):
         found.known("sample_stats", name, ("epoch",), np.array([getattr(record, name) for record in history]))
+    if any(record.slack is not None for record in history):  # of a fit with a target; NaN where nobody looked
+        for name in ("slack", "held_out_error", "file_bytes"):
+            values = [getattr(record, name) for record in history]
+            told = np.array([math.nan if value is None else value for value in values], dtype=float)
+            found.known("sample_stats", name, ("epoch",), told)
     layers = list(history[-1].groups_left)
     if layers and all(list(record.groups_left) == layers for record in history):
         found.coords["layer"] = np.array(layers)

@@ -1,0 +1,376 @@
+"""The smallest network that keeps a promise: one number from the user, all prices found on held-out data.
+
+A fit says which groups are needed and how well every weight is known; how far to go along that is a price. What pruning
+leaves has a curvature of its own (:mod:`pyro_bc.posterior.curvature`), by which rounding conditions, so that the last
+step is a search for one number, the price of a bit, at no training (METHOD of the search: bisection, every network that
+it tries is judged on held-out data, and all of them are the curve that is returned).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
+from torch import Tensor, nn
+
+from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
+from ..file.compressed import CompressedNetwork
+from ..graph.module import evaluating
+from ..model.likelihoods import Likelihood
+from ..model.network import BayesianNetwork
+from ..posterior.curvature_guide import CurvatureGuide
+from ..posterior.guides import Posterior, posterior_of
+from ..posterior.predictive import outputs
+from ..posterior.standing import Standing
+from ..posterior.summary import code_bytes
+from ..priors.cells import Cell
+from ..priors.standard_normal import StandardNormal
+from .compress import compress
+
+# Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
+_GROUP_PRICES = (None, 0.02, 0.05, 0.1)
+
+# Rounding noise of what is pruned and not yet rounded, and of a file about as large as the last, beside the posterior's
+# variance.
+_FINE, _COARSE = 1e-4, 0.8
+
+# Where a search begins, by what is searched, and how often it tries.
+_FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
+
+# The factor between prices until the target lies between two of them, and how close a file comes to the bytes allowed.
+_STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
+
+# Sums of single precision.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a compressed network has to keep, as one number.
+
+    :param max_error_rise: by how much its error may be larger than the dense network's, in the unit of the likelihood's
+        error: points of a percentage for classes.
+    :param max_loss_rise: by how much its negative log-likelihood may be, in nats an example.
+    :param max_bytes: size of the file at most; then the error is as small as it can be.
+    :raises UsageError: where not exactly one of them is given, or it is out of range.
+
+    >>> Target(max_error_rise=0.5).limit
+    0.5
+    """
+
+    max_error_rise: float | None = None
+    max_loss_rise: float | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [own.name for own in fields(self) if getattr(self, own.name) is not None]
+        if len(given) != 1:
+            names = ", ".join(own.name for own in fields(self))
+            raise UsageError(f"a target is one number, not {' and '.join(given) or 'none'}: give one of {names}")
+        least = 1 if self.max_bytes is not None else 0
+        if not least <= self.limit < math.inf:
+            raise UsageError(f"{given[0]} must be at least {least} and finite, not {self.limit!r}")
+
+    @property
+    def limit(self) -> float:
+        """The number."""
+        return next(value for own in fields(self) if (value := getattr(self, own.name)) is not None)
+
+    def watch(self, model: BayesianNetwork, guide: Any, held_out: Iterable[Any]) -> Callable[[bool], Standing]:
+        """What looks at held-out data while the guide is fitted (:func:`~pyro_bc.fit`).
+
+        :param held_out: batches ``(x, y)``, passed over often.
+        """
+        batches = list(held_out)
+        dense = judge(model.skeleton, model.likelihood, batches)
+
+        count = sum(len(x) for x, _ in batches)
+
+        def look(is_rounded: bool) -> Standing:
+            found = _as_it_is(model, guide, batches, is_rounded)
+            if found is None:
+                return Standing(-math.inf, math.nan, 0, False)
+            is_kept = self.excess(found, dense) <= 0
+            if self.max_bytes is not None:
+                slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
+                return Standing(slack, found.error, found.file_bytes, is_kept)
+            # Half of what is allowed is left for rounding; a deviation of the estimate is the least that can be told.
+            rise, least = found.error - dense.error, 0.0
+            if self.max_loss_rise is not None:
+                rise = found.loss - dense.loss
+            elif dense.resolution:
+                least = 10 * math.sqrt(max(dense.error, dense.resolution) / count)
+            slack = 1 - rise / max(0.5 * self.limit, least, 1e-6)
+            return Standing(slack, found.error, found.file_bytes, is_kept)
+
+        return look
+
+    def excess(self, found: "Judged", dense: "Judged") -> float:
+        """By how much a network is beyond the target, in the target's unit; 0 or less where it keeps it.
+
+        One example's error is always allowed: held-out data cannot tell less.
+        """
+        if self.max_bytes is not None:
+            return found.file_bytes - self.max_bytes
+        if self.max_loss_rise is not None:
+            return found.loss - dense.loss - self.max_loss_rise
+        assert self.max_error_rise is not None
+        return found.error - dense.error - max(self.max_error_rise, dense.resolution)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network on held-out data.
+
+    :param error: in the unit of the likelihood's metric.
+    :param loss: negative log-likelihood, nats an example.
+    :param file_bytes: of its file; 0 for one that has none.
+    :param way: how it came about.
+    :param resolution: what one example more adds to the error, where that is a percentage; 0 elsewhere.
+    """
+
+    error: float
+    loss: float
+    file_bytes: int = 0
+    way: str = "dense"
+    resolution: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a search came to.
+
+    :param network: the smallest that keeps the target; where none does, the one that comes closest.
+    :param found: how it was judged.
+    :param dense: how the dense network was.
+    :param curve: of all networks that were tried.
+    :param is_met: whether the target is kept on the held-out data.
+    """
+
+    network: CompressedNetwork
+    found: Judged
+    dense: Judged
+    curve: tuple[Judged, ...]
+    is_met: bool
+
+    @property
+    def obstacle(self) -> str:
+        """What stood in the way of a target that is not met; empty where it is."""
+        if self.is_met:
+            return ""
+        least = min(self.curve, key=lambda own: own.error)
+        return (
+            f"Of {len(self.curve)} networks that were tried the best has an error of {least.error:.2f} "
+            f"({least.file_bytes:,} bytes) beside the dense network's {self.dense.error:.2f}, and the smallest "
+            f"{min(own.file_bytes for own in self.curve):,} bytes: the posterior itself is not there. Train it for "
+            f"longer, on more data, or allow more."
+        )
+
+
+@torch.no_grad()
+def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
+    """Error and loss of a network on batches ``(x, y)``.
+
+    :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
+    """
+    error, loss, count = 0.0, 0.0, 0
+    centre = {} if sites is None else sites.centre()
+    with evaluating(net) as network:
+        for x, y in batches:
+            computed = network(x)
+            with (
+                pyro.poutine.block(),
+                pyro.validation_enabled(False),
+                InitMessenger(init_to_mean),
+                pyro.poutine.condition(data=centre),
+            ):
+                density = likelihood(computed)
+            error += float(likelihood.error(computed, y).sum())
+            loss -= float(density.log_prob(y).sum())
+            count += len(x)
+    if not count:
+        raise UsageError("there are no held-out examples to judge by")
+    resolution = 100 / count + _ROUNDING if "%" in likelihood.metric else 0.0
+    return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
+
+
+def compress_to(
+    model: BayesianNetwork,
+    guide: Any,
+    target: Target,
+    loader: Iterable[Any],
+    held_out: Iterable[Any],
+    *,
+    before: Judged | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Reached:
+    """Prune and round as far as a target allows.
+
+    :param model: that was fitted.
+    :param guide: its fitted guide, or a :class:`~pyro_bc.CurvatureGuide`.
+    :param target: what the file has to keep.
+    :param loader: training batches, for the curvature of what pruning leaves; inputs are enough.
+    :param held_out: batches ``(x, y)`` that no training saw, on which every network that is tried is judged; passed
+        over often.
+    :param before: how the network was judged before the fit, by :func:`judge`; None for the one that the model has.
+    :param seed: of the targets that the curvature draws.
+    :param progress: whether to show a progress bar for it.
+    :param options: of :func:`~pyro_bc.compress`, for all networks that are tried.
+    :raises EmptyNetworkError: where nothing is left at any price.
+    :raises UsageError: as :func:`~pyro_bc.compress`, and where there are no held-out batches.
+    """
+    if not isinstance(model, BayesianNetwork):
+        raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
+    held_out = list(held_out)
+    fitted = posterior_of(guide)
+    likelihood = model.likelihood
+    dense = judge(model.skeleton, likelihood, held_out, fitted) if before is None else before
+    tried: list[tuple[Judged, CompressedNetwork]] = []
+
+    def try_(way: str, how: Any, value: float) -> float:
+        """How far a compression is beyond the target; infinitely where nothing is left of it."""
+        try:
+            small = how(value)
+        except EmptyNetworkError as error:
+            empty.append(error)
+            return -math.inf if target.max_bytes is not None else math.inf
+        own = judge(small.network(), likelihood, held_out, fitted)
+        name = way if math.isnan(value) else f"{way} {value:.3g}"
+        found = Judged(own.error, own.loss, len(small.to_bytes()), name)
+        tried.append((found, small))
+        return target.excess(found, dense)
+
+    empty: list[EmptyNetworkError] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("once")  # each network that is tried would say the same
+        for way, first, how in _ways(model, guide, fitted, loader, seed, progress, options):
+            if first is None:
+                try_(way, how, math.nan)
+            else:
+                _search(target, partial(try_, way, how), first)
+    if not tried:
+        raise empty[-1]
+    keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
+    if not keeping:
+        found, network = min(tried, key=lambda item: target.excess(item[0], dense))
+    elif target.max_bytes is None:
+        found, network = min(keeping, key=lambda item: item[0].file_bytes)
+    else:  # the best of those that use what is allowed, where there are any
+        full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes]
+        found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
+    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping))
+
+
+def _as_it_is(model: BayesianNetwork, guide: Any, batches: Iterable[Any], is_rounded: bool) -> Judged | None:
+    """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
+
+    :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
+    """
+    fitted = posterior_of(guide)
+    has_codes = _has_codes(fitted)
+    if has_codes and not is_rounded:
+        centre = fitted.centre()
+        own = judge(_At(model, centre), model.likelihood, batches, fitted)
+        return replace(own, file_bytes=round(code_bytes(guide)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the guide was set up
+            small = compress(model, fitted, noise_ratio=_FINE)
+            coarse = small if has_codes else compress(model, fitted, noise_ratio=_COARSE)
+    except EmptyNetworkError:
+        return None
+    return replace(judge(small.network(), model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
+
+
+class _At(nn.Module):
+    """A model's outputs with its sites at fixed values."""
+
+    def __init__(self, model: BayesianNetwork, values: Any):
+        super().__init__()
+        self.model, self.values = [model], values
+
+    def forward(self, x: Tensor) -> Any:
+        return outputs(self.model[0], self.values, x)
+
+
+def _has_codes(fitted: Posterior) -> bool:
+    return any(isinstance(q, Cell) for q in fitted.marginals.values())
+
+
+def _search(target: Target, excess: Any, first: float) -> None:
+    """Try values of a price, higher for smaller files, around where the target is just kept.
+
+    :param excess: of a price, how far its network is beyond the target; rises with the price, and falls for bytes.
+    """
+    sign = -1 if target.max_bytes is not None else 1  # of what is wrong with a price that is too high
+    low, high, value = None, None, first
+    for _ in range(_EVALUATIONS):
+        over = sign * excess(value)
+        if over > 0:
+            high = value
+        else:
+            low = value
+        if target.max_bytes is not None and 0 <= over <= (1 - _CLOSE) * target.max_bytes:
+            return
+        if low is None:
+            value = value / _STRIDE
+        elif high is None:
+            value = value * _STRIDE
+        else:
+            value = math.sqrt(low * high)
+            if high / low < 1.02:
+                return
+
+
+def _ways(
+    model: BayesianNetwork,
+    guide: Any,
+    fitted: Posterior,
+    loader: Iterable[Any],
+    seed: int,
+    progress: bool,
+    options: dict[str, Any],
+) -> Iterator[tuple[str, float | None, Any]]:
+    """What can be searched along: its name, where the search begins, and the network at a price.
+
+    Codes are what they are: there is nothing to search, and no beginning.
+    """
+    if fitted.curvature is not None:
+        yield "price", _FIRST_PRICE, lambda price: compress(model, guide, nats_per_bit=price, **options)
+        return
+    if _has_codes(fitted):
+        yield "codes", None, lambda _: compress(model, guide, **options)
+        return
+    yield "noise", _FIRST_NOISE, lambda noise: compress(model, guide, noise_ratio=noise, **options)
+    seen = set()
+    for group_price in _GROUP_PRICES:
+        try:
+            pruned = compress(model, guide, noise_ratio=_FINE, group_nats_per_bit=group_price, **options)
+            if pruned.architecture in seen:
+                continue
+            seen.add(pruned.architecture)
+            left = BayesianNetwork(
+                pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood
+            )
+            curvature = CurvatureGuide(left, loader, seed=seed, progress=progress)
+        except (EmptyNetworkError, UnsupportedNetworkError):
+            continue
+        rule = "signal" if group_price is None else f"{group_price:g}"
+        how = partial(_rounded, left, curvature, pruned)
+        yield f"groups by {rule}, price", _FIRST_PRICE, how
+
+
+def _rounded(left: BayesianNetwork, curvature: CurvatureGuide, pruned: CompressedNetwork, price: float) -> Any:
+    return compress(left, curvature, nats_per_bit=price, dense=pruned)
+
+
+def batches_of(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+    """Held-out examples in batches."""
+    return list(zip(x.split(size), y.split(size), strict=True))

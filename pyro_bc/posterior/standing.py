@@ -1,0 +1,19 @@
+"""How a posterior stands, while it is fitted, against what its network has to keep in the end."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One look at held-out data.
+
+    :param slack: part of what is allowed that is left: 1 where nothing is used up, 0 at the limit, negative beyond.
+    :param error: of what pruning would leave now, in the unit of the likelihood's metric.
+    :param file_bytes: about the size of its file.
+    :param is_kept: whether it keeps all that is asked for now.
+    """
+
+    slack: float
+    error: float
+    file_bytes: int
+    is_kept: bool

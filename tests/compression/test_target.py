@@ -1,0 +1,124 @@
+"""A target: what it allows, the search along a posterior, and looks at held-out data while fitting."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import pyro_bc
+from pyro_bc.compression.target import Judged, Target, batches_of, compress_to, judge
+from pyro_bc.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "one number, not none"),
+        ({"max_error_rise": 1.0, "max_bytes": 1000}, "not max_error_rise and max_bytes"),
+        ({"max_error_rise": -0.1}, "max_error_rise must be at least 0"),
+        ({"max_loss_rise": math.inf}, "max_loss_rise must be at least 0 and finite"),
+        ({"max_bytes": 0}, "max_bytes must be at least 1"),
+    ],
+)
+def test_a_target_is_one_number_in_its_range(given, message):
+    with pytest.raises(UsageError, match=message):
+        Target(**given)
+
+
+def test_what_is_beyond_a_target_is_told_in_its_unit():
+    dense, found = Judged(2.0, 0.10, resolution=0.2), Judged(2.6, 0.17, 900)
+    assert Target(max_error_rise=0.5).excess(found, dense) == pytest.approx(0.1)
+    assert Target(max_error_rise=0.0).excess(Judged(2.2, 0.1), dense) == pytest.approx(0)  # one example
+    assert Target(max_loss_rise=0.05).excess(found, dense) == pytest.approx(0.02)
+    assert Target(max_bytes=1000).excess(found, dense) == -100
+
+
+@pytest.fixture(scope="module")
+def classes():
+    """Clusters, a trained network, and held-out batches."""
+    torch.manual_seed(0)
+    centres = torch.randn(5, 20)
+    y = torch.arange(5).repeat(200)
+    x = centres[y] + 0.8 * torch.randn(1000, 20)
+    new_y = torch.arange(5).repeat(200)
+    held = batches_of(centres[new_y] + 0.8 * torch.randn(1000, 20), new_y)
+    net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval(), x, y, held
+
+
+def test_a_network_is_judged_as_by_hand(classes):
+    net, _, _, held = classes
+    found = judge(net, pyro_bc.likelihoods.Categorical(), held)
+    x, y = (torch.cat(parts) for parts in zip(*held, strict=True))
+    assert found.error == pytest.approx(100 * float((net(x).argmax(1) != y).float().mean()), abs=1e-4)
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(net(x), y)), rel=1e-3)
+    assert found.resolution == pytest.approx(0.1, abs=1e-3)
+    with pytest.raises(UsageError, match="no held-out examples"):
+        judge(net, pyro_bc.likelihoods.Categorical(), [])
+
+
+@pytest.mark.parametrize("limit", [{"max_error_rise": 1.0}, {"max_loss_rise": 0.05}, {"max_bytes": 500}])
+def test_a_curvature_goes_as_far_as_the_target_allows(classes, limit):
+    net, x, _, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=1000)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    target = Target(**limit)
+    reached = compress_to(model, guide, target, [x], held, progress=False)
+    assert reached.is_met and not reached.obstacle
+    assert target.excess(reached.found, reached.dense) <= 0
+    assert reached.found.file_bytes == len(reached.network.to_bytes())
+    again = judge(reached.network.network(), model.likelihood, held)
+    assert (again.error, again.loss) == (reached.found.error, reached.found.loss)
+    if target.max_bytes is not None:
+        assert reached.found.file_bytes >= 0.97 * target.max_bytes
+    else:  # the smallest of what keeps it
+        keeping = [own.file_bytes for own in reached.curve if target.excess(own, reached.dense) <= 0]
+        assert reached.found.file_bytes == min(keeping)
+
+
+def test_a_target_that_cannot_be_kept_says_what_was_tried(classes):
+    net, x, _, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=1000)
+    guide = pyro_bc.CurvatureGuide(model, [x], progress=False)
+    reached = compress_to(model, guide, Target(max_bytes=40), [x], held, progress=False)
+    assert not reached.is_met
+    assert "networks that were tried" in reached.obstacle and "bytes" in reached.obstacle
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LearnedCode()],
+    ids=["gnj", "ghs", "codes"],
+)
+def test_a_fit_with_a_target_ends_at_it(classes, prior):
+    net, x, y, held = classes
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    own.load_state_dict(net.state_dict())
+    model = pyro_bc.BayesianNetwork(own, prior, num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    target = Target(max_error_rise=1.0)
+    loader = pyro_bc.data.Batches(x, y, 200)
+    history = pyro_bc.fit(model, guide, loader, epochs=30, target=target, held_out=held, progress=False).history
+    weights = [record.kl_weight for record in history]
+    assert weights[0] == pytest.approx(1e-2) and max(weights) > 0.05  # it rose while there was room
+    assert history[-1].slack is not None and history[-1].held_out_error is not None
+    reached = compress_to(model, guide, target, loader, held, progress=False)
+    assert reached.is_met
+    assert reached.found.file_bytes < 900  # 4,180 bytes dense
+
+
+def test_a_target_and_held_out_data_go_together(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    with pytest.raises(UsageError, match="give both, or neither"):
+        pyro_bc.fit(model, guide, [(x, y)], epochs=1, target=Target(max_bytes=100), progress=False)
+    with pytest.raises(UsageError, match="give both, or neither"):
+        pyro_bc.fit(model, guide, [(x, y)], epochs=1, held_out=held, progress=False)
