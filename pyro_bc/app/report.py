@@ -28,7 +28,7 @@ from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
 from .metrics import without_nan
 from .settings import command, flat
-from .tables import cuts_in_words, markdown, rows
+from .tables import cuts_in_words, markdown, rows, target_in_words
 
 
 def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[str, LayerPosterior]) -> None:
@@ -102,6 +102,14 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     # A code's posterior is as wide as its step, everywhere: there is nothing to see.
     if len(last_layers) == len(small.layers) and metrics["precision"] in RULES:
         add("What is left", "bits", lambda ax: plots.bits(last_layers, small, ax), plots.bits)
+    if "target" in metrics:
+        own = metrics["target"]
+        curve = [(point["file_bytes"], point["error"]) for point in own["curve"]]
+        chosen = own["found"]["file_bytes"], own["found"]["error"]
+        add(
+            "The target", "curve", lambda ax: plots.error_against_bytes(curve, chosen, own["dense"]["error"], ax),
+            plots.error_against_bytes,
+        )  # fmt: skip
     for name, layer in layers.items():
         short = name.removeprefix("net.")
         if layer.statistic is not None:
@@ -236,6 +244,8 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
         '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
         '<div class="wide">', _table(metrics), "</div>",
     ]  # fmt: skip
+    if "target" in metrics:
+        parts.append(f"<p>{html.escape(target_in_words(metrics))}</p>")
     parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
     sections = list(dict.fromkeys(section for section, *_ in pictures))
     for section in sections:

@@ -165,6 +165,34 @@ def architecture(small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+def error_against_bytes(
+    curve: Sequence[tuple[int, float]], chosen: tuple[int, float], dense_error: float, ax: "Axes | None" = None
+) -> "Axes":
+    """Held-out error and file of every network that was tried for a target.
+
+    Read: the ring is the network that was stored; the line joins those than which no smaller one has as little error;
+    the grey line is the dense network's error.
+
+    :param curve: bytes and error of each, of :class:`~pyro_bc.compression.target.Reached`.
+    :param chosen: of the stored one.
+    """
+    ax = _axes(ax)
+    front: list[tuple[int, float]] = []
+    for size, error in sorted(curve):
+        if not front or error < front[-1][1]:
+            front.append((size, error))
+    ax.plot([size for size, _ in curve], [error for _, error in curve], ".", color=PRUNED)
+    ax.plot([size for size, _ in front], [error for _, error in front], ".-", color=KEPT)
+    ax.plot(*chosen, "o", ms=10, mfc="none", color="black")
+    ax.axhline(dense_error, color=PRUNED, lw=0.8)
+    # What collapsed is no part of the picture.
+    ax.set_ylim(0, max(2 * chosen[1] - dense_error, 2 * dense_error, 1.2 * chosen[1], 1e-3))
+    ax.set_xscale("log")
+    ax.set_xlabel("bytes")
+    ax.set_ylabel("held-out error")
+    return ax
+
+
 def bits(layers: Mapping[str, LayerPosterior], small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     """Posterior standard deviations of the weights that were kept, beside the step that each layer's numbers have.
 

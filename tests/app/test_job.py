@@ -126,3 +126,48 @@ def test_folders_in_use_are_left_alone(tmp_path):
     with pytest.raises(UsageError):
         run(settings, tmp_path / "file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
+
+
+def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
+    few = {"epochs": 12, "pretrain_epochs": 40, "max_error_rise": 5.0}
+    settings = Settings.of("lenet-300-100", "ghs", "digits", **few)
+    said: list[str] = []
+    metrics = run(settings, tmp_path / "one", progress=False, say=said.append)
+    target = metrics["target"]
+    assert target["is_met"] and target["held_out"] == 287 and target["limit"] == 5
+    assert target["found"]["file_bytes"] == metrics["file_bytes"] == (tmp_path / "one" / "network.pbc").stat().st_size
+    assert target["found"]["error"] <= target["dense"]["error"] + 5 + 1e-3
+    assert target["found"]["file_bytes"] < 0.2 * 4 * metrics["dense"]["parameters"]
+    assert metrics["n"] == 360 and metrics["measured_on"] == "test set"
+    assert said[-1].startswith("Target: error at most 5 points above the dense network's. Kept on 287 held-out")
+    assert said[-1] in markdown(metrics) and "KL weight learned" in markdown(metrics)
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "The target" in page and "--max-error-rise 5.0" in page
+    # Stopped behind its seventh epoch: the same file.
+    stop = []
+
+    def interrupt(epoch):
+        stop.append(epoch)
+        if len(stop) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "two", progress=False, after_epoch=interrupt)
+    again = run(settings, tmp_path / "two", resume=True, progress=False)
+    assert (tmp_path / "two" / "network.pbc").read_bytes() == (tmp_path / "one" / "network.pbc").read_bytes()
+    assert again["target"] == target
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_error_rise": 1.0, "max_bytes": 100}, "one number, not"),
+        ({"max_error_rise": 1.0, "kl_weight": 0.1}, "leave out kl-weight"),
+        ({"max_bytes": -5}, "max_bytes must be at least 1"),
+    ],
+)
+def test_a_target_that_makes_no_sense_is_refused_at_once(tmp_path, options, message):
+    settings = Settings.of("lenet-300-100", "ghs", "digits", **options)
+    with pytest.raises(UsageError, match=message):
+        run(settings, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

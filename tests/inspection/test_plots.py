@@ -160,3 +160,12 @@ def test_an_animation_has_a_frame_for_every_epoch(fit, tmp_path):
 def test_what_cannot_be_shown_is_said(fit, draw, message):
     with pytest.raises(UsageError, match=message):
         draw(fit)
+
+
+def test_the_curve_of_a_target_joins_what_no_smaller_network_beats():
+    curve = [(100, 9.0), (200, 4.0), (300, 5.0), (400, 2.0), (150, 60.0)]
+    ax = plots.error_against_bytes(curve, (200, 4.0), 2.0)
+    points, front, chosen, dense = ax.lines
+    assert list(points.get_xdata()) == [size for size, _ in curve]
+    assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(100, 9.0), (200, 4.0), (400, 2.0)]
+    assert list(chosen.get_ydata()) == [4.0] and list(dense.get_ydata()) == [2.0, 2.0]
