@@ -183,7 +183,11 @@ def table(results: list[dict]) -> str:
     for own in results:
         for tolerance in TOLERANCES:
             found = [best(own, method, tolerance) for method in ("curvature", "magnitudes")]
-            cells = [f"{f[0]:,} ({f[2]:.2f})" if f else "none" for f in found]
+            ran = [any(s.startswith(method) for s in own["points"]) for method in ("curvature", "magnitudes")]
+            cells = [
+                f"{f[0]:,} ({f[2]:.2f})" if f else "none" if own_ran else "not run"
+                for f, own_ran in zip(found, ran, strict=True)
+            ]
             cells.append(f"{found[0][0] / found[1][0]:.2f}" if found[0] and found[1] else "")
             head = f"| {own['network']} | {own['epochs']} | {own['test']:.2f} | {tolerance}"
             lines.append(f"{head} | {' | '.join(cells)} |")
