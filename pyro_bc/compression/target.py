@@ -42,6 +42,9 @@ _FINE, _COARSE = 1e-4, 0.8
 # Where a search begins, by what is searched, and how often it tries.
 _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
 
+# Prices that are so close make much the same file.
+_APART = 1.05
+
 # The factor between prices until the target lies between two of them, and how close a file comes to the bytes allowed.
 _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
 
@@ -325,7 +328,7 @@ def _search(target: Target, excess: Any, first: float) -> None:
             value = value * _STRIDE
         else:
             value = math.sqrt(low * high)
-            if high / low < 1.02:
+            if high / low < _APART:
                 return
 
 
