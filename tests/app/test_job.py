@@ -17,6 +17,12 @@ from pyro_bc.inference.checkpoint import load_checkpoint
 from pyro_bc.inspection.diagnostics import error_percent
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """As many draws are exported and predict as of a network that is large."""
+    monkeypatch.setattr("pyro_bc.app.metrics._OPERATIONS", 1e6)
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     few = {"epochs": 4, "pretrain_epochs": 20, "kl_weight": 0.02}
