@@ -347,6 +347,7 @@ def small_and_normalised(picture_shape, classes):
     return nn.Sequential(*layers, nn.Linear(72, classes))
 
 
+@mock.patch("pyro_bc.app.metrics._OPERATIONS", 1e6)  # a few draws are exported and predict, as of a large network
 def runs(folder):
     """The main jobs on the device; stopped there, and resumed on the CPU."""
     NETWORKS["small"] = small_and_normalised
@@ -365,10 +366,7 @@ def runs(folder):
             raise Stop
 
     found = {}
-    # A few draws are exported and predict, as of a network that is large.
-    effort = mock.patch("pyro_bc.app.metrics._OPERATIONS", 1e6)
     for name, settings in jobs.items():
-        effort.start()
         whole = run(settings, folder / name, progress=False, device=DEVICE)
         with contextlib.suppress(Stop):
             run(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
@@ -378,7 +376,6 @@ def runs(folder):
             mock.patch("pyro_bc.app.job.diagnostics_of", lambda *args: {}),
         ):
             resumed = run(settings, folder / f"{name}-cut", resume=True, progress=False, device="cpu")
-        effort.stop()
         evaluated = pyro_bc.load(folder / name / "network.pbc")
         test = load_dataset("digits")
         found[name] = {

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         told = own.metadata
         job.add_argument(
             f"--{told['option']}", type=told["type"], metavar=told["metavar"],
-            help=told["help"] if told["option"].startswith("max-") else f"{told['help']} (default: the recipe's)",
+            help=told["help"],
         )  # fmt: skip
     job.add_argument("--batch-norm", default="fold", help="fold it before the Bayesian training, or keep it in it")
     job.add_argument("--seed", type=int, default=0)

@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
-from ..compression.target import Reached, compress_to, judge
-from ..compression.target import batches_of as held_out_batches
+from ..compression.target import Reached, compress_to, held_out_batches, judge
 from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
@@ -199,9 +198,10 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         metrics["teacher"] = {"net": job.plan.distil.teacher or job.settings.net, "error_percent": teacher_error}
     if first is not None:
         metrics["pruning_thresholds"] = thresholds_of(first)
-    if reached is not None:
+    if reached is not None and job.held is not None:
         metrics["precision"] = "learned" if has_codes(job.settings) else "rate"
-        metrics["target"] = target_of(job.settings, reached, len(job.held[0]) if job.held else 0)
+        metrics["target"] = target_of(job.settings, reached, len(job.held[0]))
+        job.say(target_in_words(metrics))
     metrics["diagnostics"] = diagnostics_of(
         fitted.model, fitted.guide, decoded, job.data, fitted.guide.kl_weight, metrics["measured_on"], job.out
     )
@@ -223,13 +223,11 @@ def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reache
     if job.settings.target is None or job.held is None:
         return None
     held = held_out_batches(*job.held)
-    reached = compress_to(
+    return compress_to(
         fitted.model, fitted.guide, job.settings.target, job.data.train_x.split(100), held,
         before=judge(dense, Categorical(), held), seed=job.settings.seed, progress=job.progress,
         **fitted.compressed.keywords,
     )  # fmt: skip
-    job.say(target_in_words({"target": target_of(job.settings, reached, len(job.held[0]))}))
-    return reached
 
 
 def _checked(settings: Settings, examples: int) -> Recipe:

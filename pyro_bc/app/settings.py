@@ -33,6 +33,11 @@ PRIORS: dict[str, Prior] = {
 
 def _option(name: str, kind: type, text: str, metavar: str | None = None) -> Any:
     """A field that the option ``--name`` sets; None for the recipe's."""
+    return _target(name, kind, f"{text} (default: the recipe's)", metavar)
+
+
+def _target(name: str, kind: type, text: str, metavar: str | None = None) -> Any:
+    """The same where a recipe says nothing: None for none."""
     return field(default=None, metadata={"option": name, "type": kind, "help": text, "metavar": metavar})
 
 
@@ -114,15 +119,15 @@ class Settings:
     fit: Fit = field(default_factory=Fit)
     finetune: Finetune = field(default_factory=Finetune)
     distil: Distil = field(default_factory=Distil)
-    max_error_rise: float | None = _option(
+    max_error_rise: float | None = _target(
         "max-error-rise",
         float,
         "target: points of error above the dense network's; the KL's weight and all prices are found",
     )
-    max_loss_rise: float | None = _option(
+    max_loss_rise: float | None = _target(
         "max-loss-rise", float, "target: nats an example above the dense network's loss"
     )
-    max_bytes: int | None = _option("max-bytes", int, "target: size of the file, with as little error as it allows")
+    max_bytes: int | None = _target("max-bytes", int, "target: size of the file, with as little error as it allows")
     widths: str | None = _option("widths", str, "outputs of every layer but the last at the start", "N-N-…")
     widths_from: str | None = _option("widths-from", str, "start from the widths of a compressed network", "FILE.pbc")
     train_limit: int | None = _option("train-limit", int, "train on the first N examples only", "N")

@@ -84,9 +84,9 @@ def target_in_words(metrics: Mapping[str, Any]) -> str:
         f"Target: {words[own['kind']]}. {'Kept' if own['is_met'] else 'Missed'} on {own['held_out']:,} held-out "
         f"examples: error {own['found']['error']:.2f} % ({rises['error']:+.2f} points), loss {rises['loss']:+.3f} "
         f"nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
-        f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried."
-        + ("" if own["is_met"] else f" {own['obstacle']}")
-    )
+        f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried. "
+        f"{own['obstacle']}"
+    ).rstrip()
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,8 +2,8 @@
 
 A fit says which groups are needed and how well every weight is known; how far to go along that is a price. What pruning
 leaves has a curvature of its own (:mod:`pyro_bc.posterior.curvature`), by which rounding conditions, so that the last
-step is a search for one number, the price of a bit, at no training (METHOD of the search: bisection, every network that
-it tries is judged on held-out data, and all of them are the curve that is returned).
+step is a search for one number, the price of a bit, at no training. Every network that it tries is judged on held-out
+data, and all of them are the curve that is returned.
 """
 
 import math
@@ -253,7 +253,7 @@ def compress_to(
     empty: list[EmptyNetworkError] = []
     with warnings.catch_warnings():
         warnings.simplefilter("once")  # each network that is tried would say the same
-        for way, first, how in _ways(model, guide, fitted, loader, seed, progress, options):
+        for way, first, how in _ways(model, fitted, loader, seed, progress, options):
             if first is None:
                 try_(way, how, math.nan)
             else:
@@ -334,7 +334,6 @@ def _search(target: Target, excess: Any, first: float) -> None:
 
 def _ways(
     model: BayesianNetwork,
-    guide: Any,
     fitted: Posterior,
     loader: Iterable[Any],
     seed: int,
@@ -346,23 +345,23 @@ def _ways(
     Codes are what they are: there is nothing to search, and no beginning.
     """
     if fitted.curvature is not None:
-        yield "price", _FIRST_PRICE, lambda price: compress(model, guide, nats_per_bit=price, **options)
+        yield "price", _FIRST_PRICE, lambda price: compress(model, fitted, nats_per_bit=price, **options)
         return
     if _has_codes(fitted):
-        yield "codes", None, lambda _: compress(model, guide, **options)
+        yield "codes", None, lambda _: compress(model, fitted, **options)
         return
-    yield "noise", _FIRST_NOISE, lambda noise: compress(model, guide, noise_ratio=noise, **options)
+    yield "noise", _FIRST_NOISE, lambda noise: compress(model, fitted, noise_ratio=noise, **options)
     seen = set()
     for group_price in _GROUP_PRICES:
         try:
-            pruned = compress(model, guide, noise_ratio=_FINE, group_nats_per_bit=group_price, **options)
+            pruned = compress(model, fitted, noise_ratio=_FINE, group_nats_per_bit=group_price, **options)
             if pruned.architecture in seen:
                 continue
             seen.add(pruned.architecture)
             left = BayesianNetwork(
                 pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood
             )
-            curvature = CurvatureGuide(left, loader, seed=seed, progress=progress)
+            curvature = posterior_of(CurvatureGuide(left, loader, seed=seed, progress=progress))
         except (EmptyNetworkError, UnsupportedNetworkError):
             continue
         rule = "signal" if group_price is None else f"{group_price:g}"
@@ -370,10 +369,10 @@ def _ways(
         yield f"groups by {rule}, price", _FIRST_PRICE, how
 
 
-def _rounded(left: BayesianNetwork, curvature: CurvatureGuide, pruned: CompressedNetwork, price: float) -> Any:
+def _rounded(left: BayesianNetwork, curvature: Posterior, pruned: CompressedNetwork, price: float) -> Any:
     return compress(left, curvature, nats_per_bit=price, dense=pruned)
 
 
-def batches_of(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
     """Held-out examples in batches."""
     return list(zip(x.split(size), y.split(size), strict=True))

@@ -241,10 +241,11 @@ def fit(
             if after_epoch is not None:
                 after_epoch(record)
     if watch is not None:
-        best = best_look(history, epochs, rounded_from)
-        if best is not None and not history[-1].is_kept:
+        end, best = history[-1], best_look(history, epochs, rounded_from)
+        if best is not None and not end.is_kept:
             put_back(kept, model, guide)
-        guide.kl_weight = history[-1 if best is None or history[-1].is_kept else best].kl_weight
+            end = history[best]
+        guide.kl_weight = end.kl_weight
     if has_codes:  # where nothing was rounded
         settle_codes_(guide)
     return FitResult(tuple(history))

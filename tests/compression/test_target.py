@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.compression.target import Judged, Target, batches_of, compress_to, judge
+from pyro_bc.compression.target import Judged, Target, compress_to, held_out_batches, judge
 from pyro_bc.errors import UsageError
 
 
@@ -42,7 +42,7 @@ def classes():
     y = torch.arange(5).repeat(200)
     x = centres[y] + 0.8 * torch.randn(1000, 20)
     new_y = torch.arange(5).repeat(200)
-    held = batches_of(centres[new_y] + 0.8 * torch.randn(1000, 20), new_y)
+    held = held_out_batches(centres[new_y] + 0.8 * torch.randn(1000, 20), new_y)
     net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(150):
