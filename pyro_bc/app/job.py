@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
-from ..compression.target import Reached, compress_to, held_out_batches, judge
+from ..compression.target import Reached, compress_to, held_out_batches
 from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
@@ -225,7 +225,7 @@ def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reache
     held = held_out_batches(*job.held)
     return compress_to(
         fitted.model, fitted.guide, job.settings.target, job.data.train_x.split(100), held,
-        before=judge(dense, Categorical(), held), seed=job.settings.seed, progress=job.progress,
+        before=dense, seed=job.settings.seed, progress=job.progress,
         **fitted.compressed.keywords,
     )  # fmt: skip
 

@@ -48,6 +48,9 @@ _APART = 1.05
 # The factor between prices until the target lies between two of them, and how close a file comes to the bytes allowed.
 _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
 
+# How much of what is too much must be left by a price that is lower by a stride, for the search to go on.
+_FLAT = 0.9
+
 # Sums of single precision.
 _ROUNDING = 1e-4
 
@@ -90,14 +93,15 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        dense = judge(model.skeleton, model.likelihood, batches)
-
+        before = [_computed(model.skeleton, x) for x, _ in batches]
         count = sum(len(x) for x, _ in batches)
 
         def look(is_rounded: bool) -> Standing:
-            found = _as_it_is(model, guide, batches, is_rounded)
+            fitted = posterior_of(guide)
+            found = _as_it_is(model, guide, fitted, batches, is_rounded)
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
+            dense = _scored(before, batches, model.likelihood, fitted)
             is_kept = self.excess(found, dense) <= 0
             if self.max_bytes is not None:
                 slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
@@ -181,24 +185,35 @@ def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites:
 
     :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
     """
+    batches = list(batches)
+    return _scored([_computed(net, x) for x, _ in batches], batches, likelihood, sites)
+
+
+def _computed(net: nn.Module, x: Tensor) -> Any:
+    """A network's outputs in evaluation mode."""
+    with torch.no_grad(), evaluating(net) as network:
+        return network(x)
+
+
+@torch.no_grad()
+def _scored(computed: Iterable[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None) -> Judged:
+    """Error and loss of a network's outputs, one for every batch."""
     error, loss, count = 0.0, 0.0, 0
     centre = {} if sites is None else sites.centre()
-    with evaluating(net) as network:
-        for x, y in batches:
-            computed = network(x)
-            with (
-                pyro.poutine.block(),
-                pyro.validation_enabled(False),
-                InitMessenger(init_to_mean),
-                pyro.poutine.condition(data=centre),
-            ):
-                density = likelihood(computed)
-            error += float(likelihood.error(computed, y).sum())
-            loss -= float(density.log_prob(y).sum())
-            count += len(x)
+    for own, (_, y) in zip(computed, batches, strict=True):
+        with (
+            pyro.poutine.block(),
+            pyro.validation_enabled(False),
+            InitMessenger(init_to_mean),
+            pyro.poutine.condition(data=centre),
+        ):
+            density = likelihood(own)
+        error += float(likelihood.error(own, y).sum())
+        loss -= float(density.log_prob(y).sum())
+        count += len(y)
     if not count:
         raise UsageError("there are no held-out examples to judge by")
-    resolution = 100 / count + _ROUNDING if "%" in likelihood.metric else 0.0
+    resolution = likelihood.of_one_wrong / count + _ROUNDING if likelihood.of_one_wrong else 0.0
     return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
 
 
@@ -209,7 +224,7 @@ def compress_to(
     loader: Iterable[Any],
     held_out: Iterable[Any],
     *,
-    before: Judged | None = None,
+    before: nn.Module | None = None,
     seed: int = 0,
     progress: bool = True,
     **options: Any,
@@ -222,7 +237,8 @@ def compress_to(
     :param loader: training batches, for the curvature of what pruning leaves; inputs are enough.
     :param held_out: batches ``(x, y)`` that no training saw, on which every network that is tried is judged; passed
         over often.
-    :param before: how the network was judged before the fit, by :func:`judge`; None for the one that the model has.
+    :param before: the network from which rises are counted, as it was before the fit; None for the one that the model
+        was made of.
     :param seed: of the targets that the curvature draws.
     :param progress: whether to show a progress bar for it.
     :param options: of :func:`~pyro_bc.compress`, for all networks that are tried.
@@ -234,7 +250,7 @@ def compress_to(
     held_out = list(held_out)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
-    dense = judge(model.skeleton, likelihood, held_out, fitted) if before is None else before
+    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:
@@ -271,12 +287,13 @@ def compress_to(
     return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping))
 
 
-def _as_it_is(model: BayesianNetwork, guide: Any, batches: Iterable[Any], is_rounded: bool) -> Judged | None:
+def _as_it_is(
+    model: BayesianNetwork, guide: Any, fitted: Posterior, batches: list[Any], is_rounded: bool
+) -> Judged | None:
     """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
 
     :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
     """
-    fitted = posterior_of(guide)
     has_codes = _has_codes(fitted)
     if has_codes and not is_rounded:
         centre = fitted.centre()
@@ -313,11 +330,14 @@ def _search(target: Target, excess: Any, first: float) -> None:
     :param excess: of a price, how far its network is beyond the target; rises with the price, and falls for bytes.
     """
     sign = -1 if target.max_bytes is not None else 1  # of what is wrong with a price that is too high
-    low, high, value = None, None, first
+    low, high, value, before = None, None, first, math.inf
     for _ in range(_EVALUATIONS):
         over = sign * excess(value)
         if over > 0:
             high = value
+            if target.max_bytes is None and low is None and over > _FLAT * before:
+                return  # finer does not help: what stands in the way is what was pruned
+            before = over
         else:
             low = value
         if target.max_bytes is not None and 0 <= over <= (1 - _CLOSE) * target.max_bytes:

@@ -1,12 +1,16 @@
 r"""The weight of the KL as a Lagrange multiplier that is learned while training (Rezende and Viola 2018, 1810.00597).
 
-What a user has is a constraint, so much error or so many bytes, and not a weight. After every look at held-out data
+What a user has is a constraint, so much error or so many bytes, and not a weight. The weight has three parts of the
+training. It rises, as a warm-up, to one at which most networks begin to lose groups; then it follows every look at
+held-out data,
 
 .. math:: \log w \leftarrow \log w + \rho\, \bar s, \qquad \bar s \leftarrow \tfrac12 (\bar s + s),
 
-where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.standing.Standing`): the weight rises
-while the constraint is kept with room, and falls where it is not. It starts low, which is the warm-up. The weight is a
-function of the looks so far, so that a resumed fit goes on with it.
+where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.standing.Standing`): it rises while the
+constraint is kept with room, and falls where it is not; and last it is held at the mean of what it came to, while
+learning rates fall and the posterior settles, and only falls where the constraint is not kept. Looks of the first part
+say little: rates are high, and errors with them, so that only a clear loss stops the rise. The weight is a function of
+the looks so far, so that a resumed fit goes on with it.
 """
 
 import math
@@ -16,8 +20,14 @@ from typing import Protocol
 from ..posterior.standing import Standing
 from .history import Epoch
 
-# The first weight, the largest, and by which factor it can rise in half of a training.
-_FIRST, _MOST, _RANGE = 1e-2, 2.0, 1e4
+# The first weight, the one that it rises to, and the largest.
+_FIRST, _RISEN, _MOST = 1e-2, 1e-1, 2.0
+
+# Parts of a training: where it stops to rise, and to follow, and where the looks begin that say what it is held at.
+_RISE, _FOLLOW, _COUNTED = 0.25, 0.7, 0.5
+
+# By which factor it can change while it follows, and what counts as a clear loss.
+_RANGE, _CLEAR = 1e2, -1.0
 
 # Least and most that one look counts for.
 _LEAST, _ROOM = -2.0, 1.0
@@ -40,12 +50,27 @@ def is_looked_at(epoch: int, epochs: int) -> bool:
 
 def learned_weight(history: Sequence[Epoch], epochs: int) -> float:
     """The KL's weight in the epoch that follows."""
-    pace = math.log(_RANGE) / (0.5 * min(epochs, LOOKS))
+    looks = min(epochs, LOOKS)
+    rising = math.log(_RISEN / _FIRST) / (_RISE * looks)
+    pace = math.log(_RANGE) / ((_FOLLOW - _RISE) * looks)
     weight, mean = math.log(_FIRST), _ROOM
-    for record in history:
-        if record.slack is not None:
-            mean = 0.5 * (mean + min(_ROOM, max(_LEAST, record.slack)))
-            weight = min(weight + pace * mean, math.log(_MOST))
+    counted: list[float] = []
+    is_held = False
+    for at, record in enumerate(history, 1):
+        if record.slack is None:
+            continue
+        mean = 0.5 * (mean + min(_ROOM, max(_LEAST, record.slack)))
+        if at <= _RISE * epochs:
+            weight += rising if mean > _CLEAR else pace * mean
+        elif at <= _FOLLOW * epochs:
+            weight += pace * mean
+        elif is_held or not counted:
+            weight += pace * min(0.0, mean)
+        else:
+            weight, is_held = sum(counted) / len(counted), True
+        weight = min(weight, math.log(_MOST))
+        if _COUNTED * epochs < at <= _FOLLOW * epochs:
+            counted.append(weight)
     return math.exp(weight)
 
 

@@ -21,6 +21,9 @@ class Likelihood(ABC):
     #: name and unit of :meth:`error`, as printed.
     metric: ClassVar[str]
 
+    #: error of an example that is wrong, where errors are counted; 0 where they are measured.
+    of_one_wrong: ClassVar[float] = 0.0
+
     @abstractmethod
     def __call__(self, outputs: Tensor) -> Any:
         """Density of the targets of a batch, batch shape ``(batch,)``; may sample sites of its own."""
@@ -50,6 +53,7 @@ class Categorical(Likelihood):
 
     class_dim: int = -1
     metric: ClassVar[str] = "error %"
+    of_one_wrong: ClassVar[float] = 100.0
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
@@ -101,6 +105,7 @@ class SoftCategorical(Likelihood):
     """
 
     metric: ClassVar[str] = "error %"
+    of_one_wrong: ClassVar[float] = 100.0
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(_Taught(outputs))
@@ -126,6 +131,7 @@ class Bernoulli(Likelihood):
     """
 
     metric: ClassVar[str] = "error %"
+    of_one_wrong: ClassVar[float] = 100.0
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(dist.Bernoulli(logits=_flat(outputs), validate_args=False))

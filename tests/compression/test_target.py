@@ -122,3 +122,26 @@ def test_a_target_and_held_out_data_go_together(classes):
         pyro_bc.fit(model, guide, [(x, y)], epochs=1, target=Target(max_bytes=100), progress=False)
     with pytest.raises(UsageError, match="give both, or neither"):
         pyro_bc.fit(model, guide, [(x, y)], epochs=1, held_out=held, progress=False)
+
+
+def test_a_loss_before_and_after_is_that_under_the_same_noise():
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    y = x @ torch.randn(4) + 0.01 * torch.randn(200)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(500):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x).squeeze(-1), y).backward()
+        optimizer.step()
+    model = pyro_bc.BayesianNetwork(
+        net, pyro_bc.StandardNormal(), num_data=200, likelihood=pyro_bc.likelihoods.Normal()
+    )
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, y)
+    look = Target(max_loss_rise=0.2).watch(model, guide, held_out_batches(x, y))
+    # Nothing is pruned, and the means are the network's: whatever noise the guide has come to, no loss has risen.
+    for precision in (1.0, 1e4):
+        with torch.no_grad():
+            guide.locs.precision.fill_(math.log(precision))
+        assert look(False).slack == pytest.approx(1.0, abs=0.05)

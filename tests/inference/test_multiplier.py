@@ -1,5 +1,6 @@
 """The KL's weight as a function of looks at held-out data."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,13 +15,24 @@ def looks(*slacks):
     return [replace(EPOCH, slack=slack) for slack in slacks]
 
 
-def test_the_weight_rises_where_there_is_room_and_falls_where_there_is_none():
+def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     assert learned_weight([], 40) == pytest.approx(0.01)
-    assert learned_weight(looks(1.0), 40) > learned_weight([], 40)
-    before = learned_weight(looks(1.0, 1.0), 40)
-    assert learned_weight(looks(1.0, 1.0, -2.0, -2.0), 40) < before
-    assert learned_weight(looks(*[1.0] * 40), 40) == pytest.approx(2.0)
-    assert learned_weight(looks(*[0.0] * 40), 40) == pytest.approx(learned_weight(looks(*[0.0] * 39), 40), rel=0.01)
+    assert learned_weight(looks(*[1.0] * 10), 40) == pytest.approx(0.1)
+    assert learned_weight(looks(*[-0.5] * 10), 40) == pytest.approx(0.1)  # errors are high while rates are
+    assert learned_weight(looks(*[-2.0] * 10), 40) < 0.01  # that is a collapse
+    assert learned_weight(looks(*[1.0] * 28), 40) == pytest.approx(2.0)
+    low = learned_weight(looks(*[1.0] * 10, *[-1.0] * 18), 40)
+    assert low < 0.1
+    swinging = looks(*[1.0] * 10, *[1.0, -1.0] * 9)
+    held = [learned_weight([*swinging, *looks(*[1.0] * more)], 40) for more in range(1, 12)]
+    assert held == pytest.approx([held[0]] * 11)  # room at the end is left for rounding
+    assert learned_weight([*swinging, *looks(1.0, -2.0, -2.0)], 40) < held[0]
+
+
+def test_it_is_held_at_the_mean_of_the_looks_before():
+    followed = looks(*[1.0] * 10, *[0.3, -0.2] * 9)
+    logs = [math.log(learned_weight(followed[:at], 40)) for at in range(21, 29)]
+    assert learned_weight([*followed, *looks(0.5)], 40) == pytest.approx(math.exp(sum(logs) / 8))
 
 
 def test_one_look_counts_for_so_much_only():
