@@ -19,7 +19,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro_bc.likelihoods import Categorical, Likelihood, Normal
 from six_networks import Problem, trained
 from sklearn.datasets import load_diabetes
 from torch import nn
@@ -27,6 +26,7 @@ from torch import nn
 import pyro_bc
 from pyro_bc.compression.target import compress_to, held_out_batches, judge
 from pyro_bc.data import Batches
+from pyro_bc.model.likelihoods import Categorical, Likelihood, Normal
 
 sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS
