@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
-from ..compression.target import Reached, compress_to, held_out_batches
+from ..compression.target import Reached, compress_to
 from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
@@ -48,6 +48,7 @@ from ..inspection.diagnostics import error_percent
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Categorical, SoftCategorical
 from ..model.network import BayesianNetwork
+from ..posterior.judged import held_out_batches
 from ..posterior.summary import summarize
 from ..priors.base import GroupPrior
 from ..priors.learned_code import LearnedCode

@@ -13,18 +13,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-import pyro
-import torch
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..graph.module import evaluating
-from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
+from ..posterior.judged import Judged, computed, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes
@@ -50,9 +46,6 @@ _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
 
 # How much of what is too much must be left by a price that is lower by a stride, for the search to go on.
 _FLAT = 0.9
-
-# Sums of single precision.
-_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        before = [_computed(model.skeleton, x) for x, _ in batches]
+        before = [computed(model.skeleton, x) for x, _ in batches]
         count = sum(len(x) for x, _ in batches)
 
         def look(is_rounded: bool) -> Standing:
@@ -101,7 +94,7 @@ class Target:
             found = _as_it_is(model, guide, fitted, batches, is_rounded)
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
-            dense = _scored(before, batches, model.likelihood, fitted)
+            dense = scored(before, batches, model.likelihood, fitted)
             is_kept = self.excess(found, dense) <= 0
             if self.max_bytes is not None:
                 slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
@@ -117,7 +110,7 @@ class Target:
 
         return look
 
-    def excess(self, found: "Judged", dense: "Judged") -> float:
+    def excess(self, found: Judged, dense: Judged) -> float:
         """By how much a network is beyond the target, in the target's unit; 0 or less where it keeps it.
 
         One example's error is always allowed: held-out data cannot tell less.
@@ -128,24 +121,6 @@ class Target:
             return found.loss - dense.loss - self.max_loss_rise
         assert self.max_error_rise is not None
         return found.error - dense.error - max(self.max_error_rise, dense.resolution)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A network on held-out data.
-
-    :param error: in the unit of the likelihood's metric.
-    :param loss: negative log-likelihood, nats an example.
-    :param file_bytes: of its file; 0 for one that has none.
-    :param way: how it came about.
-    :param resolution: what one example more adds to the error, where that is a percentage; 0 elsewhere.
-    """
-
-    error: float
-    loss: float
-    file_bytes: int = 0
-    way: str = "dense"
-    resolution: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,44 +152,6 @@ class Reached:
             f"{min(own.file_bytes for own in self.curve):,} bytes: the posterior itself is not there. Train it for "
             f"longer, on more data, or allow more."
         )
-
-
-@torch.no_grad()
-def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
-    """Error and loss of a network on batches ``(x, y)``.
-
-    :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
-    """
-    batches = list(batches)
-    return _scored([_computed(net, x) for x, _ in batches], batches, likelihood, sites)
-
-
-def _computed(net: nn.Module, x: Tensor) -> Any:
-    """A network's outputs in evaluation mode."""
-    with torch.no_grad(), evaluating(net) as network:
-        return network(x)
-
-
-@torch.no_grad()
-def _scored(computed: Iterable[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None) -> Judged:
-    """Error and loss of a network's outputs, one for every batch."""
-    error, loss, count = 0.0, 0.0, 0
-    centre = {} if sites is None else sites.centre()
-    for own, (_, y) in zip(computed, batches, strict=True):
-        with (
-            pyro.poutine.block(),
-            pyro.validation_enabled(False),
-            InitMessenger(init_to_mean),
-            pyro.poutine.condition(data=centre),
-        ):
-            density = likelihood(own)
-        error += float(likelihood.error(own, y).sum())
-        loss -= float(density.log_prob(y).sum())
-        count += len(y)
-    if not count:
-        raise UsageError("there are no held-out examples to judge by")
-    resolution = likelihood.of_one_wrong / count + _ROUNDING if likelihood.of_one_wrong else 0.0
-    return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
 
 
 def compress_to(
@@ -391,8 +328,3 @@ def _ways(
 
 def _rounded(left: BayesianNetwork, curvature: Posterior, pruned: CompressedNetwork, price: float) -> Any:
     return compress(left, curvature, nats_per_bit=price, dense=pruned)
-
-
-def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
-    """Held-out examples in batches."""
-    return list(zip(x.split(size), y.split(size), strict=True))

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.compression.target import Judged, Target, compress_to, held_out_batches, judge
+from pyro_bc.compression.target import Target, compress_to
 from pyro_bc.errors import UsageError
+from pyro_bc.posterior.judged import Judged, held_out_batches, judge
 
 
 @pytest.mark.parametrize(
