@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..model.network import BayesianNetwork
 from ..quantisation.fixed_point import FixedPoint
-from ..quantisation.rounding import NOISE_RATIO, to_fixed_point
+from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
 from ..runtime.devices import on_cpu
 from .summary import LayerPosterior
 from .thresholds import Threshold, choose_threshold, weight_mask
@@ -36,15 +36,18 @@ class InPlace:
     mask: Tensor
     codes: Mapping[str, FixedPoint] = field(default_factory=dict)
 
-    @property
-    def code_bytes(self) -> float:
-        """Bytes of the weight's codes at their own entropy, rows and columns without any left out; 0 where there are
-        none."""
-        if "weight" not in self.codes or not bool(self.mask.any()):
+    def code_bytes(self, rows: Tensor | None = None, columns: Tensor | None = None) -> float:
+        """Bytes of the weight's codes at their own entropy; 0 where nothing is rounded.
+
+        :param rows: boolean, of the weight's first dimension, to count; None for those that have a weight left.
+        :param columns: likewise of the second.
+        """
+        if "weight" not in self.codes:
             return 0.0
-        rows, columns = self.mask.flatten(1).any(1), self.mask.transpose(0, 1).flatten(1).any(1)
-        left = self.codes["weight"].codes[rows][:, columns]
-        counts = left.flatten().unique(return_counts=True)[1].double()
+        rows = self.mask.flatten(1).any(1) if rows is None else rows
+        columns = self.mask.transpose(0, 1).flatten(1).any(1) if columns is None else columns
+        left = self.codes["weight"].codes[rows][:, columns].flatten()
+        counts = left.unique(return_counts=True)[1].double()
         return float(-(counts * (counts / counts.sum()).log2()).sum()) / 8
 
 
@@ -73,17 +76,20 @@ def pruned(layer: LayerPosterior, threshold: Threshold, also: Tensor | None = No
 
 
 @on_cpu
-def rounded(layer: LayerPosterior, left: InPlace, noise_ratio: float = NOISE_RATIO) -> InPlace:
+def rounded(
+    layer: LayerPosterior, left: InPlace, noise_ratio: float = NOISE_RATIO, precision: str = RULES[0]
+) -> InPlace:
     """What is left of a layer, as coarse as its posterior allows; codes are as they are.
 
     :param noise_ratio: as of :func:`~pyro_bc.compress`.
+    :param precision: likewise.
     """
     if left.codes:
         return left
     weight = left.weight.float()
-    codes = {"weight": to_fixed_point(weight, layer.weight_variance, left.mask, noise_ratio=noise_ratio)}
+    codes = {"weight": to_fixed_point(weight, layer.weight_variance, left.mask, precision, noise_ratio)}
     if left.bias is not None and layer.bias_variance is not None:
-        codes["bias"] = to_fixed_point(left.bias.float(), layer.bias_variance, noise_ratio=noise_ratio)
+        codes["bias"] = to_fixed_point(left.bias.float(), layer.bias_variance, None, precision, noise_ratio)
     return _of_codes(codes, left.mask)
 
 
@@ -123,3 +129,25 @@ def network_with(
         if bias is not None:
             module.bias.copy_(bias)
     return net.eval()
+
+
+def file_bytes(net: nn.Module, changed: Mapping[str, InPlace], x: Tensor) -> int:
+    """About how large the file of a network would be, that computes with these layers.
+
+    What the outputs do not depend on would be cut: weights whose gradient is 0 for these inputs.
+
+    :param net: of :func:`network_with`.
+    :param changed: all layers that it has, by their names in the model.
+    """
+    with torch.enable_grad():
+        net.zero_grad()
+        net(x).square().sum().backward()
+    total = 0.0
+    for name, own in changed.items():
+        gradient = net.get_parameter(f"{name}.weight".removeprefix("net").removeprefix(".")).grad
+        reached = own.mask if gradient is None else own.mask & (gradient != 0).cpu()
+        rows, columns = reached.flatten(1).any(1), reached.transpose(0, 1).flatten(1).any(1)
+        total += own.code_bytes(rows, columns)
+        if "bias" in own.codes:
+            total += own.codes["bias"].bits * int(rows.sum()) / 8
+    return round(total)
