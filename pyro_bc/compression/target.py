@@ -26,7 +26,9 @@ from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
+from ..runtime.html import paragraph, picture
 from .compress import compress
+from .sensitivity import blame, is_clearly_worse, sensitivity
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
 _GROUP_PRICES = (None, 0.02, 0.05, 0.1)
@@ -132,6 +134,8 @@ class Reached:
     :param dense: how the dense network was.
     :param curve: of all networks that were tried.
     :param is_met: whether the target is kept on the held-out data.
+    :param blamed: which layer made the network clearly worse than the posterior mean; empty where none did, or the
+        target is met.
     """
 
     network: CompressedNetwork
@@ -139,6 +143,7 @@ class Reached:
     dense: Judged
     curve: tuple[Judged, ...]
     is_met: bool
+    blamed: str = ""
 
     @property
     def obstacle(self) -> str:
@@ -150,8 +155,21 @@ class Reached:
             f"Of {len(self.curve)} networks that were tried the best has an error of {least.error:.2f} "
             f"({least.file_bytes:,} bytes) beside the dense network's {self.dense.error:.2f}, and the smallest "
             f"{min(own.file_bytes for own in self.curve):,} bytes: the posterior itself is not there. Train it for "
-            f"longer, on more data, or allow more."
+            f"longer, on more data, or allow more. {self.blamed}"
+        ).rstrip()
+
+    def _repr_html_(self) -> str:
+        found = f"error {self.found.error:.2f}, loss {self.found.loss:.4f}, {self.found.file_bytes:,} bytes"
+        said = (
+            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: {found} ({self.found.way}), where the "
+            f"dense network has error {self.dense.error:.2f}, loss {self.dense.loss:.4f}. {self.obstacle}"
         )
+        curve = [(own.file_bytes, own.error) for own in self.curve]
+        drawn = picture(
+            curve, "bytes", f"held-out error of {len(curve)} networks that were tried", logarithmic=True,
+            chosen=(self.found.file_bytes, self.found.error), level=self.dense.error,
+        )  # fmt: skip
+        return "\n".join([paragraph(said.rstrip()), self.network._repr_html_(), drawn])
 
 
 def compress_to(
@@ -221,7 +239,17 @@ def compress_to(
     else:  # the best of those that use what is allowed, where there are any
         full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes]
         found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
-    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping))
+    blamed = "" if keeping else _blamed(model, fitted, found, held_out, options.get("thresholds"))
+    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed)
+
+
+def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:
+    """Which layer makes a network clearly worse than the posterior mean; empty where it is not."""
+    table = sensitivity(model, fitted, held_out, thresholds=thresholds)
+    if not is_clearly_worse(found, table.mean, sum(len(x) for x, _ in held_out)):
+        return ""
+    said = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _as_it_is(

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ..runtime.html import paragraph, picture, table
+
+# Epochs that a notebook's table shows.
+_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -43,3 +48,32 @@ class FitResult:
     """
 
     history: tuple[Epoch, ...]
+
+    def _repr_html_(self) -> str:
+        every = max(1, -(-len(self.history) // _SHOWN))
+        shown = [record for record in self.history if (len(self.history) - record.epoch) % every == 0]
+        head = (
+            "epoch",
+            "loss",
+            "KL",
+            "KL weight",
+            "error of drawn weights",
+            "compressed error",
+            "bytes",
+            "groups left",
+        )
+        rows = [
+            (
+                record.epoch, f"{record.loss:.4g}", f"{record.kl:.4g}", f"{record.kl_weight:.3g}", f"{record.error:.2f}",
+                "" if record.held_out_error is None else f"{record.held_out_error:.2f}",
+                "" if record.file_bytes is None else f"{record.file_bytes:,}",
+                "-".join(map(str, record.groups_left.values())),
+            )
+            for record in shown
+        ]  # fmt: skip
+        looks = [(own.epoch, own.held_out_error) for own in self.history if own.held_out_error is not None]
+        drawn = looks or [(own.epoch, own.loss) for own in self.history]
+        name = "error of the compressed network" if looks else "loss, nats per training example"
+        seconds = sum(record.seconds for record in self.history)
+        said = f"{len(self.history)} epochs in {seconds:.0f} seconds"
+        return "\n".join([paragraph(said), table(head, rows), picture(drawn, "epoch", name, joined=True)])
