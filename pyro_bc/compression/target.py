@@ -159,15 +159,18 @@ class Reached:
         ).rstrip()
 
     def _repr_html_(self) -> str:
-        found = f"error {self.found.error:.2f}, loss {self.found.loss:.4f}, {self.found.file_bytes:,} bytes"
+        found, dense = self.found, self.dense
         said = (
-            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: {found} ({self.found.way}), where the "
-            f"dense network has error {self.dense.error:.2f}, loss {self.dense.loss:.4f}. {self.obstacle}"
+            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: error {found.error:.2f}, loss "
+            f"{found.loss:.4f}, {found.file_bytes:,} bytes ({found.way}), where the dense network has error "
+            f"{dense.error:.2f}, loss {dense.loss:.4f}. {self.obstacle}"
         )
-        curve = [(own.file_bytes, own.error) for own in self.curve]
+        # What collapsed is no part of the picture.
+        most = max(2 * found.error - dense.error, 2 * dense.error, 1.2 * found.error)
         drawn = picture(
-            curve, "bytes", f"held-out error of {len(curve)} networks that were tried", logarithmic=True,
-            chosen=(self.found.file_bytes, self.found.error), level=self.dense.error,
+            [(own.file_bytes, own.error) for own in self.curve if own.error <= most], "bytes",
+            f"held-out error of {len(self.curve)} networks that were tried", logarithmic=True,
+            chosen=(found.file_bytes, found.error), level=dense.error,
         )  # fmt: skip
         return "\n".join([paragraph(said.rstrip()), self.network._repr_html_(), drawn])
 

@@ -86,7 +86,7 @@ class CompressedNetwork(Contents):
                 )
             )  # fmt: skip
         said = (
-            f"Compressed network: {size:,} bytes of {4 * self.dense_parameters:,}, {figures.maximum:.0f} times smaller; "
+            f"Compressed network: {size:,} bytes of {4 * self.dense_parameters:,}, {figures.maximum:.0f} times less, "
             f"pruning {figures.pruning:.1f}, fast prediction {figures.fast_prediction:.1f}"
         )
         return "\n".join([paragraph(said), table(head, rows)])

@@ -64,12 +64,11 @@ class FitResult:
         )
         rows = [
             (
-                record.epoch, f"{record.loss:.4g}", f"{record.kl:.4g}", f"{record.kl_weight:.3g}", f"{record.error:.2f}",
-                "" if record.held_out_error is None else f"{record.held_out_error:.2f}",
-                "" if record.file_bytes is None else f"{record.file_bytes:,}",
-                "-".join(map(str, record.groups_left.values())),
+                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.2f}",
+                "" if own.held_out_error is None else f"{own.held_out_error:.2f}",
+                "" if own.file_bytes is None else f"{own.file_bytes:,}", "-".join(map(str, own.groups_left.values())),
             )
-            for record in shown
+            for own in shown
         ]  # fmt: skip
         looks = [(own.epoch, own.held_out_error) for own in self.history if own.held_out_error is not None]
         drawn = looks or [(own.epoch, own.loss) for own in self.history]
