@@ -201,11 +201,12 @@ def blame(found: Judged, mean: Judged, layer: str, alone: float, metric: str) ->
     :param alone: the error then.
     """
     said = f"the compressed network has {metric} {found.error:.2f} where the posterior mean has {mean.error:.2f}"
+    finer = "take smaller steps (noise_ratio, or a lower nats_per_bit)"
     if alone - mean.error < _SHARE * (found.error - mean.error):
-        return f"{said}; no layer alone does it, '{layer}' costs most ({alone:.2f}). Take smaller steps (noise_ratio)"
+        return f"{said}; no layer alone does it, '{layer}' costs most ({alone:.2f}): {finer}"
     return (
-        f"{said}; layer '{layer}' alone makes it {alone:.2f}. Set a higher threshold for it (thresholds), take smaller "
-        f"steps (noise_ratio), or give the KL less weight"
+        f"{said}; layer '{layer}' alone makes it {alone:.2f}: set a higher threshold for it (thresholds), {finer}, or "
+        f"give the KL less weight"
     )
 
 

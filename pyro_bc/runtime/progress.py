@@ -72,7 +72,7 @@ class _Page:
         self.written = time.monotonic()
 
     def text(self) -> str:
-        console = Console(file=io.StringIO(), width=_WIDTH, force_jupyter=False)
+        console = Console(file=io.StringIO(), width=_WIDTH, force_jupyter=False, color_system=None)
         with console.capture() as capture:
             console.print(self.bar.get_renderable())
         return capture.get().rstrip()
