@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import __version__
 from ..compression.rate import DIVERGENCE
 from ..errors import CompressedFileError, PyroBCError, UsageError
 from ..file import compressed
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out."
     )
-    top.add_argument("--version", action="version", version=f"pyro-bc {__version__}")
+    top.add_argument("--version", action="version", version=f"pyro-bc {version('pyro-bc')}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
 
     _add_run(commands.add_parser("run", usage=_USAGE, help="train, compress and measure, into a folder"))

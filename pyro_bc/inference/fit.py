@@ -102,7 +102,7 @@ def fit(
         last epoch leaves does not keep it, the guide goes back to the smallest that did.
     :param held_out: batches ``(x, y)`` that are not trained on; needed for a target. Without one they change nothing:
         what :func:`~pyro_bc.compress` would make of the guide is looked at now and then, and error and bytes are shown
-        and kept (:attr:`Epoch.held_out_error`).
+        and kept (``held_out_error`` of :class:`Epoch`).
     :param schedule: learning rates, and the weight of the KL over time; None for what suits the prior.
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.

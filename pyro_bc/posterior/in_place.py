@@ -1,8 +1,8 @@
 """Layers compressed where they are: pruned and rounded, in tensors of the shape that they had.
 
 The network computes what it will compute once units are cut and codes are written, so that it can be looked at for the
-price of a pass over some examples: as a whole while it is trained, and one layer after the other in a table of
-sensitivity (:mod:`pyro_bc.compression.sensitivity`).
+price of a pass over some examples: as a whole while it is trained, and one layer after the other in a table
+(:func:`~pyro_bc.sensitivity`).
 """
 
 import copy
