@@ -191,7 +191,7 @@ def watched_of(
     """
     x, y = watched
     looks = [record for record in history if record.held_out_error is not None]
-    some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED)).long()
+    some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED, _effort(model, x)[0])).long()
     batches = held_out_batches(x[some], y[some])
     table = sensitivity(
         model, guide, batches, thresholds=settings.thresholds,
