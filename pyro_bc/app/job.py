@@ -242,7 +242,10 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         metrics["precision"] = "learned" if has_codes(job.settings) else "rate"
         metrics["target"] = target_of(job.settings, reached, len(job.held[0]))
         job.say(target_in_words(metrics))
-    metrics |= watched_of(fitted.model, fitted.guide, decoded, history, job.watched, job.watched_on, job.settings)
+    metrics |= watched_of(
+        fitted.model, fitted.guide, decoded, history, job.watched, job.watched_on, job.settings,
+        fitted.compressed.keywords["thresholds"],
+    )  # fmt: skip
     if "warning" in metrics:
         job.say(f"warning: {metrics['warning']}")
     metrics["diagnostics"] = diagnostics_of(

@@ -1,7 +1,7 @@
 """What a run came to, as JSON."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -183,18 +183,20 @@ def watched_of(
     watched: tuple[Tensor, Tensor],
     watched_on: str,
     settings: Settings,
+    thresholds: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """What the compressed network did while it was fitted, sensitivity by layer, and a warning where it went wrong.
 
     :param watched: inputs and targets.
     :param watched_on: what they are of.
+    :param thresholds: explicit ones, of this fit.
     """
     x, y = watched
     looks = [record for record in history if record.held_out_error is not None]
     some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED, _effort(model, x)[0])).long()
     batches = held_out_batches(x[some], y[some])
     table = sensitivity(
-        model, guide, batches, thresholds=settings.thresholds,
+        model, guide, batches, thresholds=thresholds,
         precision=settings.precision if settings.precision in RULES else RULES[0],
     )  # fmt: skip
     found = judge(decoded, model.likelihood, batches)
