@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import graph as graph
     from .compression.check import check as check
     from .compression.compress import compress as compress
+    from .compression.sensitivity import sensitivity as sensitivity
     from .compression.target import Target as Target
     from .compression.target import compress_to as compress_to
     from .errors import PyroBCError as PyroBCError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .inference.local_reparameterization import local_reparameterization as local_reparameterization
     from .inference.schedule import Schedule as Schedule
     from .inference.straight_through import rounded_codes as rounded_codes
+    from .inference.tensorboard import tensorboard_log as tensorboard_log
     from .inspection import diagnostics as diagnostics
     from .inspection import plots as plots
     from .inspection.arviz import save_inference_data as save_inference_data
@@ -94,7 +96,9 @@ _NAMES = {
     "read": "file.compressed",
     "rounded_codes": "inference.straight_through",
     "save_inference_data": "inspection.arviz",
+    "sensitivity": "compression.sensitivity",
     "summarize": "posterior.summary",
+    "tensorboard_log": "inference.tensorboard",
     "to_inference_data": "inspection.arviz",
 }
 _MODULES = {

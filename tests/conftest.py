@@ -41,6 +41,7 @@ def without_report():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pyro_bc.app.report.write_report", lambda folder, metrics: None)
             patch.setattr("pyro_bc.app.job.diagnostics_of", lambda *args: {})
+            patch.setattr("pyro_bc.app.job.watched_of", lambda *args: {})
             yield
 
     return context

@@ -24,9 +24,10 @@ from sklearn.datasets import load_diabetes
 from torch import nn
 
 import pyro_bc
-from pyro_bc.compression.target import compress_to, held_out_batches, judge
+from pyro_bc.compression.target import compress_to
 from pyro_bc.data import Batches
 from pyro_bc.model.likelihoods import Categorical, Likelihood, Normal
+from pyro_bc.posterior.judged import held_out_batches, judge
 
 sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS

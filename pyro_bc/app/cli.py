@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,34 +38,10 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="pyro-bc", description="Bayesian compression of neural networks: a Pyro model in, a small file out."
     )
+    top.add_argument("--version", action="version", version=f"pyro-bc {version('pyro-bc')}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
 
-    job = commands.add_parser("run", help="train, compress and measure, into a folder")
-    job.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
-    job.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}")
-    job.add_argument("--objective", choices=("elbo", "rate"), help="rate is another spelling of --prior learned")
-    job.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
-    job.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
-    job.add_argument("--device", default="cpu", help="of torch, where the training is: cpu (default), cuda, …")
-    job.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
-    for _, own in options_of(Settings("", "", "")):
-        told = own.metadata
-        job.add_argument(
-            f"--{told['option']}", type=told["type"], metavar=told["metavar"],
-            help=told["help"],
-        )  # fmt: skip
-    job.add_argument("--batch-norm", default="fold", help="fold it before the Bayesian training, or keep it in it")
-    job.add_argument("--seed", type=int, default=0)
-    job.add_argument(
-        "--threshold", action="append", default=[], metavar="LAYER=VALUE",
-        help="prune a layer at this value of its statistic instead of looking for one; may be repeated",
-    )  # fmt: skip
-    job.add_argument("--precision", default="posterior", help=f"rule that sets the bits: {', '.join(RULES)}")
-    job.add_argument(
-        "--development", action="store_true", help="hold out the end of the training set and measure there"
-    )
-    job.add_argument("--resume", action="store_true", help="continue the run in --out")
-    job.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    _add_run(commands.add_parser("run", usage=_USAGE, help="train, compress and measure, into a folder"))
 
     small = commands.add_parser("compress", help="compress a trained network without a fit, into a folder")
     small.add_argument("net", metavar="NET", help=f"{', '.join(NETWORKS)}; or your own: module:callable, file.py:Class")
@@ -109,6 +86,56 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+#: headings of ``run --help`` for the options that the settings have, by their stage; the first is of what every user
+#: needs, and takes the targets.
+_HEADINGS = {
+    "first": "what every run needs",
+    "data": "data, device and what is shown",
+    "dense": "dense network",
+    "fit": "Bayesian training",
+    "cut": "pruning and precision",
+    "finetune": "training of what pruning left",
+    "distil": "teacher",
+}
+_OF_RUN = {
+    "max-error-rise": "first", "max-loss-rise": "first", "max-bytes": "first", "widths": "fit", "widths-from": "fit",
+}  # fmt: skip
+_USAGE = "pyro-bc run --net NET --data DATA --prior PRIOR --out OUT [--max-error-rise POINTS] [other options]"
+
+
+def _add_run(job: argparse.ArgumentParser) -> None:
+    """The options of ``run``: what every user needs first, the rest under headings."""
+    under = {key: job.add_argument_group(heading) for key, heading in _HEADINGS.items()}
+    first, data, cut = under["first"], under["data"], under["cut"]
+    first.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
+    first.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    first.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}")
+    first.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
+    first.add_argument("--resume", action="store_true", help="continue the run in --out")
+    first.add_argument("--seed", type=int, default=0)
+    for stage, own in options_of(Settings("", "", "")):
+        told = own.metadata
+        under[stage or _OF_RUN.get(told["option"], "data")].add_argument(
+            f"--{told['option']}", type=told["type"], metavar=told["metavar"],
+            help=told["help"],
+        )  # fmt: skip
+    data.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
+    data.add_argument(
+        "--development", action="store_true", help="hold out the end of the training set and measure there"
+    )
+    data.add_argument("--device", default="cpu", help="of torch, where the training is: cpu (default), cuda, …")
+    data.add_argument("--log-dir", metavar="DIR", help="log for TensorBoard, one of each fit: tensorboard --logdir DIR")
+    data.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    fit = under["fit"]
+    fit.add_argument("--objective", choices=("elbo", "rate"), help="rate is another spelling of --prior learned")
+    fit.add_argument("--batch-norm", default="fold", help="fold it before this training, or keep it in it")
+    cut.add_argument(
+        "--threshold", action="append", default=[], metavar="LAYER=VALUE",
+        help="prune a layer at this value of its statistic instead of looking for one; may be repeated",
+    )  # fmt: skip
+    cut.add_argument("--precision", default="posterior", help=f"rule that sets the bits: {', '.join(RULES)}")
+
+
 def _report(args: argparse.Namespace) -> None:
     print(write_report(args.dir))
 
@@ -138,6 +165,7 @@ def _run(args: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr),
         device=args.device,
+        log_dir=args.log_dir,
     )
     print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 

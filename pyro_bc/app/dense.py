@@ -7,7 +7,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from ..data.augment import Affine, ShiftAndFlip
@@ -15,6 +14,7 @@ from ..data.batches import Batches
 from ..errors import NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
 from ..runtime.messages import first_line
+from ..runtime.progress import progress_bar
 from .datasets import Dataset, load_dataset
 from .recipes import Recipe
 from .settings import Settings
@@ -76,15 +76,17 @@ def dense_network(
     optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
     net.train()
-    for epoch in track(range(epochs), "dense network", transient=True) if progress else range(epochs):
-        for x, y in batches:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(net(x), y)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
+    with progress_bar("dense network", epochs, shown=progress) as bar:
+        for epoch in range(epochs):
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(net(x), y)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
+            bar(1, state=f"loss {loss.item():.3f}")
     save_checkpoint(file, net.state_dict(), {"epochs": epochs})
     return net.eval()
 

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from ..compression.batch_norm import fold_batch_norm
 from ..compression.compress import compress
-from ..compression.target import Reached, compress_to, held_out_batches
+from ..compression.target import Reached, compress_to
 from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
@@ -44,10 +45,12 @@ from ..inference.checkpoint import load_checkpoint
 from ..inference.fit import fit
 from ..inference.history import Epoch
 from ..inference.schedule import Schedule
+from ..inference.tensorboard import tensorboard_log
 from ..inspection.diagnostics import error_percent
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Categorical, SoftCategorical
 from ..model.network import BayesianNetwork
+from ..posterior.judged import held_out_batches
 from ..posterior.summary import summarize
 from ..priors.base import GroupPrior
 from ..priors.learned_code import LearnedCode
@@ -55,7 +58,15 @@ from ..quantisation.rounding import RULES
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, metrics_of, other_precision, target_of, thresholds_of
+from .metrics import (
+    diagnostics_of,
+    export_posterior,
+    metrics_of,
+    other_precision,
+    target_of,
+    thresholds_of,
+    watched_of,
+)
 from .narrow import narrowed
 from .networks import network
 from .recipes import Recipe, recipe
@@ -66,6 +77,8 @@ from .tables import target_in_words
 _SECONDS_BETWEEN_PICTURES = 60
 # Held-out examples of a target, at least, where that is no more than a fifth of all.
 _FEW = 1000
+# Logs of TensorBoard, by the checkpoint of their fit.
+_LOGS = {"checkpoint": "fit", "finetune": "finetune"}
 # Epochs of a teacher that is trained where the dense network is given.
 _TEACHER_EPOCHS = 20
 
@@ -76,6 +89,7 @@ class Job:
 
     :param widths: outputs of every layer but the last that the fit starts from; empty for those of the dense network.
     :param after_epoch: called with each new epoch of a fit.
+    :param log_dir: folder of TensorBoard's logs, of which each fit has one; None for none.
     :param held: inputs and targets that were split off the training set to judge a target by; None without one.
     """
 
@@ -88,7 +102,26 @@ class Job:
     progress: bool
     say: Callable[[str], None]
     after_epoch: Callable[[Epoch], None]
+    log_dir: Path | None
     held: tuple[Tensor, Tensor] | None
+
+    @property
+    def watched(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets on which compression is watched: held-out ones, or else a spread of the training set.
+
+        The test set is looked at once, at the end.
+        """
+        if self.held is not None:
+            return self.held
+        data = self.data
+        x, y = (data.test_x, data.test_y) if self.settings.development else (data.train_x, data.train_y)
+        some = torch.linspace(0, len(x) - 1, min(len(x), _FEW)).long()
+        return x[some], y[some]
+
+    @property
+    def watched_on(self) -> str:
+        """What :attr:`watched` is of."""
+        return "training data" if self.held is None and not self.settings.development else "held-out training data"
 
 
 @dataclass(frozen=True)
@@ -126,10 +159,12 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     device: str = "cpu",
+    log_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run the whole job into a folder and return its metrics.
 
     :param device: where the networks and the data are; a run may be resumed on another one.
+    :param log_dir: folder for TensorBoard, with a log of each fit (:func:`~pyro_bc.tensorboard_log`).
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     build = network(settings.net)
@@ -159,8 +194,13 @@ def run(
         if widths:
             narrowed(graph, widths)
 
+    logs = None if log_dir is None else Path(log_dir)
+    if logs is not None:
+        tensorboard_log(logs / "fit")  # what stands in its way is said before anything is trained
+
     def job(folder: Path) -> dict[str, Any]:
-        return _run(Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch, held), net, teacher)
+        own = Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch, logs, held)
+        return _run(own, net, teacher)
 
     return in_folder(Path(out), settings, resume, say, job)
 
@@ -202,6 +242,12 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         metrics["precision"] = "learned" if has_codes(job.settings) else "rate"
         metrics["target"] = target_of(job.settings, reached, len(job.held[0]))
         job.say(target_in_words(metrics))
+    metrics |= watched_of(
+        fitted.model, fitted.guide, decoded, history, job.watched, job.watched_on, job.settings,
+        fitted.compressed.keywords["thresholds"],
+    )  # fmt: skip
+    if "warning" in metrics:
+        job.say(f"warning: {metrics['warning']}")
     metrics["diagnostics"] = diagnostics_of(
         fitted.model, fitted.guide, decoded, job.data, fitted.guide.kl_weight, metrics["measured_on"], job.out
     )
@@ -362,14 +408,13 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
             progress_pictures(job.out / "plots", course, summarize(guide))
             drawn = time.monotonic()
 
-    held = None
-    if job.held is not None:
-        y = nn.functional.one_hot(job.held[1], job.data.classes).float() if share else job.held[1]
-        held = held_out_batches(job.held[0], y)
+    x, y = job.watched
+    held_out = held_out_batches(x, nn.functional.one_hot(y, job.data.classes).float() if share else y)
+    log = [] if job.log_dir is None else [tensorboard_log(job.log_dir / _LOGS[checkpoint])]
     result = fit(
         model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs or 1, schedule=_schedule(plan),
-        seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress, after_epoch=refresh,
-        target=job.settings.target, held_out=held,
+        seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress,
+        after_epoch=[refresh, *log], target=job.settings.target, held_out=held_out,
     )  # fmt: skip
     model.likelihood = Categorical()  # whoever taught it, it is judged by labels
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"

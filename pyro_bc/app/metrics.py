@@ -1,7 +1,7 @@
 """What a run came to, as JSON."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..compression.sensitivity import blame, is_clearly_worse, sensitivity
 from ..compression.target import Reached
 from ..file import compressed
 from ..inference.history import Epoch
@@ -26,6 +27,7 @@ from ..inspection.diagnostics import (
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.guides import posterior_of
+from ..posterior.judged import held_out_batches, judge
 from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..quantisation.rounding import RULES
@@ -37,6 +39,8 @@ from .settings import Settings
 _OPERATIONS = 1e11
 # Draws of codes are exported where there are no more than this.
 _MOST_CODES = 20_000
+# Examples on which every layer is compressed alone.
+_MOST_WATCHED = 300
 
 
 def export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Dataset, history: Sequence[Epoch]) -> None:
@@ -169,6 +173,50 @@ def target_of(settings: Settings, reached: Reached, held_out: int) -> dict[str, 
         "curve": [asdict(own) for own in reached.curve],
         "obstacle": reached.obstacle,
     }
+
+
+def watched_of(
+    model: BayesianNetwork,
+    guide: Any,
+    decoded: nn.Module,
+    history: Sequence[Epoch],
+    watched: tuple[Tensor, Tensor],
+    watched_on: str,
+    settings: Settings,
+    thresholds: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """What the compressed network did while it was fitted, sensitivity by layer, and a warning where it went wrong.
+
+    :param watched: inputs and targets.
+    :param watched_on: what they are of.
+    :param thresholds: explicit ones, of this fit.
+    """
+    x, y = watched
+    looks = [record for record in history if record.held_out_error is not None]
+    some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED, _effort(model, x)[0])).long()
+    batches = held_out_batches(x[some], y[some])
+    table = sensitivity(
+        model, guide, batches, thresholds=thresholds,
+        precision=settings.precision if settings.precision in RULES else RULES[0],
+    )  # fmt: skip
+    found = judge(decoded, model.likelihood, batches)
+    told: dict[str, Any] = {
+        "course": {
+            "measured_on": watched_on,
+            "n": len(x),
+            **{name: [getattr(own, name) for own in looks] for name in ("epoch", "held_out_error", "file_bytes")},
+        },
+        "sensitivity": {
+            "measured_on": watched_on,
+            "n": len(some),
+            "metric": table.metric,
+            "mean": {"error": table.mean.error, "loss": table.mean.loss},
+            "rows": [asdict(row) for row in table.rows],
+        },
+    }
+    if settings.target is None and is_clearly_worse(found, table.mean, len(some)):
+        told["warning"] = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
+    return told
 
 
 def without_nan(tree: Any) -> Any:

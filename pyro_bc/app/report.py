@@ -26,9 +26,10 @@ from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
+from ..runtime.html import paragraph, table
 from .metrics import without_nan
 from .settings import command, flat
-from .tables import cuts_in_words, markdown, rows, target_in_words
+from .tables import cuts_in_words, markdown, rows, sensitivity_of, target_in_words, watched_in_words
 
 
 def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[str, LayerPosterior]) -> None:
@@ -126,6 +127,9 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
         add("Where it was cut", "pixels", lambda ax: plots.pixel_importance(one, size, cut, ax), plots.pixel_importance)
     if history:
         add("Training", "training", lambda ax: plots.training(history, ax), plots.training)
+        if any(record.held_out_error is not None for record in history):
+            where = metrics["course"]["measured_on"] if "course" in metrics else "held-out data"
+            add("Training", "watched", lambda ax: plots.watched(history, where, ax), plots.watched)
         if history[0].kl_by_layer:
             add("Training", "kl", lambda ax: plots.kl_by_layer(history, ax), plots.kl_by_layer)
         if history[-1].groups_left:
@@ -245,7 +249,8 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
         '<div class="wide">', _table(metrics), "</div>",
     ]  # fmt: skip
     if "target" in metrics:
-        parts.append(f"<p>{html.escape(target_in_words(metrics))}</p>")
+        parts.append(paragraph(target_in_words(metrics)))
+    parts += [paragraph(said) for said in watched_in_words(metrics)]
     parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
     sections = list(dict.fromkeys(section for section, *_ in pictures))
     for section in sections:
@@ -259,6 +264,8 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
                 caption = f"<figcaption>{html.escape(how)}</figcaption>" if how else ""
                 parts.append(f'<figure><img alt="{html.escape(name)}" src="{source}">{caption}</figure>')
         parts.append("</div>")
+    if "sensitivity" in metrics:
+        parts += _sensitivity(metrics)
     told = {name: value for name, value in flat(metrics["recipe"]).items() if value not in (None, "")}
     recipe = ", ".join(f"{name.replace('.', ' ').replace('_', ' ')} {value}" for name, value in told.items())
     parts += [
@@ -272,11 +279,28 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
 
 def _table(metrics: Mapping[str, Any]) -> str:
     head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
-    lines = ["<table>", "<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
-    for rule, error, bits, c in rows(metrics):
-        cells = (
-            rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
-            f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
-        )  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+    return table(
+        head,
+        (
+            (
+                rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
+                f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
+            )
+            for rule, error, bits, c in rows(metrics)
+        ),
+    )  # fmt: skip
+
+
+def _sensitivity(metrics: Mapping[str, Any]) -> list[str]:
+    """The table of sensitivity, and how to read it."""
+    own, found = metrics["sensitivity"], sensitivity_of(metrics)
+    how = (
+        f"One layer compressed alone, all others at their posterior means (the first row), on {own['n']:,} examples of "
+        f"{own['measured_on']}. Chosen: steps that the posterior asks for; below them steps two, four and eight times "
+        f"as large, then half and a quarter of the groups, not rounded. Where a row costs nothing, the layer has room. "
+        f"Bytes are of its weights."
+    )
+    return [
+        "<h2>Layer by layer</h2>", '<div class="wide">', table(found.head, found.cells()), "</div>",
+        f'<p class="soft">{html.escape(how)}</p>',
+    ]  # fmt: skip

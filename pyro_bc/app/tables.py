@@ -1,7 +1,11 @@
 """A run's metrics as Markdown tables."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from ..compression.sensitivity import Alone, Sensitivity
+from ..posterior.judged import Judged
 
 
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, float, list[int], Mapping[str, float]]]:
@@ -37,6 +41,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     cut = cuts_in_words(metrics["thresholds"])
     if "target" in metrics:
         lines += ["", target_in_words(metrics)]
+    lines += [line for said in watched_in_words(metrics) for line in ("", said)]
     lines += [
         "",
         f"File: {metrics['file_bytes']:,} bytes ({metrics['precision']} rule). {cut}. {', '.join(_training(metrics))}, "
@@ -87,6 +92,33 @@ def target_in_words(metrics: Mapping[str, Any]) -> str:
         f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried. "
         f"{own['obstacle']}"
     ).rstrip()
+
+
+def sensitivity_of(metrics: Mapping[str, Any]) -> Sensitivity:
+    """The table of sensitivity by layer; what was not finite is NaN."""
+    own = metrics["sensitivity"]
+    known = [_known(row, "code_bytes", "error", "loss") for row in own["rows"]]
+    return Sensitivity(
+        tuple(Alone(**row) for row in known), Judged(**_known(own["mean"], "error", "loss")), own["metric"]
+    )
+
+
+def _known(row: Mapping[str, Any], *numbers: str) -> dict[str, Any]:
+    """A row of JSON, which has None for what is not finite."""
+    return {**row, **{name: math.nan for name in numbers if row[name] is None}}
+
+
+def watched_in_words(metrics: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a compression that went wrong, and the layer that costs most."""
+    said = [f"Warning: {metrics['warning']}."] if "warning" in metrics else []
+    if "sensitivity" in metrics:
+        own, table = metrics["sensitivity"], sensitivity_of(metrics)
+        worst = table.worst
+        said.append(
+            f"Compressed alone, all others at their posterior means, layer {worst.layer} costs most: {table.metric} "
+            f"{worst.error:.2f} beside {table.mean.error:.2f}, on {own['n']:,} examples of {own['measured_on']}."
+        )
+    return said
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from ..model.network import BayesianNetwork, Choice, PriorRule
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import device_of
+from ..runtime.html import paragraph, table
 from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .compress import compress, layer_posteriors
@@ -72,21 +73,31 @@ class Check:
         """Whether the network can be fitted, compressed, stored and loaded."""
         return not self.problems
 
-    def __str__(self) -> str:
-        if not self.layers:
-            return "\n".join([*(f"refused: {p}" for p in self.problems), *(f"note: {note}" for note in self.notes)])
-        head = ("layer", "type", "weight", "prior", "groups", "")
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What stands below the table."""
+        said = [*(f"refused: {problem}" for problem in self.problems), *(f"note: {note}" for note in self.notes)]
+        if self.layers and self.ok:
+            said.append(f"can be fitted, compressed and stored: {self.file_bytes:,} bytes with nothing pruned")
+        return tuple(said)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The table, its head first; empty where no layer is known."""
         rows = [
             (row.name, row.type, "x".join(map(str, row.shape)), row.prior or "none", row.groups, row.note)
             for row in self.layers
         ]
-        widths = [max(len(cells[column]) for cells in (head, *rows)) for column in range(len(head))]
-        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (head, *rows)]
-        lines += [f"refused: {problem}" for problem in self.problems]
-        lines += [f"note: {note}" for note in self.notes]
-        if self.ok:
-            lines.append(f"can be fitted, compressed and stored: {self.file_bytes:,} bytes with nothing pruned")
-        return "\n".join(lines)
+        return [("layer", "type", "weight", "prior", "groups", ""), *rows] if rows else []
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
+        return "\n".join([*lines, *self.remarks])
+
+    def _repr_html_(self) -> str:
+        rows = self._rows()
+        return "\n".join([*([table(rows[0], rows[1:])] if rows else []), *map(paragraph, self.remarks)])
 
 
 def check(

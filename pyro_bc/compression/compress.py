@@ -20,6 +20,8 @@ from ..graph.read import read_graph
 from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
+from ..posterior.in_place import pruned as pruned_in_place
+from ..posterior.in_place import rounded
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
@@ -29,6 +31,7 @@ from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
 from .rounded_training import price_with_training, train_rounded
+from .sensitivity import warn_where_worse
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
@@ -50,6 +53,7 @@ def compress(
     noise_ratio: float = NOISE_RATIO,
     dense: CompressedNetwork | nn.Module | None = None,
     batch_norm_loader: Iterable[Any] | None = None,
+    held_out: Iterable[Any] | None = None,
 ) -> CompressedNetwork:
     """Prune what the posterior says is not needed, and round the rest as coarsely as it allows.
 
@@ -78,6 +82,8 @@ def compress(
         the same layers, where a narrow one was trained. None for the model's own network.
     :param batch_norm_loader: training batches, inputs alone or with targets, from which batch normalisation collects
         its mean and variance anew after pruning; those of a training by mini-batches include sampling noise.
+    :param held_out: batches ``(x, y)`` that no training saw, to compare the network with the posterior mean: where it
+        is clearly worse, a warning names the layer that did it. :func:`~pyro_bc.sensitivity` has the whole table.
     :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
     :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
     :raises UsageError: where layers and network do not fit, a threshold names no layer, or there are ``epochs``
@@ -88,6 +94,8 @@ def compress(
     for name, price in (("nats_per_bit", nats_per_bit), ("group_nats_per_bit", group_nats_per_bit)):
         if price is not None and not 0 < price < math.inf:
             raise UsageError(f"{name} is the price of a bit, positive and finite, not {price!r}")
+    if held_out is not None and not isinstance(model, BayesianNetwork):
+        raise UsageError("held_out judges a BayesianNetwork, whose likelihood says what an error is: leave it out")
     fitted = posterior_of(guide)
     posterior = layer_posteriors(model, fitted)
     own = net is None
@@ -174,6 +182,12 @@ def compress(
         thresholds=chosen,
     )
     _check_not_constant(small, pruned, example)
+    if held_out is not None:
+        left = {
+            name: rounded(layer, pruned_in_place(layer, chosen[name]), noise_ratio, precision)
+            for name, layer in posterior.items()
+        }
+        warn_where_worse(small, graph, posterior, left, model.likelihood, held_out, fitted)
     return small
 
 

@@ -1,6 +1,5 @@
 """What is left of a network after pruning, and the posterior of its layers."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..graph.nodes import Graph, is_layer, layer_name
+from ..posterior.in_place import pruned
 from ..posterior.summary import LayerPosterior
-from ..posterior.thresholds import Threshold, signal_bar, weights_kept
+from ..posterior.thresholds import Threshold
 from ..quantisation.fixed_point import FixedPoint
 
 
@@ -46,38 +46,6 @@ class PrunedNetwork:
 
     graph: Graph
     layers: Mapping[str, PrunedLayer]
-
-
-def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
-    """Which weights survive a threshold, boolean, of the weight's shape.
-
-    An automatic threshold also prunes across the groups: what a layer reads (a channel of a convolution) or computes
-    (an output of a matrix) without any weight that has more signal than noise among those that are left. A filter can
-    be well determined that no filter behind it listens to.
-    """
-    shape = layer.weight_mean.shape
-    keep = threshold.keeps(layer)
-    if keep.shape == shape:
-        return keep
-    mask = layer.over_weights(keep).expand(shape).clone()
-    if layer.codes:
-        return mask & _is_coded(layer.codes["weight"])
-    weights = weights_kept(layer)
-    if weights is not None:
-        mask &= weights
-    if threshold.method in ("mixture", "signal-to-noise"):
-        across = 1 - layer.group_dim
-        ratio = layer.weight_mean.square() / layer.weight_variance * mask
-        signal = ratio.movedim(across, 0).flatten(1).amax(1) > signal_bar(layer)
-        mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
-    return mask
-
-
-def _is_coded(stored: FixedPoint) -> Tensor:
-    """Which weights a code that is not 0 says something of: all of a grid where one of its coefficients is not 0."""
-    cells = math.prod(stored.grid)
-    some = stored.codes.reshape(-1, cells).any(1, keepdim=True)
-    return some.expand(-1, cells).reshape(stored.codes.shape)
 
 
 def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
@@ -120,33 +88,14 @@ def masked_layer(
         )
     if (layer.bias_mean is None) != (dense_bias is None):
         raise UsageError(f"layer '{name}' has a bias either in the network or in the posterior, but not in both")
-    mask = weight_mask(layer, thresholds[name])
-    if layer.codes:
-        return _coded_layer(name, layer, mask)
-    zero = torch.zeros(())  # what is pruned may have no finite moments
-    weight, variance = torch.where(mask, layer.weight_mean, zero), torch.where(mask, layer.weight_variance, zero)
-    bias = layer.bias_mean
-    if bias is not None and layer.layer_type.scales_outputs and not layer.per_weight:
-        outputs = mask.movedim(layer.layer_type.output_axis, 0).flatten(1)
-        bias = bias * outputs.any(1)  # a filter's scale multiplies its bias too
-    if not (torch.isfinite(weight).all() and torch.isfinite(variance).all()):
+    left = pruned(layer, thresholds[name])
+    if left.codes:  # numbers that are not to be changed
+        zeros = None if left.bias is None else torch.zeros_like(left.bias)
+        return PrunedLayer(name, left.weight, torch.zeros_like(left.weight), left.mask, left.bias, zeros, left.codes)
+    variance = torch.where(left.mask, layer.weight_variance, torch.zeros(()))
+    if not (torch.isfinite(left.weight).all() and torch.isfinite(variance).all()):
         raise UsageError(
             f"the posterior of layer '{name}' has means or variances that are NaN or infinite and cannot be "
             f"compressed; fit it anew, with smaller learning rates"
         )
-    return PrunedLayer(name, weight, variance, mask, bias, layer.bias_variance)
-
-
-def _coded_layer(name: str, layer: LayerPosterior, mask: Tensor) -> PrunedLayer:
-    """What is left of a layer whose weight and bias are codes: the numbers that those stand for, not to be changed."""
-    weight = layer.codes["weight"]
-    codes = {"weight": replace(weight, codes=weight.codes * mask)}
-    values = codes["weight"].values()
-    bias = None
-    if layer.bias_mean is not None:
-        own = layer.codes["bias"]
-        if layer.statistic is not None and layer.layer_type.scales_outputs:
-            own = replace(own, codes=own.codes * mask.movedim(layer.layer_type.output_axis, 0).flatten(1).any(1))
-        codes["bias"], bias = own, own.values()
-    zeros = None if bias is None else torch.zeros_like(bias)
-    return PrunedLayer(name, values, torch.zeros_like(values), mask, bias, zeros, codes)
+    return PrunedLayer(name, left.weight, variance, left.mask, left.bias, layer.bias_variance)

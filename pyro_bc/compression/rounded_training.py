@@ -15,7 +15,6 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..data.loaders import first_batch, loader_steps
@@ -29,6 +28,7 @@ from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, cheapest_entries
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE
 from ..runtime import processes
+from ..runtime.progress import progress_bar
 from .rate import CodedRows, Entries, Priced, conditioned, entries_of, stored_rows
 
 # What a training of enough steps makes up for: bits that are so much dearer (measured at equal held-out error: 3 to 5
@@ -108,12 +108,7 @@ def train_rounded(
         layer.to_(x.device)
     with torch.no_grad():
         likelihood.check(network(x), y)
-    bar = Progress(
-        TextColumn("training, rounded"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=steps, state="")
+    with progress_bar("training, rounded", steps, shown=progress) as bar:
         for step, (x, y) in enumerate(chain.from_iterable(repeat(loader, epochs))):
             done = step / steps
             rising = nats_per_bit * _FIRST_PRICE ** max(0.0, 1 - done / _RISES)
@@ -138,9 +133,7 @@ def train_rounded(
             loss.backward()
             processes.average_(p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None)
             optimizer.step()
-            if step % _RECOUNT == 0:
-                bar.update(task, completed=step, state=f"loss {loss.item():.3f}")
-        bar.update(task, completed=steps)
+            bar(1, state=f"loss {loss.item():.3f}" if step % _RECOUNT == 0 else None)
     result = dict(posterior)
     tensors = {**graph.tensors, **{name: value.detach().cpu() for name, value in others.items()}}
     for name, layer in layers.items():

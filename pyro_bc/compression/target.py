@@ -13,24 +13,22 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-import pyro
-import torch
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..graph.module import evaluating
-from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
+from ..posterior.judged import Judged, computed, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
+from ..runtime.html import paragraph, picture
 from .compress import compress
+from .sensitivity import blame, is_clearly_worse, sensitivity
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
 _GROUP_PRICES = (None, 0.02, 0.05, 0.1)
@@ -50,9 +48,6 @@ _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
 
 # How much of what is too much must be left by a price that is lower by a stride, for the search to go on.
 _FLAT = 0.9
-
-# Sums of single precision.
-_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        before = [_computed(model.skeleton, x) for x, _ in batches]
+        before = [computed(model.skeleton, x) for x, _ in batches]
         count = sum(len(x) for x, _ in batches)
 
         def look(is_rounded: bool) -> Standing:
@@ -101,7 +96,7 @@ class Target:
             found = _as_it_is(model, guide, fitted, batches, is_rounded)
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
-            dense = _scored(before, batches, model.likelihood, fitted)
+            dense = scored(before, batches, model.likelihood, fitted)
             is_kept = self.excess(found, dense) <= 0
             if self.max_bytes is not None:
                 slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
@@ -117,7 +112,7 @@ class Target:
 
         return look
 
-    def excess(self, found: "Judged", dense: "Judged") -> float:
+    def excess(self, found: Judged, dense: Judged) -> float:
         """By how much a network is beyond the target, in the target's unit; 0 or less where it keeps it.
 
         One example's error is always allowed: held-out data cannot tell less.
@@ -131,24 +126,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A network on held-out data.
-
-    :param error: in the unit of the likelihood's metric.
-    :param loss: negative log-likelihood, nats an example.
-    :param file_bytes: of its file; 0 for one that has none.
-    :param way: how it came about.
-    :param resolution: what one example more adds to the error, where that is a percentage; 0 elsewhere.
-    """
-
-    error: float
-    loss: float
-    file_bytes: int = 0
-    way: str = "dense"
-    resolution: float = 0.0
-
-
-@dataclass(frozen=True)
 class Reached:
     """What a search came to.
 
@@ -157,6 +134,8 @@ class Reached:
     :param dense: how the dense network was.
     :param curve: of all networks that were tried.
     :param is_met: whether the target is kept on the held-out data.
+    :param blamed: which layer made the network clearly worse than the posterior mean; empty where none did, or the
+        target is met.
     """
 
     network: CompressedNetwork
@@ -164,6 +143,7 @@ class Reached:
     dense: Judged
     curve: tuple[Judged, ...]
     is_met: bool
+    blamed: str = ""
 
     @property
     def obstacle(self) -> str:
@@ -175,46 +155,24 @@ class Reached:
             f"Of {len(self.curve)} networks that were tried the best has an error of {least.error:.2f} "
             f"({least.file_bytes:,} bytes) beside the dense network's {self.dense.error:.2f}, and the smallest "
             f"{min(own.file_bytes for own in self.curve):,} bytes: the posterior itself is not there. Train it for "
-            f"longer, on more data, or allow more."
+            f"longer, on more data, or allow more. {self.blamed}"
+        ).rstrip()
+
+    def _repr_html_(self) -> str:
+        found, dense = self.found, self.dense
+        said = (
+            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: error {found.error:.2f}, loss "
+            f"{found.loss:.4f}, {found.file_bytes:,} bytes ({found.way}), where the dense network has error "
+            f"{dense.error:.2f}, loss {dense.loss:.4f}. {self.obstacle}"
         )
-
-
-@torch.no_grad()
-def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
-    """Error and loss of a network on batches ``(x, y)``.
-
-    :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
-    """
-    batches = list(batches)
-    return _scored([_computed(net, x) for x, _ in batches], batches, likelihood, sites)
-
-
-def _computed(net: nn.Module, x: Tensor) -> Any:
-    """A network's outputs in evaluation mode."""
-    with torch.no_grad(), evaluating(net) as network:
-        return network(x)
-
-
-@torch.no_grad()
-def _scored(computed: Iterable[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None) -> Judged:
-    """Error and loss of a network's outputs, one for every batch."""
-    error, loss, count = 0.0, 0.0, 0
-    centre = {} if sites is None else sites.centre()
-    for own, (_, y) in zip(computed, batches, strict=True):
-        with (
-            pyro.poutine.block(),
-            pyro.validation_enabled(False),
-            InitMessenger(init_to_mean),
-            pyro.poutine.condition(data=centre),
-        ):
-            density = likelihood(own)
-        error += float(likelihood.error(own, y).sum())
-        loss -= float(density.log_prob(y).sum())
-        count += len(y)
-    if not count:
-        raise UsageError("there are no held-out examples to judge by")
-    resolution = likelihood.of_one_wrong / count + _ROUNDING if likelihood.of_one_wrong else 0.0
-    return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
+        # What collapsed is no part of the picture.
+        most = max(2 * found.error - dense.error, 2 * dense.error, 1.2 * found.error)
+        drawn = picture(
+            [(own.file_bytes, own.error) for own in self.curve if own.error <= most], "bytes",
+            f"held-out error of {len(self.curve)} networks that were tried", logarithmic=True,
+            chosen=(found.file_bytes, found.error), level=dense.error,
+        )  # fmt: skip
+        return "\n".join([paragraph(said.rstrip()), self.network._repr_html_(), drawn])
 
 
 def compress_to(
@@ -284,7 +242,17 @@ def compress_to(
     else:  # the best of those that use what is allowed, where there are any
         full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes]
         found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
-    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping))
+    blamed = "" if keeping else _blamed(model, fitted, found, held_out, options.get("thresholds"))
+    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed)
+
+
+def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:
+    """Which layer makes a network clearly worse than the posterior mean; empty where it is not."""
+    table = sensitivity(model, fitted, held_out, thresholds=thresholds)
+    if not is_clearly_worse(found, table.mean, sum(len(x) for x, _ in held_out)):
+        return ""
+    said = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _as_it_is(
@@ -391,8 +359,3 @@ def _ways(
 
 def _rounded(left: BayesianNetwork, curvature: Posterior, pruned: CompressedNetwork, price: float) -> Any:
     return compress(left, curvature, nats_per_bit=price, dense=pruned)
-
-
-def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
-    """Held-out examples in batches."""
-    return list(zip(x.split(size), y.split(size), strict=True))

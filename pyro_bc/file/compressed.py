@@ -16,6 +16,7 @@ from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
 from ..graph.read import read_graph
 from ..runtime.files import write_atomically
+from ..runtime.html import paragraph, table
 from .contents import Contents, Numbers, values
 from .format import decode, encode
 
@@ -69,6 +70,26 @@ class CompressedNetwork(Contents):
             maximum=4 * self.dense_parameters / size,
             nonzero_percent=100 * nonzero / self.dense_parameters,
         )
+
+    def _repr_html_(self) -> str:
+        size = len(self.to_bytes())
+        figures = self.compression(size)
+        head = ("layer", "type", "dense", "left", "bits", "weights that are not 0")
+        rows = []
+        for layer in self.layers:
+            left, (outputs, inputs) = layer.weight.codes, layer.dense_shape
+            kept = layer.type.dense_shape(left.shape)
+            rows.append(
+                (
+                    layer.name, layer.type.op, f"{inputs} → {outputs}", f"{kept[1]} → {kept[0]}", layer.weight.bits,
+                    f"{int(left.count_nonzero()):,}",
+                )
+            )  # fmt: skip
+        said = (
+            f"Compressed network: {size:,} bytes of {4 * self.dense_parameters:,}, {figures.maximum:.0f} times less, "
+            f"pruning {figures.pruning:.1f}, fast prediction {figures.fast_prediction:.1f}"
+        )
+        return "\n".join([paragraph(said), table(head, rows)])
 
     def network(self) -> PredictionNetwork:
         """The network as an ``nn.Module`` in evaluation mode, with the stored numbers as float32 weights.

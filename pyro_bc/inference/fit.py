@@ -12,7 +12,7 @@ Where a ``torch.distributed`` process group exists, as in a script under ``torch
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..data.loaders import check_inputs, first_batch, loader_steps
@@ -35,6 +34,7 @@ from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
 from ..runtime.messages import first_line
+from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
@@ -43,6 +43,7 @@ from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, tr
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
 from .trainable import trainable
+from .watch import watching
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
@@ -81,7 +82,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool | None = None,
-    after_epoch: Callable[[Epoch], None] | None = None,
+    after_epoch: Callable[[Epoch], None] | Sequence[Callable[[Epoch], None]] = (),
     **changes: Any,
 ) -> FitResult:
     r"""Maximise the ELBO with Adam; the guide holds the result.
@@ -99,7 +100,9 @@ def fit(
     :param target: what the compressed network has to keep (:class:`~pyro_bc.Target`): the KL's weight is then learned
         on held-out data (:mod:`pyro_bc.inference.multiplier`), and that of the schedule is not used. Where what the
         last epoch leaves does not keep it, the guide goes back to the smallest that did.
-    :param held_out: batches ``(x, y)`` that are not trained on; needed for a target.
+    :param held_out: batches ``(x, y)`` that are not trained on; needed for a target. Without one they change nothing:
+        what :func:`~pyro_bc.compress` would make of the guide is looked at now and then, and error and bytes are shown
+        and kept (``held_out_error`` of :class:`Epoch`).
     :param schedule: learning rates, and the weight of the KL over time; None for what suits the prior.
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
@@ -110,7 +113,8 @@ def fit(
         seconds, and once more where rounding begins); None to do so where there is a C++ compiler, torch 2.13 or newer,
         and more than :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums
         are rounded in another order.
-    :param after_epoch: called with each new :class:`Epoch`.
+    :param after_epoch: called with each new :class:`Epoch`; a function, or several, such as
+        :func:`~pyro_bc.tensorboard_log`.
     :param changes: fields of the schedule that differ, e.g. ``kl_weight=0.2``.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
@@ -122,8 +126,9 @@ def fit(
     schedule = (schedule or Schedule()).changed(changes)
     if epochs is not None and not (isinstance(epochs, int) and epochs > 0):
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
-    if (target is None) != (held_out is None):
-        raise UsageError("a target needs held-out batches to judge by, and nothing else does: give both, or neither")
+    if target is not None and held_out is None:
+        raise UsageError("a target needs held-out batches to judge by: give held_out, too")
+    told = [after_epoch] if callable(after_epoch) else list(after_epoch)
     if not isinstance(guide, FactorizedGuide):
         raise UsageError(
             f"fit takes a FactorizedGuide, not {type(guide).__name__}: train another guide with Pyro's SVI"
@@ -141,7 +146,9 @@ def fit(
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
-    watch = None if target is None or held_out is None else target.watch(model, guide, held_out)
+    watch = None
+    if held_out is not None:
+        watch = (watching if target is None else target.watch)(model, guide, held_out)
     guide.kl_weight = float(schedule.kl_weight)
     bounds = log_variance_bounds(guide, schedule.max_scale)
     has_codes = Cell in guide.families.values()
@@ -161,36 +168,31 @@ def fit(
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,
-    )  # fmt: skip
     trained = trained_parameters(model, guide, schedule)
-    # Entered where it is not shown, it would print an empty line (rich before 14.3).
     with (
-        nullcontext() if bar.disable else bar,
         pyro.validation_enabled(False),
         FlatParameters([parameters for parameters, _, _ in trained]) as flat,
+        progress_bar("epoch", epochs, shown=progress) as bar,
     ):
         optimizer = optimizer_of(flat.vectors, trained)
         history: list[Epoch] = []
         kept: dict[str, Tensor] = {}
         if resume and checkpoint is not None:
             history, kept = restore_fit(checkpoint, model, guide, optimizer, settings)
-        task = bar.add_task("epoch", total=epochs, completed=len(history), state="")
+        bar(len(history))
         plain = fast = eager_step(model, guide, flat)
         first, shapes = (x, y), (x.shape, y.shape)  # the last batch of an epoch may be smaller
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
-            learned = None if watch is None else learned_weight(history, epochs)
+            learned = None if target is None else learned_weight(history, epochs)
             if epoch == rounded_from:
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
                 until = epochs if is_rounding else rounded_from
                 if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps):
-                    bar.update(task, state="compiling")
+                    bar(state="compiling")
                     fast = _compiled(compile, plain, model, guide, flat, *first)
                 elif epoch == rounded_from:
                     fast = plain
@@ -225,10 +227,11 @@ def fit(
                 groups_left=groups_left(guide),
                 seconds=time.perf_counter() - start,
                 kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
+                learning_rates={group["kind"]: float(group["lr"]) for group in optimizer.param_groups},
             )
             if watch is not None and is_looked_at(epoch, epochs):
                 standing = watch(is_rounding)
-                if standing.slack < _COLLAPSE:
+                if standing.slack is not None and standing.slack < _COLLAPSE:
                     _say_collapse(standing, model.likelihood.metric, epoch)
                 record = replace(record, slack=standing.slack, held_out_error=standing.error,
                                  file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
@@ -237,10 +240,10 @@ def fit(
             history.append(record)
             if checkpoint is not None:
                 save_fit(checkpoint, model, guide, optimizer, settings, history, kept)
-            bar.update(task, advance=1, state=_state(record, model.likelihood.metric, guide))
-            if after_epoch is not None:
-                after_epoch(record)
-    if watch is not None:
+            bar(1, state=_state(history, model.likelihood.metric, guide))
+            for tell in told:
+                tell(record)
+    if target is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
         if best is not None and not end.is_kept:
             put_back(kept, model, guide)
@@ -251,14 +254,16 @@ def fit(
     return FitResult(tuple(history))
 
 
-def _state(record: Epoch, metric: str, guide: FactorizedGuide) -> str:
-    """What the progress bar says of an epoch."""
+def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str:
+    """What the progress bar says; of a network that is looked at, the error of what would be stored."""
+    record = history[-1]
     left = "-".join(map(str, record.groups_left.values()))
+    looks = [own for own in history if own.held_out_error is not None]
+    if looks:
+        error = f"compressed {metric} {looks[-1].held_out_error:.2f}"
+        return f"{error}  {looks[-1].file_bytes:,} bytes  {left}  loss {record.loss:.3f}  KL {record.kl:.3f}"
     size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
-    error = "" if math.isnan(record.error) else f"  {metric} {record.error:.2f}"
-    if record.held_out_error is not None:
-        error = f"  {metric} held out, compressed {record.held_out_error:.2f}"
-        size = f"  {record.file_bytes:,} bytes"
+    error = "" if math.isnan(record.error) else f"  {metric} of drawn weights {record.error:.2f}"
     return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
 
 

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ..runtime.html import paragraph, picture, table
+
+# Epochs that a notebook's table shows.
+_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -10,11 +15,13 @@ class Epoch:
     :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
     :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
     :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
+    :param learning_rates: at its end, by what is learned with them (:class:`~pyro_bc.inference.schedule.Trained`).
     :param slack: of a fit with a target, where held-out data were looked at after this epoch: the part of what is
         allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`).
-    :param held_out_error: of what pruning would have left then, in the unit of the likelihood's ``metric``.
+    :param held_out_error: where held-out data were looked at, the error of what compression would have left then, in
+        the unit of the likelihood's ``metric``.
     :param file_bytes: about the size of its file.
-    :param is_kept: whether that kept the target.
+    :param is_kept: whether that kept the target; None without one.
     """
 
     epoch: int
@@ -26,6 +33,7 @@ class Epoch:
     groups_left: dict[str, int]
     seconds: float
     kl_by_layer: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     slack: float | None = None
     held_out_error: float | None = None
     file_bytes: int | None = None
@@ -40,3 +48,31 @@ class FitResult:
     """
 
     history: tuple[Epoch, ...]
+
+    def _repr_html_(self) -> str:
+        every = max(1, -(-len(self.history) // _SHOWN))
+        shown = [record for record in self.history if (len(self.history) - record.epoch) % every == 0]
+        head = (
+            "epoch",
+            "loss",
+            "KL",
+            "KL weight",
+            "error of drawn weights",
+            "compressed error",
+            "bytes",
+            "groups left",
+        )
+        rows = [
+            (
+                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.2f}",
+                "" if own.held_out_error is None else f"{own.held_out_error:.2f}",
+                "" if own.file_bytes is None else f"{own.file_bytes:,}", "-".join(map(str, own.groups_left.values())),
+            )
+            for own in shown
+        ]  # fmt: skip
+        looks = [(own.epoch, own.held_out_error) for own in self.history if own.held_out_error is not None]
+        drawn = looks or [(own.epoch, own.loss) for own in self.history]
+        name = "error of the compressed network" if looks else "loss, nats per training example"
+        seconds = sum(record.seconds for record in self.history)
+        said = f"{len(self.history)} epochs in {seconds:.0f} seconds"
+        return "\n".join([paragraph(said), table(head, rows), picture(drawn, "epoch", name, joined=True)])

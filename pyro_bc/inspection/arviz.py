@@ -157,9 +157,13 @@ def history_of(data: Any) -> list[Epoch]:
             name: float(stats[name].values[index])
             for name in ("loss", "negative_log_likelihood", "kl", "kl_weight", "error", "seconds")
         }
-        looks = {name: float(stats[name].values[index]) for name in ("slack", "held_out_error") if name in stats}
         if "file_bytes" in stats and not math.isnan(stats["file_bytes"].values[index]):
-            numbers |= {**looks, "file_bytes": int(stats["file_bytes"].values[index])}
+            slack = float(stats["slack"].values[index])
+            numbers |= {
+                "slack": None if math.isnan(slack) else slack,
+                "held_out_error": float(stats["held_out_error"].values[index]),
+                "file_bytes": int(stats["file_bytes"].values[index]),
+            }
         left = dict(zip(layers, stats["groups_left"].values[index].tolist(), strict=True)) if layers else {}
         kl = dict(zip(sites, stats["kl_by_layer"].values[index].tolist(), strict=True)) if sites else {}
         history.append(Epoch(epoch=int(epoch), **numbers, groups_left=left, kl_by_layer=kl))

@@ -4,7 +4,6 @@ What ArviZ has is ArviZ's: ``az.loo``, ``az.waic`` and ``az.compare`` take what 
 gives for points of the training set.
 """
 
-import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
+from ..posterior.in_place import network_with
 from ..posterior.predictive import observed_sites, outputs, sites
 from ..posterior.summary import summarize
 from ..runtime.random_state import seeded
@@ -250,16 +250,9 @@ def _one_draw(posterior: Posterior) -> dict[str, Tensor]:
     return {name: values[0] for name, values in posterior.draws(1).items()}
 
 
-@torch.no_grad()
 def mean_network(model: BayesianNetwork, guide: Any) -> nn.Module:
     """The network with every weight at its posterior mean, neither pruned nor rounded, in evaluation mode."""
-    net = copy.deepcopy(model.skeleton)
-    for name, layer in summarize(guide).items():
-        module: Any = net.get_submodule(name.removeprefix("net").removeprefix("."))
-        module.weight.copy_(layer.weight_mean)
-        if layer.bias_mean is not None:
-            module.bias.copy_(layer.bias_mean)
-    return net.eval()
+    return network_with(model, summarize(guide), {})
 
 
 def compare_fits(guides: Sequence[Any], *, draws: int = 200, seed: int = 0) -> dict[str, np.ndarray]:

@@ -362,7 +362,7 @@ def _add_history(found: _Variables, history: list[Epoch]) -> None:
     found.coords["epoch"] = np.array([record.epoch for record in history])
     for name in ("loss", "negative_log_likelihood", "kl", "kl_weight", "error", "seconds"):
         found.known("sample_stats", name, ("epoch",), np.array([getattr(record, name) for record in history]))
-    if any(record.slack is not None for record in history):  # of a fit with a target; NaN where nobody looked
+    if any(record.held_out_error is not None for record in history):  # NaN where nobody looked
         for name in ("slack", "held_out_error", "file_bytes"):
             values = [getattr(record, name) for record in history]
             told = np.array([math.nan if value is None else value for value in values], dtype=float)

@@ -266,6 +266,34 @@ def training(history: Sequence[Epoch], ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
+def watched(history: Sequence[Epoch], measured_on: str = "held-out data", ax: "Axes | None" = None) -> "Axes":
+    """Error and bytes of what compression would have left, over the epochs in which it was looked at.
+
+    Read: the file shrinks (grey) while the KL gains weight; the error (blue) says what that costs, which the error of
+    drawn weights does not.
+
+    :param measured_on: what the error is of.
+    :raises UsageError: where nothing was looked at (``fit(…, held_out=…)``).
+    """
+    looks = [
+        (at, record.held_out_error, record.file_bytes)
+        for at, record in enumerate(history, 1)
+        if record.held_out_error is not None and record.file_bytes is not None
+    ]
+    if not looks:
+        raise UsageError("no epoch was looked at: give fit held_out batches")
+    ax = _axes(ax)
+    places, errors, sizes = zip(*looks, strict=True)
+    ax.plot(places, errors, color=KEPT)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(f"error on {measured_on}", color=KEPT)
+    other = ax.twinx()
+    other.plot(places, sizes, color="0.6")
+    other.set_yscale("log")
+    other.set_ylabel("bytes", color="0.4")
+    return ax
+
+
 def kl_by_layer(history: Sequence[Epoch], ax: "Axes | None" = None) -> "Axes":
     """What each layer's posterior costs over the epochs.
 

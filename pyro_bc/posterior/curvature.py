@@ -19,7 +19,6 @@ import pyro
 import torch
 import torch.nn.functional as F
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..data.loaders import check_inputs, inputs_of
@@ -29,6 +28,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
+from ..runtime.progress import progress_bar
 from ..runtime.random_state import seeded
 
 #: as many examples say what second moments are.
@@ -100,12 +100,7 @@ def collect(
     others = {name: tensor for name, tensor in network.named_parameters() if name not in of_layers}
     squares = {name: torch.zeros(()) for name in others}
     seen = 0
-    bar = Progress(
-        TextColumn("curvature"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        disable=not progress or processes.rank() > 0,
-    )  # fmt: skip
-    with bar, seeded(seed, torch.device("cpu")):
-        task = bar.add_task("", total=examples)
+    with progress_bar("curvature", examples, shown=progress) as bar, seeded(seed, torch.device("cpu")):
         for x in _inputs(loader, examples):
             for name, gradient in zip(
                 others, _add(sums, network, graph, likelihood, x, list(others.values())), strict=True
@@ -114,8 +109,8 @@ def collect(
                     # Targets are the network's own: gradients of examples are independent, and their mean is 0.
                     squares[name] += gradient.square().mean().cpu()
             seen += len(x)
-            bar.update(task, advance=len(x))
-        bar.update(task, total=seen)  # there may be fewer
+            bar(len(x))
+        bar(total=seen)  # there may be fewer
     if not seen:
         raise UsageError("there are no inputs to collect curvature from: the loader is empty")
     found = {name: own.mean(seen) for name, own in sums.items()}

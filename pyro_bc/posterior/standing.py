@@ -7,13 +7,14 @@ from dataclasses import dataclass
 class Standing:
     """One look at held-out data.
 
-    :param slack: part of what is allowed that is left: 1 where nothing is used up, 0 at the limit, negative beyond.
+    :param slack: part of what is allowed that is left: 1 where nothing is used up, 0 at the limit, negative beyond;
+        None where nothing is asked for.
     :param error: of what pruning would leave now, in the unit of the likelihood's metric.
     :param file_bytes: about the size of its file.
-    :param is_kept: whether it keeps all that is asked for now.
+    :param is_kept: whether it keeps all that is asked for now; None where nothing is.
     """
 
-    slack: float
+    slack: float | None
     error: float
     file_bytes: int
-    is_kept: bool
+    is_kept: bool | None

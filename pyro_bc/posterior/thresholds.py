@@ -14,7 +14,7 @@ once add up to less than what they cost together, since a factorised posterior k
 (analyses/results/cuts.md: 0.02 to 0.05 nats made smaller files than the signal of LeNet-300-100 at level error, and
 worse ones of LeNet-5-Caffe). For priors over single weights the bar is the published :math:`\log\alpha < 3` (Molchanov
 et al. 2017): many weak weights add up to a signal. What a layer reads or computes across its groups is held to the same
-bar, in :func:`pyro_bc.compression.pruned.weight_mask`.
+bar, in :func:`weight_mask`.
 """
 
 import math
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
 from .summary import LayerPosterior
 
@@ -110,6 +111,38 @@ def signal_bar(layer: LayerPosterior) -> float:
 def weights_kept(layer: LayerPosterior) -> Tensor | None:
     """Which weights are kept beside their groups, boolean, of its shape; None where groups alone are pruned."""
     return None if layer.weight_statistic is None else layer.weight_statistic < PUBLISHED_LOG_ALPHA
+
+
+def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
+    """Which weights survive a threshold, boolean, of the weight's shape.
+
+    An automatic threshold also prunes across the groups: what a layer reads (a channel of a convolution) or computes
+    (an output of a matrix) without any weight that has more signal than noise among those that are left. A filter can
+    be well determined that no filter behind it listens to.
+    """
+    shape = layer.weight_mean.shape
+    keep = threshold.keeps(layer)
+    if keep.shape == shape:
+        return keep
+    mask = layer.over_weights(keep).expand(shape).clone()
+    if layer.codes:
+        return mask & _is_coded(layer.codes["weight"])
+    weights = weights_kept(layer)
+    if weights is not None:
+        mask &= weights
+    if threshold.method in ("mixture", "signal-to-noise"):
+        across = 1 - layer.group_dim
+        ratio = layer.weight_mean.square() / layer.weight_variance * mask
+        signal = ratio.movedim(across, 0).flatten(1).amax(1) > signal_bar(layer)
+        mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
+    return mask
+
+
+def _is_coded(stored: FixedPoint) -> Tensor:
+    """Which weights a code that is not 0 says something of: all of a grid where one of its coefficients is not 0."""
+    cells = math.prod(stored.grid)
+    some = stored.codes.reshape(-1, cells).any(1, keepdim=True)
+    return some.expand(-1, cells).reshape(stored.codes.shape)
 
 
 def minimum_error_threshold(values: np.ndarray) -> float | None:

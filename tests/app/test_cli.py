@@ -1,12 +1,16 @@
 """The command as a user runs it, in processes of its own: digits to a file, the file evaluated, every refusal."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from helpers import Command, command
+
+import pyro_bc
+from pyro_bc.app.cli import parser
 
 SHORT = ("--net", "lenet-300-100", "--data", "digits", "--pretrain-epochs", "30", "--epochs", "25")
 
@@ -165,3 +169,17 @@ def test_files_that_are_none_are_named(tmp_path, subcommand, content, message):
 def test_a_file_is_not_evaluated_on_pictures_of_another_size(finished, mnist_folder):
     done = command("evaluate", finished / "network.pbc", "--data", "mnist", "--data-dir", mnist_folder)
     assert done.returncode == 2 and "(1, 8, 8)" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_version_is_said():
+    done = command("--version")
+    assert done.returncode == 0 and done.stdout == f"pyro-bc {pyro_bc.__version__}\n"
+
+
+def test_help_begins_with_what_every_run_needs():
+    text = parser()._subparsers._group_actions[0].choices["run"].format_help()
+    first, *others = re.split(r"\n\n(?=\S[^\n]*:\n)", text.partition("what every run needs:\n")[2])
+    needed = {"--net", "--data", "--prior", "--out", "--resume", "--seed", "--max-error-rise", "--max-loss-rise"}
+    assert set(re.findall(r"^  (--[\w-]+)", first, re.MULTILINE)) == {*needed, "--max-bytes"}
+    headings = [part.partition(":\n")[0] for part in others]
+    assert {"Bayesian training", "pruning and precision", "teacher", "dense network"} <= set(headings)

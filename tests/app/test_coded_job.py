@@ -39,13 +39,13 @@ def test_the_command_makes_a_file_that_evaluates_to_what_it_says(tmp_path):
     text = (out / "report.md").read_text()
     assert f"{metrics['file_bytes']:,} bytes" in text and "started from widths 24-16" in text
     page = (out / "report.html").read_text()
-    assert f"{metrics['file_bytes']:,} bytes" in page and page.count("data:image/png") == 7
+    assert f"{metrics['file_bytes']:,} bytes" in page and page.count("data:image/png") == 8
     assert "--prior learned" in page and "--widths 24-16" in page
     (out / "report.html").unlink()
     assert command("report", str(out)).returncode == 0 and (out / "report.html").read_text() == page
     assert sorted(path.name for path in (out / "plots").iterdir()) == [
         "architecture.png", "file.png", "groups_left.png", "kl.png", "pixels.png", "reliability.png",
-        "training.png",
+        "training.png", "watched.png",
     ]  # fmt: skip
 
 

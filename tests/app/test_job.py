@@ -1,5 +1,8 @@
 """The job's parts: error counted exactly, the report's figures those of the metrics."""
 
+import html
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -36,6 +39,13 @@ def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     coded = "learned" in prior
     assert set(metrics["other_precision"]) == (set() if coded else {"paper"})
     assert metrics["precision"] == ("learned" if coded else "posterior")
+    course, table = metrics["course"], metrics["sensitivity"]
+    assert course["measured_on"] == table["measured_on"] == "held-out training data" and course["n"] == 180
+    assert course["epoch"] == [1, 2, 3, 4] and len(course["held_out_error"]) == len(course["file_bytes"]) == 4
+    assert course["held_out_error"][-1] == pytest.approx(metrics["compressed"]["error_percent"], abs=3)
+    assert {row["layer"] for row in table["rows"]} == {"fc1", "fc2", "fc3"}
+    worst = max((row["error"], row["loss"], row["layer"]) for row in table["rows"] if row["is_chosen"])[2]
+    assert f"layer {worst} costs most" in text
 
 
 def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
@@ -145,6 +155,7 @@ def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
     assert target["found"]["error"] <= target["dense"]["error"] + 5 + 1e-3
     assert target["found"]["file_bytes"] < 0.2 * 4 * metrics["dense"]["parameters"]
     assert metrics["n"] == 360 and metrics["measured_on"] == "test set"
+    assert metrics["course"]["n"] == 287 and "warning" not in metrics
     assert said[-1].startswith("Target: error at most 5 points above the dense network's. Kept on 287 held-out")
     assert said[-1] in markdown(metrics) and "KL weight learned" in markdown(metrics)
     page = (tmp_path / "one" / "report.html").read_text()
@@ -161,7 +172,8 @@ def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
         run(settings, tmp_path / "two", progress=False, after_epoch=interrupt)
     again = run(settings, tmp_path / "two", resume=True, progress=False)
     assert (tmp_path / "two" / "network.pbc").read_bytes() == (tmp_path / "one" / "network.pbc").read_bytes()
-    assert again["target"] == target
+    for name in ("target", "course", "sensitivity"):
+        assert again[name] == metrics[name]
 
 
 @pytest.mark.parametrize(
@@ -177,3 +189,23 @@ def test_a_target_that_makes_no_sense_is_refused_at_once(tmp_path, options, mess
     with pytest.raises(UsageError, match=message):
         run(settings, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_compression_that_went_wrong_is_said_with_its_layer(tmp_path):
+    settings = Settings.of(
+        "lenet-300-100", "gnj", "digits", epochs=2, pretrain_epochs=20, kl_weight=0.0, thresholds={"fc2": -9.22}
+    )
+    said: list[str] = []
+    metrics = run(settings, tmp_path / "out", progress=False, say=said.append)
+    assert "layer 'fc2' alone makes it" in metrics["warning"] and f"warning: {metrics['warning']}" in said
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Warning: {metrics['warning']}" in html.unescape(page) and "Layer by layer" in page
+    assert metrics["course"]["measured_on"] == "training data"  # the test set is looked at once
+
+
+def test_a_log_that_cannot_be_written_is_said_before_anything_is(tmp_path, monkeypatch):
+    settings = Settings.of("lenet-300-100", "gnj", "digits")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=r"pyro-bc\[tensorboard\]"):
+        run(settings, tmp_path / "out", progress=False, log_dir=tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,18 @@ def test_the_page_has_the_figures_and_needs_nothing_else(folder):
     assert f"{metrics['compressed']['error_percent']:.2f} %" in page and "Pareto k" in page
     assert "<script" not in page and not re.search(r"(src|href)=\"(?!data:)", page) and "@import" not in page
     pictures = re.findall(r'<img alt="([\w-]+)" src="data:image/png;base64,', page)
-    expected = {"architecture", "file", "bits", "statistics-fc1", "pixels", "training", "kl", "groups_left", "forest"}
+    expected = {
+        "architecture",
+        "file",
+        "bits",
+        "statistics-fc1",
+        "pixels",
+        "training",
+        "watched",
+        "kl",
+        "groups_left",
+        "forest",
+    }
     assert expected <= set(pictures)
     assert {path.stem for path in (folder / "plots").iterdir()} >= set(pictures)
 

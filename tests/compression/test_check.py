@@ -147,3 +147,14 @@ def test_fit_refuses_in_the_first_second_and_a_loop_of_ones_own_is_warned():
     with pytest.warns(UserWarning, match=r"cannot be compressed: .*compute different things"):
         pyro_bc.FactorizedGuide(again)(x, y)
     assert not pyro_bc.check(Two(), x).ok
+
+
+def test_a_notebook_shows_the_table_and_no_name_is_markup():
+    net = nn.Sequential()
+    net.add_module("<b>one", nn.Linear(4, 8))
+    net.add_module("two", nn.Linear(8, 3))
+    found = pyro_bc.check(net, torch.randn(5, 4), prior=pyro_bc.GroupNormalJeffreys())
+    shown = found._repr_html_()
+    assert "&lt;b&gt;one" in shown and "<b>" not in shown and shown.count("<tr>") == 3
+    assert all(remark in shown for remark in found.remarks) and "GroupNormalJeffreys" in shown
+    assert "refused" in pyro_bc.check(net, torch.randn(5, 3))._repr_html_()

@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from pyro_bc import GroupNormalJeffreys, LayerPosterior, LogUniform
 from pyro_bc.app.networks import network
 from pyro_bc.compression.batch_norm import fold_batch_norm
-from pyro_bc.compression.pruned import weight_mask
 from pyro_bc.compression.pruning import shrink
 from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph.layer_types import LAYER_TYPES
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.read import read_graph
-from pyro_bc.posterior.thresholds import Threshold
+from pyro_bc.posterior.thresholds import Threshold, weight_mask
 
 CUT = Threshold(0.0, "explicit")
 TYPES = {row.module: row for row in LAYER_TYPES}

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import pyro_bc
-from pyro_bc.compression.target import Judged, Target, compress_to, held_out_batches, judge
+from pyro_bc.compression.target import Target, compress_to
 from pyro_bc.errors import UsageError
+from pyro_bc.posterior.judged import Judged, held_out_batches, judge
 
 
 @pytest.mark.parametrize(
@@ -114,14 +115,25 @@ def test_a_fit_with_a_target_ends_at_it(classes, prior):
     assert reached.found.file_bytes < 900  # 4,180 bytes dense
 
 
-def test_a_target_and_held_out_data_go_together(classes):
-    net, x, y, held = classes
+def test_a_target_needs_held_out_data(classes):
+    net, x, y, _ = classes
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
     guide = pyro_bc.FactorizedGuide(model)
-    with pytest.raises(UsageError, match="give both, or neither"):
+    with pytest.raises(UsageError, match="needs held-out batches to judge by"):
         pyro_bc.fit(model, guide, [(x, y)], epochs=1, target=Target(max_bytes=100), progress=False)
-    with pytest.raises(UsageError, match="give both, or neither"):
-        pyro_bc.fit(model, guide, [(x, y)], epochs=1, held_out=held, progress=False)
+
+
+def test_a_target_that_is_missed_says_which_layer_costs_most_and_shows_itself(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    guide(x, y)
+    cut = {"0": float(pyro_bc.summarize(guide)["net.0"].statistic.sort().values[2:4].mean())}  # three of 20 inputs
+    reached = compress_to(model, guide, Target(max_error_rise=0.5), [(x, y)], held, progress=False, thresholds=cut)
+    assert not reached.is_met and "layer '0' alone makes it" in reached.blamed and reached.blamed in reached.obstacle
+    shown = reached._repr_html_()
+    assert "The target is missed" in shown and f"of {len(reached.curve)} networks" in shown and "<svg" in shown
+    assert f"{reached.found.file_bytes:,} bytes" in shown
 
 
 def test_a_loss_before_and_after_is_that_under_the_same_noise():

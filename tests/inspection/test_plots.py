@@ -36,7 +36,7 @@ def fit():
     frames: list[dict] = []
     history = pyro_bc.fit(
         model, guide, pyro_bc.data.Batches(data.train_x, data.train_y, 128), epochs=40, learning_rate=5e-3,
-        log_learning_rate=3e-2, kl_weight=0.05, progress=False,
+        log_learning_rate=3e-2, kl_weight=0.05, progress=False, held_out=[(data.test_x, data.test_y)],
         after_epoch=lambda epoch: frames.append(pyro_bc.summarize(guide)) if epoch.epoch <= 2 else None,
     ).history  # fmt: skip
     return data, model, guide, history, frames
@@ -105,6 +105,15 @@ def test_courses_of_the_training(fit):
     assert top == pytest.approx(max(record.kl for record in history), rel=1e-5)
 
 
+def test_the_course_of_the_compressed_network(fit):
+    history = fit[3]
+    ax = plots.watched(history, "held-out data")
+    errors, sizes = ax.lines[0], ax.figure.axes[1].lines[0]
+    assert list(errors.get_ydata()) == [record.held_out_error for record in history]
+    assert list(sizes.get_ydata()) == [record.file_bytes for record in history]
+    assert list(errors.get_xdata()) == list(range(1, 41)) and "held-out data" in ax.get_ylabel()
+
+
 def test_the_tradeoff_has_the_compressed_network_on_it(fit):
     data, model, guide = fit[:3]
     ax = plots.tradeoff(model, guide, data.test_x, data.test_y, layer="1", points=5)
@@ -153,6 +162,7 @@ def test_an_animation_has_a_frame_for_every_epoch(fit, tmp_path):
     "draw,message",
     [(lambda fit: plots.pixel_importance(pyro_bc.summarize(fit[2])["net.3"], (8, 8)), "no pictures"),
      (lambda fit: plots.training([]), "no epoch"), (lambda fit: plots.groups_left([]), "no epoch"),
+     (lambda fit: plots.watched([]), "no epoch was looked at"),
      (lambda fit: plots.kl_by_layer([]), "no KL"), (lambda fit: plots.animate([], None, "x.gif"), "at least one frame"),
      (lambda fit: plots.tradeoff(fit[1], fit[2], None, None, layer="fc9"), "'fc9' is no layer"),
      (lambda fit: plots.forest(pyro_bc.to_inference_data(fit[2], draws=2), "fc9"), "no 'fc9.scale'")],

@@ -1,0 +1,153 @@
+"""Layers compressed where they are: pruned and rounded, in tensors of the shape that they had.
+
+The network computes what it will compute once units are cut and codes are written, so that it can be looked at for the
+price of a pass over some examples: as a whole while it is trained, and one layer after the other in a table
+(:func:`~pyro_bc.sensitivity`).
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.network import BayesianNetwork
+from ..quantisation.fixed_point import FixedPoint
+from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
+from ..runtime.devices import on_cpu
+from .summary import LayerPosterior
+from .thresholds import Threshold, choose_threshold, weight_mask
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """What is left of a layer, in its own shapes.
+
+    :param weight: zero where pruned.
+    :param bias: None where there is none.
+    :param mask: which weights are left, boolean, of the weight's shape.
+    :param codes: of weight and bias, where they are rounded; empty where they are not.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    mask: Tensor
+    codes: Mapping[str, FixedPoint] = field(default_factory=dict)
+
+    def code_bytes(self, rows: Tensor | None = None, columns: Tensor | None = None) -> float:
+        """Bytes of the weight's codes at their own entropy; 0 where nothing is rounded.
+
+        :param rows: boolean, of the weight's first dimension, to count; None for those that have a weight left.
+        :param columns: likewise of the second.
+        """
+        if "weight" not in self.codes:
+            return 0.0
+        rows = self.mask.flatten(1).any(1) if rows is None else rows
+        columns = self.mask.transpose(0, 1).flatten(1).any(1) if columns is None else columns
+        left = self.codes["weight"].codes[rows][:, columns].flatten()
+        counts = left.unique(return_counts=True)[1].double()
+        return float(-(counts * (counts / counts.sum()).log2()).sum()) / 8
+
+
+@on_cpu
+def pruned(layer: LayerPosterior, threshold: Threshold, also: Tensor | None = None) -> InPlace:
+    """What a threshold leaves of a layer: posterior means, or the codes that a prior made of them.
+
+    :param also: weights to keep at most, boolean, shaped for broadcasting against the weight.
+    """
+    mask = weight_mask(layer, threshold)
+    if also is not None:
+        mask = mask & also
+    # A filter's scale multiplies its bias, too.
+    has_scaled_bias = layer.statistic is not None and layer.layer_type.scales_outputs and not layer.per_weight
+    outputs = mask.movedim(layer.layer_type.output_axis, 0).flatten(1).any(1)
+    if layer.codes:
+        weight = layer.codes["weight"]
+        codes = {"weight": replace(weight, codes=weight.codes * mask)}
+        if layer.bias_mean is not None:
+            own = layer.codes["bias"]
+            codes["bias"] = replace(own, codes=own.codes * outputs) if has_scaled_bias else own
+        return _of_codes(codes, mask)
+    weight_mean = torch.where(mask, layer.weight_mean, torch.zeros(()))  # what is pruned may have no finite mean
+    bias = layer.bias_mean
+    return InPlace(weight_mean, bias * outputs if bias is not None and has_scaled_bias else bias, mask)
+
+
+@on_cpu
+def rounded(
+    layer: LayerPosterior, left: InPlace, noise_ratio: float = NOISE_RATIO, precision: str = RULES[0]
+) -> InPlace:
+    """What is left of a layer, as coarse as its posterior allows; codes are as they are.
+
+    :param noise_ratio: as of :func:`~pyro_bc.compress`.
+    :param precision: likewise.
+    """
+    if left.codes:
+        return left
+    weight = left.weight.float()
+    codes = {"weight": to_fixed_point(weight, layer.weight_variance, left.mask, precision, noise_ratio)}
+    if left.bias is not None and layer.bias_variance is not None:
+        codes["bias"] = to_fixed_point(left.bias.float(), layer.bias_variance, None, precision, noise_ratio)
+    return _of_codes(codes, left.mask)
+
+
+def coarser(left: InPlace, octaves: int) -> InPlace:
+    """Rounded weights, rounded again to steps that are so many times twice as large; the bias stays."""
+    own = left.codes["weight"]
+    codes = torch.round(own.codes.double() * 2.0**-octaves).long()
+    weight = replace(own, codes=codes, fraction_bits=own.fraction_bits - octaves)
+    return _of_codes({**left.codes, "weight": weight}, left.mask)
+
+
+def _of_codes(codes: Mapping[str, FixedPoint], mask: Tensor) -> InPlace:
+    bias = codes["bias"].values() if "bias" in codes else None
+    return InPlace(codes["weight"].values(), bias, mask, codes)
+
+
+def compressed_in_place(layer: LayerPosterior) -> InPlace:
+    """What :func:`~pyro_bc.compress` makes of a layer, with nothing else said."""
+    return rounded(layer, pruned(layer, choose_threshold(layer)))
+
+
+@torch.no_grad()
+def network_with(
+    model: BayesianNetwork, layers: Mapping[str, LayerPosterior], changed: Mapping[str, InPlace]
+) -> nn.Module:
+    """The network in evaluation mode, with every weight at its posterior mean but for what is changed.
+
+    :param layers: by the layer's name in the model, as :func:`~pyro_bc.summarize` gives them.
+    :param changed: what takes the place of the mean, by the same names.
+    """
+    net = copy.deepcopy(model.skeleton)
+    for name, layer in layers.items():
+        module: Any = net.get_submodule(name.removeprefix("net").removeprefix("."))
+        own = changed.get(name)
+        module.weight.copy_(layer.weight_mean if own is None else own.weight)
+        bias = layer.bias_mean if own is None else own.bias
+        if bias is not None:
+            module.bias.copy_(bias)
+    return net.eval()
+
+
+def file_bytes(net: nn.Module, changed: Mapping[str, InPlace], x: Tensor) -> int:
+    """About how large the file of a network would be, that computes with these layers.
+
+    What the outputs do not depend on would be cut: weights whose gradient is 0 for these inputs.
+
+    :param net: of :func:`network_with`.
+    :param changed: all layers that it has, by their names in the model.
+    """
+    with torch.enable_grad():
+        net.zero_grad()
+        net(x).square().sum().backward()
+    total = 0.0
+    for name, own in changed.items():
+        gradient = net.get_parameter(f"{name}.weight".removeprefix("net").removeprefix(".")).grad
+        reached = own.mask if gradient is None else own.mask & (gradient != 0).cpu()
+        rows, columns = reached.flatten(1).any(1), reached.transpose(0, 1).flatten(1).any(1)
+        total += own.code_bytes(rows, columns)
+        if "bias" in own.codes:
+            total += own.codes["bias"].bits * int(rows.sum()) / 8
+    return round(total)

@@ -1,0 +1,79 @@
+"""A network judged by batches that it was not trained on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..graph.module import evaluating
+from ..model.likelihoods import Likelihood
+from .guides import Posterior
+
+# Sums of single precision.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network on held-out data.
+
+    :param error: in the unit of the likelihood's metric.
+    :param loss: negative log-likelihood, nats an example.
+    :param file_bytes: of its file; 0 for one that has none.
+    :param way: how it came about.
+    :param resolution: what one example more adds to the error, where that is a percentage; 0 elsewhere.
+    """
+
+    error: float
+    loss: float
+    file_bytes: int = 0
+    way: str = "dense"
+    resolution: float = 0.0
+
+
+@torch.no_grad()
+def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
+    """Error and loss of a network on batches ``(x, y)``.
+
+    :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
+    """
+    batches = list(batches)
+    return scored([computed(net, x) for x, _ in batches], batches, likelihood, sites)
+
+
+def computed(net: nn.Module, x: Tensor) -> Any:
+    """A network's outputs in evaluation mode."""
+    with torch.no_grad(), evaluating(net) as network:
+        return network(x)
+
+
+@torch.no_grad()
+def scored(outputs: Iterable[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None) -> Judged:
+    """Error and loss of a network's outputs, one for every batch."""
+    error, loss, count = 0.0, 0.0, 0
+    centre = {} if sites is None else sites.centre()
+    for own, (_, y) in zip(outputs, batches, strict=True):
+        with (
+            pyro.poutine.block(),
+            pyro.validation_enabled(False),
+            InitMessenger(init_to_mean),
+            pyro.poutine.condition(data=centre),
+        ):
+            density = likelihood(own)
+        error += float(likelihood.error(own, y).sum())
+        loss -= float(density.log_prob(y).sum())
+        count += len(y)
+    if not count:
+        raise UsageError("there are no held-out examples to judge by")
+    resolution = likelihood.of_one_wrong / count + _ROUNDING if likelihood.of_one_wrong else 0.0
+    return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
+
+
+def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+    """Held-out examples in batches."""
+    return list(zip(x.split(size), y.split(size), strict=True))

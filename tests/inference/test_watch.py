@@ -1,0 +1,64 @@
+"""Held-out data without a target: what would be stored is looked at, and nothing of the fit changes."""
+
+import pytest
+import torch
+from helpers import fresh, two_layers, two_of_six
+
+import pyro_bc
+from pyro_bc.errors import UsageError
+from pyro_bc.posterior.judged import judge
+
+
+def fit(guide_of, **options):
+    model, guide = guide_of
+    x, y = two_of_six()
+    batches = pyro_bc.data.Batches(x, y, 50)
+    return guide, pyro_bc.fit(model, guide, batches, epochs=6, progress=False, learning_rate=1e-2, **options).history
+
+
+@pytest.mark.parametrize("prior", [pyro_bc.GroupNormalJeffreys(), pyro_bc.LearnedCode()], ids=["gnj", "codes"])
+def test_a_look_is_at_what_compress_makes_and_leaves_the_fit_alone(prior):
+    held_out = [two_of_six(400)]
+    torch.manual_seed(0)
+    net = two_layers()
+    plain, _ = fit(fresh(net, prior))
+    model, guide = fresh(net, prior)
+    guide, history = fit((model, guide), held_out=held_out)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, guide.state_dict()[name]), name
+    assert all(record.held_out_error is not None and record.file_bytes > 0 for record in history)
+    assert all(record.slack is None and record.is_kept is None for record in history)
+    expected = judge(pyro_bc.compress(model, guide).network(), model.likelihood, held_out)
+    assert history[-1].held_out_error == pytest.approx(expected.error, abs=0.5)  # two of 400
+
+
+def test_looks_are_in_the_export_and_come_back(tmp_path):
+    import arviz
+
+    from pyro_bc.inspection.arviz import history_of
+
+    guide, history = fit(fresh(two_layers()), held_out=[two_of_six(400)])
+    pyro_bc.save_inference_data(tmp_path / "p.nc", guide, draws=25, history=history)
+    again = history_of(arviz.from_netcdf(tmp_path / "p.nc"))
+    for own, other in zip(again, history, strict=True):
+        assert (own.held_out_error, own.file_bytes, own.slack) == (other.held_out_error, other.file_bytes, None)
+
+
+def test_a_model_without_a_network_has_nothing_to_look_at():
+    model, guide = fresh(two_layers())
+    with pytest.raises(UsageError, match="a target needs held-out batches"):
+        pyro_bc.fit(model, guide, pyro_bc.data.Batches(*two_of_six(), 50), target=pyro_bc.Target(max_bytes=9))
+
+    def by_hand(x, y):
+        return model(x, y)
+
+    other = pyro_bc.FactorizedGuide(by_hand)
+    with pytest.raises(UsageError, match="BayesianNetwork, not with a"):
+        pyro_bc.fit(by_hand, other, pyro_bc.data.Batches(*two_of_six(), 50), held_out=[two_of_six()], progress=False)
+
+
+def test_the_history_shows_itself(capsys):
+    _, history = fit(fresh(two_layers()), held_out=[two_of_six(400)])
+    shown = pyro_bc.FitResult(history)._repr_html_()
+    assert shown.count("<tr>") == 7 and f"{history[-1].file_bytes:,}" in shown and "<svg" in shown
+    assert "compressed network" in shown
