@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import CompressedFileError
+from ..graph.arguments import check_program
 from ..graph.attention import separate_heads
 from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
@@ -83,7 +84,9 @@ class CompressedNetwork(Contents):
         """The file's content; the same network always gives the same bytes.
 
         :param net: as for :meth:`save`.
+        :raises UnsupportedNetworkError: where it computes what no file may ask for.
         """
+        check_program(self.nodes)
         return encode(self, None if net is None else _dense_graph(net)(self.input_shape, self.input_dtype))
 
     @staticmethod

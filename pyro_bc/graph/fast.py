@@ -42,9 +42,9 @@ class PredictionNetwork(GraphNetwork):
         if self._function is None:
             self._function = _function(arranged(self._nodes), self._layers)
         shape = tuple(x.shape[1:])
-        if shape not in self._parts:
+        if len(x) > 1 and shape not in self._parts:
             self._parts[shape] = self._part(x)
-        part = self._parts[shape]
+        part = self._parts.get(shape)
         if part is None or len(x) <= part:
             return self._function(self, x)
         return torch.cat([self._function(self, piece) for piece in x.split(part)])
@@ -55,16 +55,25 @@ class PredictionNetwork(GraphNetwork):
 
     def _part(self, x: Tensor) -> int | None:
         """Examples of one part; None where they may depend on each other."""
-        for node in self._nodes:
-            over_batch = node.op in ("flatten", "index_select") and (len(node.args) < 2 or node.args[1] == 0)
-            if not operation(node.op).per_example or over_batch or not isinstance(node.args[0], Value):
+        results = [x[:2], *self.results(self._nodes, x[:2])]
+        for node, result in zip(self._nodes, results[1:], strict=True):
+            if not keeps_examples_apart(node, results) or len(result) != 2:
                 return None
-        sizes = [value.numel() for value in self.results(self._nodes, x[:1]) if isinstance(value, Tensor)]
-        return max(1, PART // max(x[0].numel(), *sizes))
+        return max(1, PART // max(result[0].numel() for result in results))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_function": None}  # generated functions cannot be pickled
 
+
+def keeps_examples_apart(node: Node, results: Sequence[Any]) -> bool:
+    """Whether an operation, with the arguments that it has here, makes of each example what it would make of it alone.
+
+    :param results: of the nodes before it, behind the network's input; the batch is in the first dimension.
+    """
+    if not operation(node.op).per_example or node.values() != node.args[0:1] and len(node.values()) != 1:
+        return False
+    (index,) = node.values()
+    return index == -1
 
 def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """The same nodes with monotone activations behind the max pooling that alone reads them."""
