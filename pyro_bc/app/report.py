@@ -4,7 +4,6 @@ The page needs no network and no scripts; pictures are in it. It is made from th
 """
 
 import base64
-import html
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
 from ..runtime.files import write_atomically
+from .markup import Markup, joined, markup
 from .metrics import without_nan
 from .settings import command, flat
 from .tables import cuts_in_words, markdown, rows, target_in_words
@@ -201,7 +201,7 @@ def findings(checks: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_STYLE = """
+_STYLE = Markup("""
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --back: #0d1117; --card: #151b23; }
@@ -222,10 +222,10 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; tex
 th:first-child, td:first-child { text-align: left; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-"""
+""")
 
 
-def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> str:
+def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> Markup:
     figures, dense = metrics["compression"], metrics["dense"]
     error = metrics["compressed"]["error_percent"]
     key = [
@@ -237,46 +237,50 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
     ]
     title = f"{metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}"
     parts = [
-        "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>", f"<style>{_STYLE}</style>", "</head>", "<body>",
-        f"<h1>{html.escape(title)}</h1>",
-        '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
-        '<div class="wide">', _table(metrics), "</div>",
+        markup('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'),
+        markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        markup("<title>{title}</title>", title=title), markup("<style>{style}</style>\n</head>", style=_STYLE),
+        markup("<body>\n<h1>{title}</h1>\n<ul class=\"key\">", title=title),
+        *(markup("<li><b>{value}</b>{key}</li>", value=value, key=key) for value, key in key),
+        markup('</ul>\n<div class="wide">\n{table}\n</div>', table=_table(metrics)),
     ]  # fmt: skip
     if "target" in metrics:
-        parts.append(f"<p>{html.escape(target_in_words(metrics))}</p>")
-    parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
-    sections = list(dict.fromkeys(section for section, *_ in pictures))
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section)}</h2>")
+        parts.append(markup("<p>{target}</p>", target=target_in_words(metrics)))
+    how_cut = f"Error is that of the network decoded from the file. {how_cut}"
+    parts.append(markup('<p class="soft">{how_cut}</p>', how_cut=how_cut))
+    for section in dict.fromkeys(section for section, *_ in pictures):
+        parts.append(markup("<h2>{section}</h2>", section=section))
         if section == "Can it be trusted" and checks:
-            parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in findings(checks)), "</ul>"]
-        parts.append('<div class="figures">')
-        for own, name, how, data, _ in pictures:
-            if own == section:
-                source = "data:image/png;base64," + base64.b64encode(data).decode()
-                caption = f"<figcaption>{html.escape(how)}</figcaption>" if how else ""
-                parts.append(f'<figure><img alt="{html.escape(name)}" src="{source}">{caption}</figure>')
-        parts.append("</div>")
+            lines = joined(markup("<li>{line}</li>", line=line) for line in findings(checks))
+            parts.append(markup("<ul>\n{lines}\n</ul>", lines=lines))
+        figure = [_figure(name, how, data) for own, name, how, data, _ in pictures if own == section]
+        parts.append(markup('<div class="figures">\n{figures}\n</div>', figures=joined(figure, "\n")))
     told = {name: value for name, value in flat(metrics["recipe"]).items() if value not in (None, "")}
     recipe = ", ".join(f"{name.replace('.', ' ').replace('_', ' ')} {value}" for name, value in told.items())
+    how = f"Recipe: {recipe}. {metrics['seconds']:.0f} seconds, seed {metrics['seed']}."
     parts += [
-        "<h2>How it was made</h2>",
-        f"<pre>{html.escape(command(settings))}</pre>",
-        f'<p class="soft">Recipe: {html.escape(recipe)}. {metrics["seconds"]:.0f} seconds, seed {metrics["seed"]}.</p>',
-        "</body>", "</html>",
-    ]  # fmt: skip
-    return "\n".join(parts) + "\n"
+        markup("<h2>How it was made</h2>\n<pre>{command}</pre>", command=command(settings)),
+        markup('<p class="soft">{how}</p>\n</body>\n</html>\n', how=how),
+    ]
+    return joined(parts, "\n")
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
+def _figure(name: str, how: str, picture: bytes) -> Markup:
+    source = "data:image/png;base64," + base64.b64encode(picture).decode()
+    caption = markup("<figcaption>{how}</figcaption>", how=how) if how else Markup()
+    return markup(
+        '<figure><img alt="{name}" src="{source}">{caption}</figure>', name=name, source=source, caption=caption
+    )
+
+
+def _table(metrics: Mapping[str, Any]) -> Markup:
     head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
-    lines = ["<table>", "<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    lines = [joined(markup("<th>{name}</th>", name=name) for name in head)]
     for rule, error, bits, c in rows(metrics):
         cells = (
             rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
             f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
         )  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+        lines.append(joined(markup("<td>{cell}</td>", cell=cell) for cell in cells))
+    body = joined((markup("<tr>{cells}</tr>", cells=cells) for cells in lines), "\n")
+    return markup("<table>\n{body}\n</table>", body=body)

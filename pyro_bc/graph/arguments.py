@@ -103,6 +103,7 @@ class Parameter:
     :param count: how many, where the schema says it; one of them then stands for all.
     :param is_optional: whether it may be None.
     :param has_default: whether it may be left out.
+    :param default: what it is then.
     :param by_name: whether it may be given by its name only.
     """
 
@@ -112,6 +113,7 @@ class Parameter:
     count: int | None
     is_optional: bool
     has_default: bool
+    default: Any
     by_name: bool
 
 
@@ -162,20 +164,19 @@ def _signature(schema: Any) -> Signature | None:
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if argument.is_out or writes or argument.name in _FOREIGN or kind == "Dimname":
             return None
-        parameters.append(
-            Parameter(
-                argument.name, kind, is_list, argument.N, is_optional, argument.has_default_value(), argument.kwarg_only
-            )
-        )
+        default = argument.default_value if argument.has_default_value() else None
+        own = argument.has_default_value(), tuple(default) if isinstance(default, list) else default
+        parameters.append(Parameter(argument.name, kind, is_list, argument.N, is_optional, *own, argument.kwarg_only))
     return Signature(tuple(parameters), result)
 
 
 def named_arguments(node: Node) -> dict[str, Any]:
-    """A node's arguments by the names that torch has for them.
+    """A node's arguments by the names that torch has for them, defaults included.
 
     :raises UnsupportedNetworkError: where its operation takes none such.
     """
-    return _called(node, None)[1]
+    signature, given = _called(node, None)
+    return {own.name: own.default for own in signature.parameters if own.has_default} | given
 
 
 def check_program(nodes: Sequence[Node]) -> None:

@@ -6,7 +6,8 @@ operations. Against these, without gradients and on the CPU: activations come be
 goes through in parts whose activations stay in the processor's cache.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +15,17 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from .layer_types import LAYER_TYPES
+from .arguments import STATISTICS_OF_THE_BATCH, named_arguments
+from .layer_types import LAYER_TYPES, layer_type
 from .module import GraphNetwork
-from .nodes import Named, Node, Value, arguments, is_layer, layer_name
+from .nodes import LAYERS, Named, Node, Value, arguments, is_layer, layer_name, leaves
 from .operations import function, operation
 
 #: largest activation of a part of a batch, in numbers; a few megabytes.
 PART = 2**20
+
+#: arguments that name dimensions; where one leaves them open, all are meant.
+_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "start_dim", "end_dim")
 
 _PLAIN = {row.module for row in LAYER_TYPES}
 
@@ -55,25 +60,35 @@ class PredictionNetwork(GraphNetwork):
 
     def _part(self, x: Tensor) -> int | None:
         """Examples of one part; None where they may depend on each other."""
-        results = [x[:2], *self.results(self._nodes, x[:2])]
-        for node, result in zip(self._nodes, results[1:], strict=True):
-            if not keeps_examples_apart(node, results) or len(result) != 2:
+        shapes = [tuple(x[:2].shape)]
+        results = self.results(self._nodes, x[:2])
+        for node in self._nodes:
+            if not keeps_examples_apart(node, shapes):
                 return None
-        return max(1, PART // max(result[0].numel() for result in results))
+            shapes.append(tuple(next(results).shape))
+            if shapes[-1][:1] != (2,):
+                return None
+        return max(1, 2 * PART // max(map(math.prod, shapes)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_function": None}  # generated functions cannot be pickled
 
 
-def keeps_examples_apart(node: Node, results: Sequence[Any]) -> bool:
-    """Whether an operation, with the arguments that it has here, makes of each example what it would make of it alone.
+def keeps_examples_apart(node: Node, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether an operation, with the arguments that it has here, makes of each example what it makes of it alone.
 
-    :param results: of the nodes before it, behind the network's input; the batch is in the first dimension.
+    :param shapes: of the results of the nodes before it, behind that of the network's input; the batch comes first.
     """
-    if not operation(node.op).per_example or node.values() != node.args[0:1] and len(node.values()) != 1:
+    first = node.args[0] if node.args else None
+    # What else is computed from the batch, a layer's weight for instance, has seen all of it.
+    if not operation(node.op).per_example or not isinstance(first, Value) or len(node.values()) != 1:
         return False
-    (index,) = node.values()
-    return index == -1
+    ndim, given = len(shapes[first.index + 1]), named_arguments(node)
+    if node.op in LAYERS and ndim < layer_type(node.op).spatial + 2:  # a single example, whose channels come first
+        return False
+    dims = [leaf for name in _DIMENSIONS if name in given for leaf in leaves(given[name] or (0,))]
+    return all(dim % ndim for dim in dims) and not any(given.get(name) for name in STATISTICS_OF_THE_BATCH)
+
 
 def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """The same nodes with monotone activations behind the max pooling that alone reads them."""
