@@ -65,6 +65,7 @@ class _Machine:
         self.bytes_left = _MOST_BYTES
 
     def run(self, data: bytes) -> Any:
+        argument: Any
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
             if name == "STOP":
