@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import PyroBCError, UsageError
 from ..file import compressed
 from ..inference.history import Epoch
 from ..inspection import plots
@@ -24,7 +25,9 @@ from ..inspection.diagnostics import Calibration
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
-from ..runtime.files import write_atomically
+from ..runtime.files import read_object, write_atomically
+from ..runtime.messages import first_line
+from .folder import check_places
 from .markup import Markup, joined, markup
 from .metrics import without_nan
 from .settings import command, flat
@@ -38,8 +41,13 @@ def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[st
         _save(folder / "groups_left.png", lambda ax: plots.groups_left(history, ax))
     for name, layer in layers.items():
         if layer.statistic is not None:
-            file = folder / f"statistics-{name.removeprefix('net.')}.png"
-            _save(file, partial(_statistics, layer))
+            short = name.removeprefix("net.")
+            _save(folder / f"{_file_name(f'statistics-{short}')}.png", partial(_statistics, layer))
+
+
+def _file_name(name: str) -> str:
+    """A name, a layer's for instance, that leads into no other folder."""
+    return re.sub(r"[^\w.+-]", "_", name)[:100]
 
 
 def _statistics(layer: LayerPosterior, ax: Any) -> Any:
@@ -73,20 +81,46 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
 
     :param metrics: None for those in ``metrics.json``.
     :returns: the page's path.
-    :raises UsageError: where the folder holds no finished run.
+    :raises UsageError: where the folder holds no finished run, or one of its files is damaged.
+    :raises OutputError: where something is in the way of what is written.
     """
     folder = Path(folder)
     for name in ("run.json", "network.pbc", "posterior.nc", "metrics.json")[: 4 if metrics is None else 3]:
         if not (folder / name).is_file():
             raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
-    if metrics is None:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics is not None
-    settings = json.loads((folder / "run.json").read_text())
+    if metrics is not None:
+        return _written(folder, metrics)
+    check_places(folder)
+    advice = "the report is made from it: run the job anew in another folder"
+    metrics = read_object(folder / "metrics.json", UsageError, advice)
+    try:
+        return _written(folder, metrics)
+    except (PyroBCError, OSError):
+        raise
+    except Exception as error:  # whatever comes of numbers and names that are not those of a run
+        raise UsageError(
+            f"the files in '{folder}' are not what this version of pyro-bc writes ({type(error).__name__}: "
+            f"{first_line(error)}): run the job anew in another folder"
+        ) from error
+
+
+def _posterior(file: Path) -> Any:
+    """What ArviZ reads from an exported posterior.
+
+    :raises UsageError: where it cannot.
+    """
+    try:
+        return arviz_package().from_netcdf(file)
+    except Exception as error:  # HDF5, xarray and ArviZ each have their own
+        raise UsageError(f"'{file}' is no posterior that ArviZ reads: {first_line(error)}") from None
+
+
+def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """The page, made from a run's files."""
+    settings = read_object(folder / "run.json", UsageError, "it says how the run was made")
     small = compressed.read(folder / "network.pbc")
-    arviz = arviz_package()
-    first = arviz.from_netcdf(folder / "posterior.nc")
-    last = arviz.from_netcdf(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
+    first = _posterior(folder / "posterior.nc")
+    last = _posterior(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
     layers, last_layers = layer_posteriors(first), layer_posteriors(last)
     cuts = metrics.get("pruning_thresholds", metrics["thresholds"])
     pruning_cuts = {
@@ -141,7 +175,7 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
     page = _page(metrics, settings, f"{cuts_in_words(cuts)}.", checks, pages.pictures)
-    write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 
@@ -151,7 +185,7 @@ def write_results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     :param metrics: what is not finite is None in the files.
     """
     told = without_nan(dict(metrics))
-    write_atomically(folder / "report.md", markdown(told).encode())
+    write_atomically(folder / "report.md", markdown(told).encode(errors="backslashreplace"))
     write_report(folder, told)
     write_atomically(folder / "metrics.json", (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     return told
@@ -171,7 +205,7 @@ class _Pages:
             how = (function.__doc__ or "").split("Read: ")[-1].split(":param")[0].split(":raises")[0]
             how = " ".join(how.split())
             how = how[:1].upper() + how[1:]
-        picture = _save(self.folder / "plots" / f"{name}.png", draw)
+        picture = _save(self.folder / "plots" / f"{_file_name(name)}.png", draw)
         self.pictures.append((section, name, how, picture, function))
 
 
