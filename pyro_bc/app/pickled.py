@@ -218,7 +218,11 @@ def _finished(value: Any) -> Any:
 
 def _array(shape: Any, dtype: Any, is_fortran: Any, data: Any) -> np.ndarray:
     """:raises ValueError: where these are not an array's, or its bytes are more or less than it has."""
-    sizes = type(shape) is tuple and len(shape) <= 4 and all(type(size) is int and size >= 0 for size in shape)
+    sizes = (
+        type(shape) is tuple
+        and len(shape) <= 4
+        and all(type(size) is int and 0 <= size <= _MOST_BYTES for size in shape)
+    )
     if not (sizes and isinstance(dtype, _Type) and dtype.order in ("<", "|", "=") and type(data) is bytes):
         raise ValueError("it builds what is no array of integers")
     values = np.frombuffer(data, np.dtype(f"<{dtype.code}"))

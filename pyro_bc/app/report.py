@@ -129,6 +129,9 @@ def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
     history = history_of(first)
     shape = np.atleast_1d(first["constant_data"].attrs.get("input_shape", ()))
 
+    checks, how_cut = metrics.get("diagnostics", {}), f"{cuts_in_words(cuts)}."
+    # What the figures do not give is said now, and not when all pictures have been drawn.
+    _page(metrics, settings, how_cut, checks, [("Can it be trusted", "", "", b"", None)])
     pages = _Pages(folder)
     add = pages.add
     add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
@@ -167,14 +170,13 @@ def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
     scaled = [name for name in layers if f"{name}.scale" in first["posterior"]]
     for name in scaled[:1]:
         add("Can it be trusted", "forest", lambda ax, name=name: plots.forest(first, name, ax=ax), plots.forest)
-    checks = metrics.get("diagnostics", {})
     if checks:
         found = {
             label: Calibration(c["error"], *(np.array(c[k], dtype=float) for k in ("confidence", "accuracy", "count")))
             for label, c in checks["calibration"].items()
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
-    page = _page(metrics, settings, f"{cuts_in_words(cuts)}.", checks, pages.pictures)
+    page = _page(metrics, settings, how_cut, checks, pages.pictures)
     write_atomically(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
 

@@ -122,7 +122,7 @@ def history_of(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> lis
     """
     try:
         return [_epoch(record) for record in metadata["history"]]
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"'{path}' holds no course of a fit ({type(error).__name__}: {first_line(error)}); delete it to start over"
         ) from None
