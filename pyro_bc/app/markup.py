@@ -2,14 +2,17 @@
 
 import html
 from collections.abc import Iterable
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 
 class Markup(str):
     """HTML that is right as it stands; :func:`markup` and :func:`joined` make it."""
 
 
-def markup(template: LiteralString, **parts: Any) -> Markup:
+def markup(template: "LiteralString", **parts: Any) -> Markup:
     """A piece of HTML with something in each of its places.
 
     :param template: written in the program, never read from anywhere, with places as in ``str.format``.
@@ -22,7 +25,7 @@ def markup(template: LiteralString, **parts: Any) -> Markup:
     return Markup(template.format(**own))
 
 
-def joined(parts: Iterable[Markup], between: LiteralString = "") -> Markup:
+def joined(parts: Iterable[Markup], between: "LiteralString" = "") -> Markup:
     """Several pieces of HTML as one.
 
     :raises TypeError: where one of them is plain text.

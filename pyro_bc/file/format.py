@@ -77,8 +77,8 @@ The class of a coefficient is the sum of its indices in the grid, whose last ent
 of a power of two and one of the doubles 1, 1.189207115002721, 1.4142135623730951 and 1.681792830507429. The integer
 transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
 Nothing in the
-file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input, and
-before any of them runs all are looked at (:mod:`pyro_bc.graph.arguments`): names, kinds and ranges of arguments, and
+file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
+Before any of them runs all are looked at (:mod:`pyro_bc.graph.arguments`): names, kinds and ranges of arguments, and
 whether they come to one tensor that depends on the input.
 
 Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
