@@ -9,7 +9,7 @@ _LONGEST = 8000
 
 
 def printable(text: str) -> str:
-    """One line of text in which nothing makes a terminal do anything: what cannot be seen is written as in Python.
+    r"""One line of text in which nothing makes a terminal do anything: what cannot be seen is written as in Python.
 
     Text that is in a file, a path or data may hold sequences that move the cursor, change colours or the order of
     writing, or end the line.

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import nn
 
 from pyro_bc.errors import CompressedFileError
@@ -272,28 +272,33 @@ def programs(count: int, batch: int = 250) -> tuple[Counter, float]:
         ),
         from_module(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.InstanceNorm2d(2), nn.PixelShuffle(1)), (1, 4, 4)),
     ]
-    counts, slowest = Counter[str](), 0.0
-    for first in track(range(0, count, batch), "forged programs"):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            status = 1
-            with contextlib.suppress(BaseException):
-                status = _batch(networks, range(first, min(count, first + batch)), writer)
-            os._exit(status)
-        os.close(writer)
-        with os.fdopen(reader) as told:
-            lines = told.read().splitlines()
-        if os.waitpid(child, 0)[1] or len(lines) < min(batch, count - first):
-            sys.exit(f"the process of program {first + len(lines)} ended; hostile.pbc did it")
-        for line in lines:
-            what, seconds = line.split(";")
-            counts[what] += 1
-            slowest = max(slowest, float(seconds))
+    counts, slowest, done = Counter[str](), 0.0, 0
+    with Progress() as progress:
+        shown = progress.add_task("forged programs", total=count)
+        while done < count:
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                with contextlib.suppress(BaseException):
+                    _batch(networks, range(done, min(count, done + batch)), writer)
+                    os._exit(0)
+                os._exit(1)
+            os.close(writer)
+            with os.fdopen(reader) as told:
+                lines = [line.split(";") for line in told.read().splitlines()]
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if ended == -signal.SIGALRM:
+                lines.append(["too long", str(_SECONDS)])
+            elif ended:
+                sys.exit(f"the process of program {done + len(lines)} ended with {ended}; hostile.pbc did it")
+            counts.update(what for what, _ in lines)
+            slowest = max(slowest, *(float(seconds) for _, seconds in lines))
+            done += len(lines)
+            progress.update(shown, completed=done)
     return counts, slowest
 
 
-def _batch(networks: list[Contents], numbers: range, writer: int) -> int:
+def _batch(networks: list[Contents], numbers: range, writer: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     torch.set_num_threads(1)
     for number in numbers:
@@ -310,8 +315,7 @@ def _batch(networks: list[Contents], numbers: range, writer: int) -> int:
         found = predicted(data, contents.input_shape)
         signal.alarm(0)
         os.write(writer, f"{found};{time.perf_counter() - started}\n".encode())
-    Path("hostile.pbc").unlink()
-    return 0
+    Path("hostile.pbc").unlink(missing_ok=True)
 
 
 def fuzz(seconds: int) -> dict:
@@ -360,11 +364,11 @@ def main() -> None:
         lines.append(
             f"| {name} | {sum(counts.values()):,} | {counts['refused']:,} | {counts['network']:,} | {slowest:.2f} s |"
         )
-    loaded = counts["predicted"] + counts["no prediction"]
+    loaded = counts["predicted"] + counts["no prediction"] + counts["too long"]
     lines.append(
         f"| well formed programs, arguments, operations and connections changed | {loaded + counts['refused']:,} | "
-        f"{counts['refused']:,} | {loaded:,}, of which {counts['no prediction']:,} raise at a prediction | "
-        f"{slowest:.2f} s |"
+        f"{counts['refused']:,} | {loaded:,}, of which {counts['no prediction']:,} raise at a prediction and "
+        f"{counts['too long']:,} take longer than {_SECONDS} s | {slowest:.2f} s |"
     )
     counts = found["counts"]
     lines.append(
