@@ -4,9 +4,28 @@ Every error that a user can cause derives from :class:`PyroBCError`; the command
 line on standard error and exit code 2.
 """
 
+# Characters of one message: what a file holds may be quoted in it, however long it is.
+_LONGEST = 8000
+
+
+def printable(text: str) -> str:
+    r"""One line of text in which nothing makes a terminal do anything: what cannot be seen is written as in Python.
+
+    Text that is in a file, a path or data may hold sequences that move the cursor, change colours or the order of
+    writing, or end the line.
+
+    >>> print(printable("red \x1b[31m, and a second\nline"))
+    red \x1b[31m, and a second\nline
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class PyroBCError(Exception):
-    """Base class of the errors that a user of ``pyro_bc`` can cause and mend."""
+    """Base class of the errors that a user of ``pyro_bc`` can cause and mend; what it quotes is :func:`printable`."""
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 class ImproperPriorError(PyroBCError, NotImplementedError):

@@ -4,21 +4,26 @@ Every reader returns ``(train_x, train_y, test_x, test_y)``: pictures uint8 ``(N
 """
 
 import io
-import pickle
-import tarfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..runtime.messages import first_line
+from .archives import files_in
+from .pickled import read_pickle
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _PYTHON = ([f"data_batch_{number}" for number in range(1, 6)], ["test_batch"])
 
 _BINARY = ([f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"])
+
+# What Pillow raises on damaged files, or on those of a size that it takes for an attack.
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, Image.DecompressionBombError)
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -40,13 +45,9 @@ def read_jpeg(path: Path) -> Arrays:
     every class.
     """
     pictures: dict[str, list[tuple[str, int, np.ndarray]]] = {"train": [], "test": []}
-    for name, data in _files(path):
-        parts = Path(name).parts
-        if len(parts) < 3 or not name.endswith(".jpg"):
-            continue
-        part, label = parts[-3:-1]
-        if part in pictures and label in CLASSES:
-            pictures[part].append((name, CLASSES.index(label), _picture(path, name, data)))
+    for name, data in files_in(path, _is_picture):
+        part, label = Path(name).parts[-3:-1]
+        pictures[part].append((name, CLASSES.index(label), _picture(path, name, data)))
     arrays: list[np.ndarray] = []
     for part, found in pictures.items():
         if {label for _, label, _ in found} != set(range(len(CLASSES))):
@@ -57,46 +58,38 @@ def read_jpeg(path: Path) -> Arrays:
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
+def _is_picture(name: str) -> bool:
+    parts = Path(name).parts
+    return len(parts) > 2 and name.endswith(".jpg") and parts[-3] in ("train", "test") and parts[-2] in CLASSES
+
+
 def _picture(path: Path, name: str, data: bytes) -> np.ndarray:
+    """A picture, whose size is looked at before it is decoded: a kilobyte may claim gigabytes."""
     try:
-        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
-        raise DataError(f"'{name}' in '{path}' is not a readable picture ({error})") from None
-    if picture.shape != (32, 32, 3):
-        raise DataError(f"'{name}' in '{path}' has {picture.shape[1]} x {picture.shape[0]} pixels, not 32 x 32")
-    return picture.transpose(2, 0, 1)
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of all files in a folder or tar archive."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes()
-        return
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    yield member.name, content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"'{path}' is not a readable archive ({error}); replace it with the original") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        if opened.size == (32, 32):
+            return np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+    except _DAMAGED as error:
+        raise DataError(f"'{name}' in '{path}' is not a readable picture ({first_line(error)})") from None
+    raise DataError(f"'{name}' in '{path}' has {opened.width} x {opened.height} pixels, not 32 x 32")
 
 
 def _batches(
     path: Path, names: tuple[list[str], list[str]], read: Callable[[bytes], tuple[np.ndarray, np.ndarray]]
 ) -> Arrays:
-    found = {Path(name).name: data for name, data in _files(path) if Path(name).name in {*names[0], *names[1]}}
-    missing = [name for name in (*names[0], *names[1]) if name not in found]
+    all_names = [*names[0], *names[1]]
+    found = {Path(name).name: data for name, data in files_in(path, lambda name: Path(name).name in all_names)}
+    missing = [name for name in all_names if name not in found]
     if missing:
         raise DataError(f"'{path}' does not hold {', '.join(missing)}; replace it with the original")
     arrays: list[np.ndarray] = []
     for part in names:
         try:
             batches = [read(found[name]) for name in part]
-        except (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-            raise DataError(f"'{path}' does not hold CIFAR-10's batches ({error})") from None
+        except ValueError as error:
+            raise DataError(f"'{path}' does not hold CIFAR-10's batches ({first_line(error)})") from None
         if any(len(x) != len(y) for x, y in batches):
             raise DataError(f"'{path}' does not hold a class for each of its pictures")
         arrays += [np.concatenate(side) for side in zip(*batches, strict=True)]
@@ -110,8 +103,16 @@ def _binary_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _python_batch(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    batch = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
-    return np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32), _labels(np.asarray(batch[b"labels"]))
+    batch = read_pickle(data)
+    pictures = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+    labels = batch.get(b"labels", batch.get("labels")) if isinstance(batch, dict) else None
+    if not isinstance(pictures, np.ndarray) or pictures.dtype != np.uint8:
+        raise ValueError("its data are no array of bytes")
+    if isinstance(labels, list) and all(type(label) is int and abs(label) < 1 << 31 for label in labels):
+        labels = np.array(labels, dtype=np.int64)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1:
+        raise ValueError("its labels are no list of numbers")
+    return pictures.reshape(-1, 3, 32, 32), _labels(labels)
 
 
 def _labels(values: np.ndarray) -> np.ndarray:
@@ -119,16 +120,3 @@ def _labels(values: np.ndarray) -> np.ndarray:
     for value in values[(values < 0) | (values >= len(CLASSES))]:
         raise ValueError(f"a class is {value}")
     return values
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles what CIFAR-10's batches are made of, and runs nothing else that a file might ask for."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module.replace("_core", "core"), name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # bytes, as Python 2's protocols have them
-            return str.encode
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -1,19 +1,25 @@
 """The command ``pyro-bc``: run, compress, evaluate, inspect, export, report."""
 
 import argparse
+import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from torch import nn
+
 from ..compression.rate import DIVERGENCE
-from ..errors import CompressedFileError, PyroBCError, UsageError
+from ..errors import CompressedFileError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
 from ..inspection.diagnostics import error_percent
 from ..quantisation.rounding import RULES
+from ..runtime.messages import first_line
 from .compress_job import compress_trained
 from .datasets import DATASETS, Dataset, load_dataset
 from .job import run
@@ -30,7 +36,17 @@ class _Parser(argparse.ArgumentParser):
     """One clear line on bad arguments, instead of the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+
+def _tell(text: object) -> None:
+    """Print lines in which nothing makes a terminal do anything."""
+    print("\n".join(printable(line) for line in str(text).split("\n")))
+
+
+def _say(line: object) -> None:
+    """One line on the standard error stream, likewise."""
+    print(printable(str(line)), file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,7 +153,7 @@ def _add_run(job: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    print(write_report(args.dir))
+    _tell(write_report(args.dir))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -163,21 +179,19 @@ def _run(args: argparse.Namespace) -> None:
         args.data_dir,
         args.resume,
         progress=sys.stderr.isatty(),
-        say=lambda line: print(line, file=sys.stderr),
+        say=_say,
         device=args.device,
         log_dir=args.log_dir,
     )
-    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+    _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _compress(args: argparse.Namespace) -> None:
     settings = CompressSettings(
         args.net, args.data, args.weights, args.epochs, args.batch_size, args.nats_per_bit, args.divergence, args.seed
     )
-    metrics = compress_trained(
-        settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=lambda line: print(line, file=sys.stderr)
-    )
-    print(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+    metrics = compress_trained(settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=_say)
+    _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
@@ -194,33 +208,53 @@ def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) ->
 
 def _evaluate(args: argparse.Namespace) -> None:
     data_bytes = compressed.read_bytes(args.file)
-    stored = _in_file(args.file, compressed.CompressedNetwork.from_bytes, data_bytes)
+    with _of_file(args.file):
+        stored = compressed.CompressedNetwork.from_bytes(data_bytes)
     data = _data_for(args, stored)
-    error = error_percent(stored.network(), data.test_x, data.test_y)
+    with _of_file(args.file):
+        error = error_percent(_classifier(stored, data), data.test_x, data.test_y)
     result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
     if args.json:
-        print(json.dumps(result))
+        _tell(json.dumps(result))
     else:
-        print(f"error {error:.2f} % of {len(data.test_x):,} examples, file of {len(data_bytes):,} bytes")
+        _tell(f"error {error:.2f} % of {len(data.test_x):,} examples, file of {len(data_bytes):,} bytes")
 
 
-def _in_file(path: str, function: Any, data: bytes) -> Any:
+@contextmanager
+def _of_file(path: str) -> Iterator[None]:
+    """A context in which what goes wrong is a file's fault: its content, or what a network of a file's computes."""
     try:
-        return function(data)
+        yield
     except CompressedFileError as error:
         raise CompressedFileError(f"'{path}': {error}") from None
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+        raise CompressedFileError(f"'{path}' cannot be run on these data: {first_line(error)}") from error
+
+
+def _classifier(stored: compressed.CompressedNetwork, data: Dataset) -> nn.Module:
+    """The network of a file, which has a number for each class of every example.
+
+    :raises CompressedFileError: where it has other outputs.
+    """
+    net = stored.network()
+    with torch.no_grad():
+        outputs = net(data.test_x[:2])
+    if outputs.dim() != 2 or len(outputs) != len(data.test_x[:2]):
+        raise CompressedFileError(f"it is no classifier: outputs of two examples have shape {tuple(outputs.shape)}")
+    return net
 
 
 def _inspect(args: argparse.Namespace) -> None:
     data = compressed.read_bytes(args.file)
-    small, sections = _in_file(args.file, compressed.read_sections, data)
+    with _of_file(args.file):
+        small, sections = compressed.read_sections(data)
     figures = small.compression(len(data))
     if args.json:
         description = {
             "input_shape": list(small.input_shape),
             "dense_architecture": [layer.dense_groups for layer in small.layers],
             "architecture": list(small.architecture),
-            "outputs": small.layers[-1].weight.codes.shape[0],
+            "outputs": small.layers[-1].weight.codes.shape[0] if small.layers else None,
             "bits": list(small.bits),
             "bias_bits": [None if layer.bias is None else layer.bias.bits for layer in small.layers],
             "file_bytes": len(data),
@@ -228,20 +262,20 @@ def _inspect(args: argparse.Namespace) -> None:
             "dense_parameters": small.dense_parameters,
             "compression": {name: round(value, 3) for name, value in vars(figures).items()},
         }
-        print(json.dumps(description))
+        _tell(json.dumps(description))
         return
-    print(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
+    _tell(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
     for number, layer in enumerate(small.layers, 1):
         out_left, in_left, *_ = layer.weight.codes.shape
         out_dense, in_dense = layer.dense_shape
         biases = "" if layer.bias is None else f", biases of {layer.bias.bits}"
-        print(
+        _tell(
             f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, "
             f"weights of {layer.weight.bits} bits{biases}"
         )
     for name, size in sections.items():
-        print(f"  {name:<20} {size:10,.1f} bytes")
-    print(
+        _tell(f"  {name:<20} {size:10,.1f} bytes")
+    _tell(
         f"  pruning {figures.pruning:.1f}, fast prediction {figures.fast_prediction:.1f}, maximum {figures.maximum:.1f}"
     )
 
@@ -268,20 +302,27 @@ def _export(args: argparse.Namespace) -> None:
         networks["int8"] = OnnxNetwork(args.int8)
         result["bytes"]["int8"] = Path(args.int8).stat().st_size
     if data is not None:
-        result["error_percent"] = {name: error_percent(n, data.test_x, data.test_y) for name, n in networks.items()}
+        with _of_file(args.file):
+            _classifier(stored, data)
+            result["error_percent"] = {
+                name: error_percent(own, data.test_x, data.test_y) for name, own in networks.items()
+            }
         result["n"] = len(data.test_x)
     if args.json:
-        print(json.dumps(result))
+        _tell(json.dumps(result))
         return
-    print(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
+    _tell(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
     if args.int8:
-        print(f"{args.int8}: {result['bytes']['int8']:,} bytes")
+        _tell(f"{args.int8}: {result['bytes']['int8']:,} bytes")
     for name, error in result.get("error_percent", {}).items():
-        print(f"  {name:<8} error {error:.2f} % of {result['n']:,} examples")
+        _tell(f"  {name:<8} error {error:.2f} % of {result['n']:,} examples")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where an arrow cannot be written, it is spelled
     args = parser().parse_args(argv)
     commands = {
         "run": _run, "compress": _compress, "evaluate": _evaluate, "inspect": _inspect, "export": _export,
@@ -290,13 +331,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands[args.command](args)
     except PyroBCError as error:
-        print(f"pyro-bc: {error}", file=sys.stderr)
+        _say(f"pyro-bc: {error}")
         return 2
     except OSError as error:
-        print(f"pyro-bc: {error}", file=sys.stderr)
+        _say(f"pyro-bc: {error}")
         return 2
     except KeyboardInterrupt:
         hint = f"; continue with --resume --out {args.out}" if args.command == "run" else ""
-        print(f"pyro-bc: interrupted{hint}", file=sys.stderr)
+        _say(f"pyro-bc: interrupted{hint}")
         return 130
     return 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.augment import Affine, ShiftAndFlip
 from ..data.batches import Batches
-from ..errors import NonFiniteLossError, UsageError
+from ..errors import CheckpointError, NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
@@ -71,7 +71,13 @@ def dense_network(
 ) -> nn.Module:
     """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
     if file.exists():
-        net.load_state_dict(load_checkpoint(file)[0])
+        weights = load_checkpoint(file)[0]
+        try:
+            net.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"'{file}' does not hold this network ({first_line(error)}); delete it to train it again"
+            ) from None
         return net.eval()
     optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))

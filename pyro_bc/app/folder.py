@@ -1,13 +1,23 @@
 """The folder of a run: its settings first, its metrics last, one run at a time."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError, UsageError
-from ..runtime.files import is_empty, only_run_in, write_atomically
+from ..runtime.files import is_empty, only_run_in, read_object, write_atomically
+from ..runtime.messages import first_line
 from .settings import CompressSettings, Settings, as_json, flat
+from .tables import markdown
+
+#: what a run writes into its folder.
+FILES = (
+    "run.json", "dense.safetensors", "teacher.safetensors", "checkpoint", "posterior.nc", "finetune", "finetune.nc",
+    "network.pbc", "report.md", "report.html", "metrics.json",
+)  # fmt: skip
+FOLDERS = ("plots",)
 
 
 def in_folder(
@@ -29,6 +39,7 @@ def in_folder(
     )
     if resume:
         _check_settings(out, settings)
+        check_places(out)
     elif out.exists() and (not out.is_dir() or not is_empty(out)):
         raise in_use
     try:
@@ -41,20 +52,49 @@ def in_folder(
                 raise in_use
             write_atomically(out / "run.json", (json.dumps(as_json(settings), indent=2) + "\n").encode())
         if (out / "metrics.json").exists():
+            metrics = _complete(out / "metrics.json")
             say(f"{out} is complete; nothing to resume")
-            return json.loads((out / "metrics.json").read_text())
+            return metrics
         return job(out)
+
+
+def check_places(out: Path) -> None:
+    """Look whether every file of a run can be written, and read where it is there: nothing else is in its place.
+
+    :raises OutputError: for the first that cannot.
+    """
+    for name in (*FILES, *FOLDERS):
+        place, is_folder = out / name, name in FOLDERS
+        if not os.path.lexists(place):
+            continue
+        if not (place.is_dir() if is_folder else place.is_file()):
+            kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+            raise OutputError(f"'{place}' is no {kinds[0][2:]}, where a run writes {kinds[0]}; move it out of the way")
+        if not os.access(place, os.R_OK | (os.W_OK | os.X_OK if is_folder else 0)):
+            raise OutputError(f"'{place}' cannot be {'written' if is_folder else 'read'}: its permissions forbid it")
+
+
+def _complete(file: Path) -> dict[str, Any]:
+    """The metrics of a run that has ended.
+
+    :raises CheckpointError: where they are damaged, or those of another version.
+    """
+    metrics = read_object(file, CheckpointError, "remove it, and the run ends anew")
+    try:
+        markdown(metrics)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{file}' does not hold what this version writes ({type(error).__name__}: {first_line(error)}); remove "
+            f"it, and the run ends anew"
+        ) from None
+    return metrics
 
 
 def _check_settings(out: Path, settings: Settings | CompressSettings) -> None:
     file = out / "run.json"
     if not file.is_file():
         raise CheckpointError(f"'{out}' holds no run to resume; leave out --resume to start one")
-    try:
-        saved = json.loads(file.read_text())
-        assert isinstance(saved, dict)
-    except (OSError, ValueError, AssertionError):
-        raise CheckpointError(f"'{file}' is damaged; start the run anew in another folder") from None
+    saved = read_object(file, CheckpointError, "start the run anew in another folder")
     saved = flat(saved)
     given = flat(json.loads(json.dumps(as_json(settings))))
     differing = [key for key in sorted({*given, *saved}) if saved.get(key) != given.get(key)]

@@ -41,7 +41,7 @@ from ..graph.fast import arranged
 from ..graph.module import GraphNetwork
 from ..graph.nodes import is_layer, layer_name
 from ..graph.read import read_graph
-from ..inference.checkpoint import load_checkpoint
+from ..inference.checkpoint import history_of, load_checkpoint
 from ..inference.fit import fit
 from ..inference.history import Epoch
 from ..inference.schedule import Schedule
@@ -397,7 +397,7 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
     )
     guide = FactorizedGuide(model)
     resume = job.resume and file.exists()
-    course = [Epoch(**record) for record in load_checkpoint(file)[1]["history"]] if resume else []
+    course = history_of(file, load_checkpoint(file)[1]) if resume else []
     drawn = time.monotonic()
 
     def refresh(epoch: Epoch) -> None:

@@ -4,10 +4,10 @@ The page needs no network and no scripts; pictures are in it. It is made from th
 """
 
 import base64
-import html
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import PyroBCError, UsageError
 from ..file import compressed
 from ..inference.history import Epoch
 from ..inspection import plots
@@ -25,8 +25,11 @@ from ..inspection.diagnostics import Calibration
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
-from ..runtime.files import write_atomically
+from ..runtime.files import read_object, write_atomically
 from ..runtime.html import paragraph, table
+from ..runtime.markup import Markup, joined, markup
+from ..runtime.messages import first_line
+from .folder import check_places
 from .metrics import without_nan
 from .settings import command, flat
 from .tables import cuts_in_words, markdown, rows, sensitivity_of, target_in_words, watched_in_words
@@ -39,8 +42,13 @@ def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[st
         _save(folder / "groups_left.png", lambda ax: plots.groups_left(history, ax))
     for name, layer in layers.items():
         if layer.statistic is not None:
-            file = folder / f"statistics-{name.removeprefix('net.')}.png"
-            _save(file, partial(_statistics, layer))
+            short = name.removeprefix("net.")
+            _save(folder / f"{_file_name(f'statistics-{short}')}.png", partial(_statistics, layer))
+
+
+def _file_name(name: str) -> str:
+    """A name, a layer's for instance, that leads into no other folder."""
+    return re.sub(r"[^\w.+-]", "_", name)[:100]
 
 
 def _statistics(layer: LayerPosterior, ax: Any) -> Any:
@@ -74,20 +82,46 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
 
     :param metrics: None for those in ``metrics.json``.
     :returns: the page's path.
-    :raises UsageError: where the folder holds no finished run.
+    :raises UsageError: where the folder holds no finished run, or one of its files is damaged.
+    :raises OutputError: where something is in the way of what is written.
     """
     folder = Path(folder)
     for name in ("run.json", "network.pbc", "posterior.nc", "metrics.json")[: 4 if metrics is None else 3]:
         if not (folder / name).is_file():
             raise UsageError(f"'{folder}' holds no '{name}': it is no folder of a finished pyro-bc run")
-    if metrics is None:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics is not None
-    settings = json.loads((folder / "run.json").read_text())
+    if metrics is not None:
+        return _written(folder, metrics)
+    check_places(folder)
+    advice = "the report is made from it: run the job anew in another folder"
+    metrics = read_object(folder / "metrics.json", UsageError, advice)
+    try:
+        return _written(folder, metrics)
+    except (PyroBCError, OSError):
+        raise
+    except Exception as error:  # whatever comes of numbers and names that are not those of a run
+        raise UsageError(
+            f"the files in '{folder}' are not what this version of pyro-bc writes ({type(error).__name__}: "
+            f"{first_line(error)}): run the job anew in another folder"
+        ) from error
+
+
+def _posterior(file: Path) -> Any:
+    """What ArviZ reads from an exported posterior.
+
+    :raises UsageError: where it cannot.
+    """
+    try:
+        return arviz_package().from_netcdf(file)
+    except Exception as error:  # HDF5, xarray and ArviZ each have their own
+        raise UsageError(f"'{file}' is no posterior that ArviZ reads: {first_line(error)}") from None
+
+
+def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """The page, made from a run's files."""
+    settings = read_object(folder / "run.json", UsageError, "it says how the run was made")
     small = compressed.read(folder / "network.pbc")
-    arviz = arviz_package()
-    first = arviz.from_netcdf(folder / "posterior.nc")
-    last = arviz.from_netcdf(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
+    first = _posterior(folder / "posterior.nc")
+    last = _posterior(folder / "finetune.nc") if (folder / "finetune.nc").is_file() else first
     layers, last_layers = layer_posteriors(first), layer_posteriors(last)
     cuts = metrics.get("pruning_thresholds", metrics["thresholds"])
     pruning_cuts = {
@@ -96,6 +130,9 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     history = history_of(first)
     shape = np.atleast_1d(first["constant_data"].attrs.get("input_shape", ()))
 
+    checks, how_cut = metrics.get("diagnostics", {}), f"{cuts_in_words(cuts)}."
+    # What the figures do not give is said now, and not when all pictures have been drawn.
+    _page(metrics, settings, how_cut, checks, [("Can it be trusted", "", "", b"", None)])
     pages = _Pages(folder)
     add = pages.add
     add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
@@ -137,15 +174,14 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     scaled = [name for name in layers if f"{name}.scale" in first["posterior"]]
     for name in scaled[:1]:
         add("Can it be trusted", "forest", lambda ax, name=name: plots.forest(first, name, ax=ax), plots.forest)
-    checks = metrics.get("diagnostics", {})
     if checks:
         found = {
             label: Calibration(c["error"], *(np.array(c[k], dtype=float) for k in ("confidence", "accuracy", "count")))
             for label, c in checks["calibration"].items()
         }
         add("Can it be trusted", "reliability", lambda ax: plots.reliability(found, ax), plots.reliability)
-    page = _page(metrics, settings, f"{cuts_in_words(cuts)}.", checks, pages.pictures)
-    write_atomically(folder / "report.html", page.encode())
+    page = _page(metrics, settings, how_cut, checks, pages.pictures)
+    write_atomically(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 
@@ -155,7 +191,7 @@ def write_results(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     :param metrics: what is not finite is None in the files.
     """
     told = without_nan(dict(metrics))
-    write_atomically(folder / "report.md", markdown(told).encode())
+    write_atomically(folder / "report.md", markdown(told).encode(errors="backslashreplace"))
     write_report(folder, told)
     write_atomically(folder / "metrics.json", (json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
     return told
@@ -175,7 +211,7 @@ class _Pages:
             how = (function.__doc__ or "").split("Read: ")[-1].split(":param")[0].split(":raises")[0]
             how = " ".join(how.split())
             how = how[:1].upper() + how[1:]
-        picture = _save(self.folder / "plots" / f"{name}.png", draw)
+        picture = _save(self.folder / "plots" / f"{_file_name(name)}.png", draw)
         self.pictures.append((section, name, how, picture, function))
 
 
@@ -205,7 +241,7 @@ def findings(checks: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_STYLE = """
+_STYLE = Markup("""
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --back: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --back: #0d1117; --card: #151b23; }
@@ -226,10 +262,10 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; tex
 th:first-child, td:first-child { text-align: left; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-"""
+""")
 
 
-def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> str:
+def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> Markup:
     figures, dense = metrics["compression"], metrics["dense"]
     error = metrics["compressed"]["error_percent"]
     key = [
@@ -241,43 +277,46 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
     ]
     title = f"{metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}"
     parts = [
-        "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>", f"<style>{_STYLE}</style>", "</head>", "<body>",
-        f"<h1>{html.escape(title)}</h1>",
-        '<ul class="key">', *(f"<li><b>{html.escape(v)}</b>{html.escape(k)}</li>" for v, k in key), "</ul>",
-        '<div class="wide">', _table(metrics), "</div>",
+        markup('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'),
+        markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        markup("<title>{title}</title>", title=title), markup("<style>{style}</style>\n</head>", style=_STYLE),
+        markup("<body>\n<h1>{title}</h1>\n<ul class=\"key\">", title=title),
+        *(markup("<li><b>{value}</b>{key}</li>", value=value, key=key) for value, key in key),
+        markup('</ul>\n<div class="wide">\n{table}\n</div>', table=_table(metrics)),
     ]  # fmt: skip
     if "target" in metrics:
         parts.append(paragraph(target_in_words(metrics)))
     parts += [paragraph(said) for said in watched_in_words(metrics)]
-    parts.append(f'<p class="soft">Error is that of the network decoded from the file. {html.escape(how_cut)}</p>')
-    sections = list(dict.fromkeys(section for section, *_ in pictures))
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section)}</h2>")
+    how_cut = f"Error is that of the network decoded from the file. {how_cut}"
+    parts.append(markup('<p class="soft">{how_cut}</p>', how_cut=how_cut))
+    for section in dict.fromkeys(section for section, *_ in pictures):
+        parts.append(markup("<h2>{section}</h2>", section=section))
         if section == "Can it be trusted" and checks:
-            parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in findings(checks)), "</ul>"]
-        parts.append('<div class="figures">')
-        for own, name, how, data, _ in pictures:
-            if own == section:
-                source = "data:image/png;base64," + base64.b64encode(data).decode()
-                caption = f"<figcaption>{html.escape(how)}</figcaption>" if how else ""
-                parts.append(f'<figure><img alt="{html.escape(name)}" src="{source}">{caption}</figure>')
-        parts.append("</div>")
+            lines = joined(markup("<li>{line}</li>", line=line) for line in findings(checks))
+            parts.append(markup("<ul>\n{lines}\n</ul>", lines=lines))
+        figure = [_figure(name, how, data) for own, name, how, data, _ in pictures if own == section]
+        parts.append(markup('<div class="figures">\n{figures}\n</div>', figures=joined(figure, "\n")))
     if "sensitivity" in metrics:
         parts += _sensitivity(metrics)
     told = {name: value for name, value in flat(metrics["recipe"]).items() if value not in (None, "")}
     recipe = ", ".join(f"{name.replace('.', ' ').replace('_', ' ')} {value}" for name, value in told.items())
+    how = f"Recipe: {recipe}. {metrics['seconds']:.0f} seconds, seed {metrics['seed']}."
     parts += [
-        "<h2>How it was made</h2>",
-        f"<pre>{html.escape(command(settings))}</pre>",
-        f'<p class="soft">Recipe: {html.escape(recipe)}. {metrics["seconds"]:.0f} seconds, seed {metrics["seed"]}.</p>',
-        "</body>", "</html>",
-    ]  # fmt: skip
-    return "\n".join(parts) + "\n"
+        markup("<h2>How it was made</h2>\n<pre>{command}</pre>", command=command(settings)),
+        markup('<p class="soft">{how}</p>\n</body>\n</html>\n', how=how),
+    ]
+    return joined(parts, "\n")
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
+def _figure(name: str, how: str, picture: bytes) -> Markup:
+    source = "data:image/png;base64," + base64.b64encode(picture).decode()
+    caption = markup("<figcaption>{how}</figcaption>", how=how) if how else Markup()
+    return markup(
+        '<figure><img alt="{name}" src="{source}">{caption}</figure>', name=name, source=source, caption=caption
+    )
+
+
+def _table(metrics: Mapping[str, Any]) -> Markup:
     head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
     return table(
         head,
@@ -291,7 +330,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _sensitivity(metrics: Mapping[str, Any]) -> list[str]:
+def _sensitivity(metrics: Mapping[str, Any]) -> list[Markup]:
     """The table of sensitivity, and how to read it."""
     own, found = metrics["sensitivity"], sensitivity_of(metrics)
     how = (
@@ -301,6 +340,7 @@ def _sensitivity(metrics: Mapping[str, Any]) -> list[str]:
         f"Bytes are of its weights."
     )
     return [
-        "<h2>Layer by layer</h2>", '<div class="wide">', table(found.head, found.cells()), "</div>",
-        f'<p class="soft">{html.escape(how)}</p>',
-    ]  # fmt: skip
+        markup("<h2>Layer by layer</h2>"),
+        markup('<div class="wide">{table}</div>', table=table(found.head, found.cells())),
+        markup('<p class="soft">{how}</p>', how=how),
+    ]

@@ -4,13 +4,14 @@ Every field that the command line can set carries its option: the parser, the co
 :meth:`Settings.of` are made from the fields, so that a setting is said once.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from ..compression.rate import DIVERGENCE
 from ..compression.target import Target
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..priors.base import Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
@@ -202,16 +203,16 @@ def command(settings: Mapping[str, Any]) -> str:
     """
     if "prior" not in settings:
         return _compress_command(settings)
-    words = ["pyro-bc run", f"--net {settings['net']}", f"--prior {settings['prior']}", f"--data {settings['data']}"]
+    words = ["pyro-bc run", *(f"--{name} {_quoted(settings[name])}" for name in ("net", "prior", "data"))]
     plain = Settings("", "", "")
     for stage, own in options_of(plain):
         value = (settings.get(stage, {}) if stage else settings).get(own.name)
         if value is not None:
-            words.append(f"--{own.metadata['option']} {value}".rstrip())
+            words.append(f"--{own.metadata['option']} {_quoted(value)}")
     for name in ("batch_norm", "seed", "precision"):
         if settings.get(name, getattr(plain, name)) != getattr(plain, name):
-            words.append(f"--{name.replace('_', '-')} {settings[name]}")
-    words += [f"--threshold {layer}={cut:g}" for layer, cut in (settings.get("thresholds") or {}).items()]
+            words.append(f"--{name.replace('_', '-')} {_quoted(settings[name])}")
+    words += [f"--threshold {_quoted(f'{layer}={cut:g}')}" for layer, cut in (settings.get("thresholds") or {}).items()]
     return " ".join([*words, "--development"] if settings.get("development") else words)
 
 
@@ -243,9 +244,15 @@ def as_json(settings: Settings | CompressSettings) -> dict[str, Any]:
 
 
 def _compress_command(settings: Mapping[str, Any]) -> str:
-    words = [f"pyro-bc compress {settings['net']} --data {settings['data']}"]
+    words = [f"pyro-bc compress {_quoted(settings['net'])} --data {_quoted(settings['data'])}"]
     plain = asdict(CompressSettings("", ""))
     for name in ("weights", "epochs", "batch_size", "nats_per_bit", "divergence", "seed"):
-        if settings[name] != plain[name]:
-            words.append(f"--{name.replace('_', '-')} {settings[name]}")
+        value = settings.get(name, plain[name])
+        if value != plain[name]:
+            words.append(f"--{name.replace('_', '-')} {_quoted(value)}")
     return " ".join(words)
+
+
+def _quoted(value: Any) -> str:
+    """A value as one word of a shell's, whatever it holds: a reader may copy the line."""
+    return shlex.quote(printable(str(value)))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import CompressedFileError
+from ..graph.arguments import check_program
 from ..graph.attention import separate_heads
 from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
@@ -59,14 +60,18 @@ class CompressedNetwork(Contents):
     def compression(self, file_bytes: int | None = None) -> Compression:
         """The compression figures; everything that is stored as a number counts, biases and buffers too.
 
+        A network without numbers counts as one of a single bit.
+
         :param file_bytes: size of the file; None to encode and count.
         """
         size = len(self.to_bytes()) if file_bytes is None else file_bytes
         numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, Numbers)]
         nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
         return Compression(
-            pruning=self.dense_parameters / sum(tensor.codes.numel() for tensor in numbers),
-            fast_prediction=32 * self.dense_parameters / sum(t.codes.numel() * _bits_to_multiply(t) for t in numbers),
+            pruning=self.dense_parameters / max(1, sum(tensor.codes.numel() for tensor in numbers)),
+            fast_prediction=32
+            * self.dense_parameters
+            / max(1, sum(tensor.codes.numel() * _bits_to_multiply(tensor) for tensor in numbers)),
             maximum=4 * self.dense_parameters / size,
             nonzero_percent=100 * nonzero / self.dense_parameters,
         )
@@ -104,7 +109,9 @@ class CompressedNetwork(Contents):
         """The file's content; the same network always gives the same bytes.
 
         :param net: as for :meth:`save`.
+        :raises UnsupportedNetworkError: where it computes what no file may ask for.
         """
+        check_program(self.nodes)
         return encode(self, None if net is None else _dense_graph(net)(self.input_shape, self.input_dtype))
 
     @staticmethod

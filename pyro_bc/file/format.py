@@ -78,6 +78,8 @@ of a power of two and one of the doubles 1, 1.189207115002721, 1.414213562373095
 transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
 Nothing in the
 file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
+Before any of them runs all are looked at (:mod:`pyro_bc.graph.arguments`): names, kinds and ranges of arguments, and
+whether they come to one tensor that depends on the input.
 
 Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
 kind 2, those selected from), of which kinds 4, 5 and 8, and the steps of rows, at most 2^20; and of a file of n bytes
@@ -93,14 +95,15 @@ cell too.
 import itertools
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CompressedFileError
+from ..errors import CompressedFileError, UnsupportedNetworkError
+from ..graph.arguments import check_program, named_arguments
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
@@ -289,6 +292,10 @@ def _read_graph(
     nodes = tuple(reader.node(index) for index in range(count))
     if not nodes or dense_parameters < 1:
         raise CompressedFileError("the file claims an empty network")
+    try:
+        check_program(nodes)
+    except UnsupportedNetworkError as error:
+        raise CompressedFileError(f"the file asks for what no network does: {error}") from None
     return outer, nodes, dense_parameters, input_shape, dtype, reader
 
 
@@ -320,27 +327,68 @@ def _check(contents: Contents) -> None:
     Where the operations' rules do not know the shapes, the network is run on torch's meta device.
     """
     try:
-        shapes = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
-        network = GraphNetwork(contents.nodes, shapes, contents.buffers)
+        _check_layers(contents)
+        tensors = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
+        network = GraphNetwork(contents.nodes, tensors, contents.buffers)
         most, shape = _EXAMPLES * _MOST_OF_A_RESULT, (_EXAMPLES, *contents.input_shape)
-        known = contents.input_dtype == torch.float32 and shapes_by_rules(contents.nodes, shapes, shape, most)
+        known: Any = contents.input_dtype == torch.float32 and shapes_by_rules(contents.nodes, tensors, shape, most)
         if contents.input_shape and not known:
-            _run_without_storage(contents, network)
+            known = _run_without_storage(contents, network)
+        _check_indices(contents, [shape, *known] if known else None)
     except Exception as error:  # whatever torch raises on what a damaged file asks for
-        reason = first_line(error)
-        raise CompressedFileError(f"the file's layers do not fit together: {reason}") from None
+        raise CompressedFileError(f"the file's layers do not fit together: {first_line(error)}") from None
 
 
-def _run_without_storage(contents: Contents, network: GraphNetwork) -> None:
+def _check_layers(contents: Contents) -> None:
+    """:raises ValueError: where a layer's weight or bias is none."""
+    for node in contents.nodes:
+        if is_layer(node):
+            for position, tensor in enumerate(node.args[1:3]):
+                stored = None if tensor is None else contents.tensors[tensor.name]
+                dims = layer_type(node.op).spatial + 2 if position == 0 else 1
+                if stored is not None and not (isinstance(stored, Numbers) and stored.codes.dim() == dims):
+                    raise ValueError(f"a {'bias' if position else 'weight'} of {node.op} is none")
+
+
+def _check_indices(contents: Contents, shapes: Sequence[tuple[int, ...] | None] | None) -> None:
+    """Look whether the file's own indices are those of something; torch looks no sooner than it computes.
+
+    :param shapes: of the input and of all results; None where they are not known.
+    :raises ValueError: where one is not.
+    """
+
+    def shape_of(leaf: Any) -> tuple[int, ...] | None:
+        if isinstance(leaf, Named):
+            return tuple(values(contents.tensors[leaf.name]).shape)
+        return None if shapes is None else shapes[leaf.index + 1]
+
+    for node in contents.nodes:
+        if node.op not in ("index_select", "embedding"):
+            continue
+        given = named_arguments(node)
+        own, dim = ("weight", 0) if node.op == "embedding" else ("self", given["dim"])
+        index = given["indices" if node.op == "embedding" else "index"]
+        shape = shape_of(given[own])
+        if isinstance(index, Named) and shape:
+            indices = values(contents.tensors[index.name])
+            if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < shape[dim]:
+                raise ValueError(f"{node.op} reads entry {int(indices.max()):,} of {shape[dim]:,}")
+
+
+def _run_without_storage(contents: Contents, network: GraphNetwork) -> list[tuple[int, ...] | None]:
+    """The shapes of all results, None of what is no tensor."""
     x = torch.empty(_EXAMPLES, *contents.input_shape, dtype=contents.input_dtype, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
     recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
+    shapes: list[tuple[int, ...] | None] = []
     for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor) and tensor.numel() > _EXAMPLES * _MOST_OF_A_RESULT:
                 raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")
         if index in recurrent and isinstance(result, Tensor) and max(result.shape[:2], default=0) > _MOST_RECURRENT:
             raise ValueError(f"its recurrent cells take more than {_MOST_RECURRENT} steps")
+        shapes.append(tuple(result.shape) if isinstance(result, Tensor) else None)
+    return shapes[1:]
 
 
 def _without_storage(stored: Stored) -> Tensor:

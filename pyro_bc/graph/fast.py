@@ -6,7 +6,8 @@ operations. Against these, without gradients and on the CPU: activations come be
 goes through in parts whose activations stay in the processor's cache.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +15,17 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from .layer_types import LAYER_TYPES
+from .arguments import STATISTICS_OF_THE_BATCH, named_arguments
+from .layer_types import LAYER_TYPES, layer_type
 from .module import GraphNetwork
-from .nodes import Named, Node, Value, arguments, is_layer, layer_name
+from .nodes import LAYERS, Named, Node, Value, arguments, is_layer, layer_name, leaves
 from .operations import function, operation
 
 #: largest activation of a part of a batch, in numbers; a few megabytes.
 PART = 2**20
+
+#: arguments that name dimensions; where one leaves them open, all are meant.
+_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "start_dim", "end_dim")
 
 _PLAIN = {row.module for row in LAYER_TYPES}
 
@@ -42,9 +47,9 @@ class PredictionNetwork(GraphNetwork):
         if self._function is None:
             self._function = _function(arranged(self._nodes), self._layers)
         shape = tuple(x.shape[1:])
-        if shape not in self._parts:
+        if len(x) > 1 and shape not in self._parts:
             self._parts[shape] = self._part(x)
-        part = self._parts[shape]
+        part = self._parts.get(shape)
         if part is None or len(x) <= part:
             return self._function(self, x)
         return torch.cat([self._function(self, piece) for piece in x.split(part)])
@@ -55,15 +60,34 @@ class PredictionNetwork(GraphNetwork):
 
     def _part(self, x: Tensor) -> int | None:
         """Examples of one part; None where they may depend on each other."""
+        shapes = [tuple(x[:2].shape)]
+        results = self.results(self._nodes, x[:2])
         for node in self._nodes:
-            over_batch = node.op in ("flatten", "index_select") and (len(node.args) < 2 or node.args[1] == 0)
-            if not operation(node.op).per_example or over_batch or not isinstance(node.args[0], Value):
+            if not keeps_examples_apart(node, shapes):
                 return None
-        sizes = [value.numel() for value in self.results(self._nodes, x[:1]) if isinstance(value, Tensor)]
-        return max(1, PART // max(x[0].numel(), *sizes))
+            shapes.append(tuple(next(results).shape))
+            if shapes[-1][:1] != (2,):
+                return None
+        return max(1, 2 * PART // max(map(math.prod, shapes)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_function": None}  # generated functions cannot be pickled
+
+
+def keeps_examples_apart(node: Node, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether an operation, with the arguments that it has here, makes of each example what it makes of it alone.
+
+    :param shapes: of the results of the nodes before it, behind that of the network's input; the batch comes first.
+    """
+    first = node.args[0] if node.args else None
+    # What else is computed from the batch, a layer's weight for instance, has seen all of it.
+    if not operation(node.op).per_example or not isinstance(first, Value) or len(node.values()) != 1:
+        return False
+    ndim, given = len(shapes[first.index + 1]), named_arguments(node)
+    if node.op in LAYERS and ndim < layer_type(node.op).spatial + 2:  # a single example, whose channels come first
+        return False
+    dims = [leaf for name in _DIMENSIONS if name in given for leaf in leaves(given[name] or (0,))]
+    return all(dim % ndim for dim in dims) and not any(given.get(name) for name in STATISTICS_OF_THE_BATCH)
 
 
 def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -17,11 +17,15 @@ from ..errors import CheckpointError
 from ..runtime import processes
 from ..runtime.devices import device_of
 from ..runtime.files import write_atomically
+from ..runtime.messages import first_line
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
 
 #: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3
+
+# Of an epoch, what only a fit with a target has.
+_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept")
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:
@@ -75,17 +79,63 @@ def restore_fit(
     """
     tensors, metadata = processes.from_first(lambda: load_checkpoint(path))
     saved = metadata.get("settings", {})
-    if _fingerprint(saved) != _fingerprint(settings):
-        differing = [key for key in settings if json.dumps(saved.get(key)) != json.dumps(settings[key])]
+    if not isinstance(saved, dict) or _fingerprint(saved) != _fingerprint(settings):
+        own = saved if isinstance(saved, dict) else {}
+        differing = [key for key in settings if json.dumps(own.get(key)) != json.dumps(settings[key])]
         raise CheckpointError(f"'{path}' was written by a run with other settings: {', '.join(differing)} differ")
-    put_back(tensors, model, guide)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(tensors, "optimizer.").items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    set_random_state(_part(tensors, f"rng.{processes.rank()}."), device_of(guide))
-    return [Epoch(**record) for record in metadata["history"]], _part(tensors, "kept.")
+    history = history_of(path, metadata)
+    try:
+        put_back(tensors, model, guide)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        _check_state(state, optimizer)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        set_random_state(_part(tensors, f"rng.{processes.rank()}."), device_of(guide))
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"'{path}' holds another network's training, or is damaged ({first_line(error)}); delete it to start over"
+        ) from None
+    return history, _part(tensors, "kept.")
+
+
+def _check_state(state: Mapping[int, Mapping[str, Tensor]], optimizer: Any) -> None:
+    """Look whether an optimiser's state is that of its parameters; torch would say so in the middle of a step.
+
+    :raises ValueError: where it is not.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len({tuple(sorted(own)) for own in state.values()}) > 1:
+        raise ValueError("parts of the optimiser's state are missing")
+    for index, own in state.items():
+        for value in own.values():
+            if not 0 <= index < len(parameters) or (value.dim() and value.shape != parameters[index].shape):
+                raise ValueError("the optimiser's state is that of other parameters")
+
+
+def history_of(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> list[Epoch]:
+    """The course of the fit that a checkpoint was written by.
+
+    :param metadata: of :func:`load_checkpoint`.
+    :raises CheckpointError: where it holds none.
+    """
+    try:
+        return [_epoch(record) for record in metadata["history"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{path}' holds no course of a fit ({type(error).__name__}: {first_line(error)}); delete it to start over"
+        ) from None
+
+
+def _epoch(record: Mapping[str, Any]) -> Epoch:
+    epoch = Epoch(**record)
+    for name, value in asdict(epoch).items():
+        numbers = value.values() if name in ("groups_left", "kl_by_layer") else [value]
+        may_be = (type(None), bool, int, float) if name in _MAY_BE_NONE else (int, float)
+        if not all(type(number) in may_be for number in numbers):
+            raise TypeError(f"{name} is no number")
+    return epoch
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -108,8 +158,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["pyro_bc"])
+            if not isinstance(metadata, dict):
+                raise ValueError("its header holds no settings")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
         raise CheckpointError(
-            f"'{path}' is not a readable pyro_bc checkpoint ({error}); delete it to start over"
+            f"'{path}' is not a readable pyro_bc checkpoint ({first_line(error)}); delete it to start over"
         ) from None

@@ -75,4 +75,4 @@ class FitResult:
         name = "error of the compressed network" if looks else "loss, nats per training example"
         seconds = sum(record.seconds for record in self.history)
         said = f"{len(self.history)} epochs in {seconds:.0f} seconds"
-        return "\n".join([paragraph(said), table(head, rows), picture(drawn, "epoch", name, joined=True)])
+        return "\n".join([paragraph(said), table(head, rows), picture(drawn, "epoch", name, is_joined=True)])

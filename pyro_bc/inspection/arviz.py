@@ -19,6 +19,7 @@ Dimensions are named after what they count: ``<layer>.input``, ``<layer>.output`
 import json
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -90,10 +91,25 @@ def to_inference_data(
 
 
 def arviz_package() -> Any:
-    """ArviZ, without its announcement of version 1, on which everything here works too."""
+    """ArviZ, without its announcement of version 1, on which everything here works too.
+
+    It notes in the user's cache when it made that announcement, and cannot be imported where there is none that can
+    be written: then it notes that elsewhere.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        import arviz
+        try:
+            import arviz
+        except OSError:
+            before = {name: os.environ.get(name) for name in ("HOME", "XDG_CACHE_HOME")}
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ.update(dict.fromkeys(before, folder))
+                try:
+                    import arviz
+                finally:
+                    for name, value in before.items():
+                        del os.environ[name]
+                        os.environ.update({} if value is None else {name: value})
     return arviz
 
 

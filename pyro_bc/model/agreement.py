@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.contents import integers_of
+from ..graph.arguments import check_program
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
@@ -45,6 +46,7 @@ def obstacle(
     with same_random_state(args[0].device):
         try:
             graph = read_graph(net, args[0])
+            check_program(graph.nodes)
             for name, tensor in graph.tensors.items():
                 if not tensor.is_floating_point():
                     integers_of(name, tensor)

@@ -1,12 +1,15 @@
 """What is written appears whole or not at all, and a folder belongs to one run at a time."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..errors import OutputError, UsageError
+from ..errors import OutputError, PyroBCError, UsageError
+from .messages import first_line
 
 _SUFFIX = ".partial"
 
@@ -76,6 +79,24 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_object(path: Path, wrong: type[PyroBCError], advice: str) -> dict[str, Any]:
+    """What a JSON file holds, an object.
+
+    :param wrong: the error where it cannot be read, is no JSON, or holds something else.
+    :param advice: what to do then.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict):
+            return found
+        reason = f"it holds a {type(found).__name__}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, RecursionError) as error:  # also of text that is none, and of lists in lists without end
+        reason = first_line(error)
+    raise wrong(f"'{path}' is damaged ({reason}); {advice}")
 
 
 def is_empty(folder: Path) -> bool:

@@ -1,6 +1,9 @@
 """What other libraries' errors say, in the words of ours."""
 
+from ..errors import printable
+
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its class where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says, in one line, the second where the first announces it; its class where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(" ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]))

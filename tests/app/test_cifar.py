@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -126,3 +128,29 @@ def test_what_is_no_cifar_is_one_clear_error_and_never_executed(tmp_path):
     del pictures["test/ship/0000.jpg"], pictures["test/ship/0001.jpg"], pictures["test/ship/0002.jpg"]
     with pytest.raises(DataError, match="does not hold test/<class>"):
         read_jpeg(unpack(tmp_path / "classes", pictures.items()))
+
+
+def test_pictures_of_any_size_are_looked_at_by_their_header(tmp_path):
+    """A thumbnail of a kilobyte claims 400 million pixels: it is refused, and not decoded first."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for side in (33, 12_000, 20_000):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        folder = unpack(tmp_path / str(side), (dict(jpegs()) | {"train/cat/0001.jpg": picture}).items())
+        with pytest.raises(DataError, match=r"'train/cat/0001.jpg' .*pixels"):
+            read_jpeg(folder)
+
+
+BYTES = np.zeros((1, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "data,labels", [([0] * 3072, [1]), (BYTES.astype(float), [1]), (BYTES, 1), (BYTES, [[1]]), (BYTES, [1 << 70])]
+)
+def test_batches_of_other_types_are_none(tmp_path, data, labels):
+    files = {name: pickle.dumps({b"data": data, b"labels": labels}, 2) for name, _ in python_batches()}
+    with pytest.raises(DataError, match="does not hold CIFAR-10's batches"):
+        read_python(unpack(tmp_path, files.items()) / "cifar-10-batches-py")

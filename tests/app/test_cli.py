@@ -1,16 +1,23 @@
 """The command as a user runs it, in processes of its own: digits to a file, the file evaluated, every refusal."""
 
+import io
 import json
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import Command, command
 
 import pyro_bc
-from pyro_bc.app.cli import parser
+from pyro_bc.app.cli import main, parser
+from pyro_bc.file.contents import Contents
+from pyro_bc.file.format import encode
+from pyro_bc.graph.nodes import Named, Node, Value
+from pyro_bc.quantisation.fixed_point import FixedPoint
 
 SHORT = ("--net", "lenet-300-100", "--data", "digits", "--pretrain-epochs", "30", "--epochs", "25")
 
@@ -164,6 +171,45 @@ def test_files_that_are_none_are_named(tmp_path, subcommand, content, message):
     done = command(name, path, *rest)
     assert done.returncode == 2 and message in done.stderr and str(path) in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def odd_files():
+    """Networks without what inspect and evaluate tell of."""
+    x = Value(-1)
+    ones = FixedPoint(torch.ones(3, 64, dtype=torch.int64), 0)
+    flat, layer = Node("flatten", (x, 1)), Node("linear", (Value(0), Named("w")))
+    return {
+        "no numbers": ([Node("relu", (x,))], {}),
+        "no layers": ([flat, Node("mul", (Value(0), 2))], {}),
+        "no dimensions": ([Node("sum", (x,))], {}),
+        "two rows an example": ([flat, layer, Node("cat", ((Value(1), Value(1)), 0))], {"w": ones}),
+    }
+
+
+@pytest.mark.parametrize("nodes,tensors", odd_files().values(), ids=odd_files())
+def test_networks_that_are_odd_are_inspected_and_evaluated_or_refused(tmp_path, capsys, nodes, tensors):
+    path = tmp_path / "odd.pbc"
+    path.write_bytes(
+        encode(Contents(tuple(nodes), tensors, dict.fromkeys(tensors, (3, 64)), 100, (1, 8, 8), frozenset()))
+    )
+    assert main(["inspect", str(path)]) == 0 == main(["inspect", str(path), "--json"])
+    capsys.readouterr()
+    code = main(["evaluate", str(path), "--data", "digits"])
+    said = capsys.readouterr()
+    assert code == 0 or (code == 2 and said.err.count("\n") == 1 and str(path) in said.err)
+
+
+def test_what_an_encoding_lacks_is_spelled_and_nothing_reaches_the_terminal(finished, tmp_path, monkeypatch):
+    output, errors = (io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main(["inspect", str(finished / "network.pbc")]) == 0
+    assert main(["inspect", str(tmp_path / "\x1b[31mö\udc80.pbc")]) == 2
+    assert main(["run", *SHORT, "--prior", "gnj", "--out", str(finished), "--resume"]) == 0
+    output.flush(), errors.flush()
+    told, said = output.buffer.getvalue(), errors.buffer.getvalue()
+    assert rb"64 \u2192 300 became" in told and b"| bits by rule |" in told
+    assert b"\x1b" not in said and rb"\x1b[31m\xf6\udc80.pbc' cannot be read" in said
 
 
 def test_a_file_is_not_evaluated_on_pictures_of_another_size(finished, mnist_folder):

@@ -3,16 +3,17 @@
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 from helpers import command
 
 from pyro_bc.app.cli import parser
 from pyro_bc.app.job import run
-from pyro_bc.app.report import write_report
+from pyro_bc.app.report import _page, write_report
 from pyro_bc.app.settings import Settings, as_json
 from pyro_bc.app.settings import command as command_line
-from pyro_bc.errors import UsageError
+from pyro_bc.errors import PyroBCError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,53 @@ def test_no_run_is_one_clear_line(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder of a finished" in done.stderr
     with pytest.raises(UsageError, match=r"run\.json"):
         write_report(tmp_path)
+
+
+def emptied(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_file(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+DAMAGED = {
+    "no text": ("metrics.json", lambda path: path.write_bytes(b"\xff"), "'.*metrics.json' is damaged"),
+    "a list": ("run.json", lambda path: path.write_text("[1]"), "'.*run.json' is damaged .it holds a list"),
+    "lists in lists": ("metrics.json", lambda path: path.write_text("[" * 100_000), "is damaged"),
+    "others' figures": ("metrics.json", lambda path: path.write_text("{}"), "not what this version .*KeyError"),
+    "half a network": ("network.pbc", lambda path: path.write_bytes(path.read_bytes()[:99]), "checksum"),
+    "half a posterior": ("posterior.nc", lambda path: path.write_bytes(path.read_bytes()[:999]), "ArviZ reads"),
+    "text as a posterior": ("finetune.nc", lambda path: path.write_text("text"), "finetune.nc' is no posterior"),
+    "a file in a folder's place": ("plots", as_file, "no folder, where a run writes a folder"),
+    "a folder in a file's place": ("report.html", emptied, "no file, where a run writes a file"),
+}
+
+
+@pytest.mark.parametrize("name,damage,message", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_folder_is_one_error_and_nothing_in_it_is_changed(folder, tmp_path, name, damage, message):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy / name)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(PyroBCError, match=message):
+        write_report(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_in_a_runs_files_reaches_the_page_as_markup(folder):
+    evil = "<script>'\"&"
+
+    def poisoned(tree):
+        if isinstance(tree, dict):
+            return {evil + key if key in ("fit", "paper") else key: poisoned(value) for key, value in tree.items()}
+        return [evil] if isinstance(tree, list) else evil if isinstance(tree, str) else tree
+
+    metrics = poisoned(json.loads((folder / "metrics.json").read_text()))
+    settings = poisoned(json.loads((folder / "run.json").read_text()))
+    page = _page(metrics, settings, evil, {}, [(evil, evil, evil, b"", None)])
+    assert "<script" not in page and page.count("&lt;script") > 10 and evil not in page
 
 
 def test_the_command_line_shown_gives_the_settings_back():

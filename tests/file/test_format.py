@@ -25,7 +25,7 @@ from pyro_bc.file.contents import Contents, Floats, Integers, Selection, values
 from pyro_bc.file.format import decode, encode
 from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
 from pyro_bc.graph.layer_types import LAYER_TYPES
-from pyro_bc.graph.nodes import Named, Node, Value, replace_leaves
+from pyro_bc.graph.nodes import LAYERS, Named, Node, Value, replace_leaves
 from pyro_bc.graph.read import read_graph
 from pyro_bc.quantisation.fixed_point import FixedPoint
 
@@ -95,6 +95,74 @@ def test_what_a_fuzzer_found_is_an_error_or_a_network_and_so_is_each_with_a_chan
             body[generator.integers(len(body))] = generator.integers(256)
             outcomes[outcome(with_checksum(bytes(body)))] += 1
     assert outcomes["refused"] > 10 and outcomes["network"] > 10
+
+
+X = Value(-1)
+W, INDEX = Named("w"), Named("index")
+CELL = (True, 1, 0.0, False, False, True)
+
+#: well formed files that mean harm: nodes, shape of an input (empty where unknown), tensors.
+HOSTILE = {
+    "an output that is a list": ([Node("chunk", (X, 2, 1))], (4,), {}),
+    "an output that is a number": ([Node("size", (X, 1))], (4,), {}),
+    "an output of no input": ([Node("zeros", ((2, 3),))], (4,), {}),
+    "a stride by its name": ([Node("conv2d", (X, W, None), (("stride", (2, 2)),))], (), {"w": (1, 1, 1, 1)}),
+    "an argument too many": ([Node("linear", (X, W, None, 7))], (4,), {"w": (3, 4)}),
+    "a layer of two inputs": ([Node("linear", ((X, X), W))], (), {"w": (3, 4)}),
+    "a padding that overflows": ([Node("conv2d", (X, W, None, (1, 1), (1 << 61,) * 2))], (), {"w": (4, 4, 1, 1)}),
+    "a number where a type belongs": ([Node("softmax", (X, 1, 1000))], (4,), {}),
+    "a text where a type belongs": ([Node("sum", (X,), (("dtype", "load"),))], (), {}),
+    "a state of the file's own": (
+        [Node("gru", (X, Named("z"), (W, W, Named("b"), Named("b")), *CELL)), Node("getitem", (Value(0), 0))],
+        (4, 4), {"z": (1, 2, 4), "w": (12, 4), "b": (12,)},
+    ),
+    "chance": ([Node("scaled_dot_product_attention", (X, X, X, None, 0.5))], (2, 3, 4), {}),
+    "an index that nothing has": (
+        [Node("index_select", (X, 1, INDEX))], (4,), {"index": Integers(torch.tensor([1 << 24]))}
+    ),
+    "an index below zero": ([Node("index_select", (X, 1, INDEX))], (4,), {"index": Integers(torch.tensor([-1]))}),
+    "a row that a table lacks": (
+        [Node("embedding", (W, INDEX)), Node("add", (X, Value(0)))], (),
+        {"w": (4, 2), "index": Integers(torch.tensor([4]))},
+    ),
+    "a bias of integers": (
+        [Node("linear", (X, W, INDEX)), Node("add", (Value(0), INDEX))], (4,),
+        {"w": (3, 4), "index": Integers(torch.ones(3, dtype=torch.int64))},
+    ),
+    "a weight of three dimensions": ([Node("linear", (X, W)), Node("add", (Value(0), W))], (), {"w": (1, 3, 4)}),
+}  # fmt: skip
+
+
+def forged(nodes, shape, tensors):
+    """A file of any nodes, whether they make sense or not."""
+    stored = {
+        name: FixedPoint(torch.ones(own, dtype=torch.int64), 0) if isinstance(own, tuple) else own
+        for name, own in tensors.items()
+    }
+    layers = [node.args[1].name for node in nodes if node.op in LAYERS and isinstance(node.args[1], Named)]
+    ordered = {name: stored[name] for name in dict.fromkeys(name for node in nodes for name in node.named())}
+    return encode(Contents(tuple(nodes), ordered, dict.fromkeys(layers, (1, 1)), 100, shape, frozenset()))
+
+
+@pytest.mark.parametrize("nodes,shape,tensors", HOSTILE.values(), ids=HOSTILE)
+def test_a_program_that_no_network_is_is_refused_before_it_runs(nodes, shape, tensors):
+    data = forged(nodes, shape, tensors)
+    with pytest.raises(CompressedFileError, match=r"asks for what no network does|do not fit together") as error:
+        CompressedNetwork.from_bytes(data)
+    assert str(error.value).isprintable()
+
+
+def test_what_no_file_may_ask_for_is_not_written():
+    network = random_network(3)
+    node = replace(network.nodes[-1], kwargs=(("dtype", "load"),))
+    with pytest.raises(UnsupportedNetworkError, match="'dtype' cannot be 'load'"):
+        replace(network, nodes=(*network.nodes[:-1], node)).to_bytes()
+
+
+def test_a_network_without_layers_or_numbers_has_figures():
+    network = CompressedNetwork.from_bytes(forged([Node("relu", (X,))], (4,), {}))
+    assert network.layers == network.architecture == () and network.compression().pruning == 100
+    assert torch.equal(network.network()(torch.tensor([[-1.0, 2.0]])), torch.tensor([[0.0, 2.0]]))
 
 
 def test_newer_versions_and_other_files_say_so():
@@ -400,18 +468,20 @@ def hostile_graphs():
     grown = [Node("expand", (x, (2, 1 << 20))), *(Node("cat", ((Value(i), Value(i)), 1)) for i in range(40))]
     cell = [Named(f"w{i}") for i in range(4)]
     sequence = [Node("expand", (x, (1 << 24, 2, 1))), Node("zeros", ((1, 2, 1),)),
-                Node("gru", (Value(0), Value(1), tuple(cell), True, 1, 0.0, False, False, False))]  # fmt: skip
+                Node("gru", (Value(0), Value(1), tuple(cell), True, 1, 0.0, False, False, False)),
+                Node("getitem", (Value(2), 0))]  # fmt: skip
+    pieces = [Node("expand", (x, (2, 1 << 24))), Node("split", (Value(0), 1, 1)), Node("getitem", (Value(1), 0))]
     return {
-        "integers without end": ([size, *doubled], "more than is allowed"),
-        "a list times a number": ([Node("int_mul", ((1, 2), 1 << 40))], "takes integers"),
-        "a list in a tensor's place": (lists, "takes a tensor"),
-        "millions of pieces": ([Node("expand", (x, (2, 1 << 24))), Node("split", (Value(0), 1, 1))], "4096 pieces"),
+        "integers without end": ([size, *doubled, Node("zeros", ((Value(40),),))], "more than is allowed"),
+        "a list times a number": ([Node("int_mul", ((1, 2), 3)), Node("mul", (x, Value(0)))], "'a' cannot be a list"),
+        "a list in a tensor's place": (lists, "'self' cannot be a list"),
+        "millions of pieces": (pieces, "4096 pieces"),
         "results without end": (grown, "more than 268435456 numbers"),
         "a recurrent cell of many steps": (sequence, "more than 4096 steps"),
         "code in a keyword": ([Node("gelu", (x,), (("a=print(1), b", 1),))], "keyword that is none"),
         "a keyword of Python's": ([Node("gelu", (x,), (("lambda", 1),))], "keyword that is none"),
         "a tensor to write into": ([Node("relu", (x,), (("out", Named("w0")),))], "keyword that is none"),
-        "something of torch's as a type": ([Node("sum", (x,), (("dtype", "load"),))], "do not fit"),
+        "something of torch's as a type": ([Node("sum", (x,), (("dtype", "load"),))], "'dtype' cannot be 'load'"),
     }
 
 

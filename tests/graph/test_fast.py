@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pyro_bc
+from graph.test_operations import Case, examples
 from pyro_bc.app.networks import lenet_5_caffe, lenet_300_100
 from pyro_bc.graph import fast as prediction
-from pyro_bc.graph.fast import PredictionNetwork, arranged, pooled_by_two
+from pyro_bc.graph.fast import PredictionNetwork, arranged, keeps_examples_apart, pooled_by_two
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
 from pyro_bc.graph.onnx import without_selections
+from pyro_bc.graph.operations import OPERATIONS
 from pyro_bc.graph.read import read_graph
 from pyro_bc.inference.elbo import elbo_terms
 
@@ -66,6 +68,60 @@ def test_a_large_batch_goes_in_parts_of_bounded_activations(monkeypatch):
         assert fast(torch.rand(25, 1, 28, 28)).shape == (25, 10)
         assert fast(torch.empty(0, 1, 28, 28)).shape == (0, 10)
     assert seen[-4:] == [10, 10, 5, 0]
+
+
+@pytest.mark.parametrize("row,example", [(r, e) for r in OPERATIONS if r.per_example for e in examples(r)])
+def test_a_row_that_keeps_examples_apart_predicts_the_same_in_parts(monkeypatch, row, example):
+    case = Case(row, example)
+    fast = PredictionNetwork(case.nodes[:-1], case.tensors)
+    x, shapes = case.input(5), [(5, *case.input_shape)]
+    shapes += [tuple(result.shape) for result in case.results(case.tensors, x)]
+    assert all(keeps_examples_apart(node, shapes) for node in case.nodes[:-1])
+    with torch.no_grad():
+        whole = fast(x)
+        monkeypatch.setattr(prediction, "PART", 1)
+        parts = PredictionNetwork(case.nodes[:-1], case.tensors)
+        assert torch.allclose(parts(x), whole, rtol=1e-5, atol=1e-6) and set(parts._parts.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "node,ndim",
+    [
+        (Node("flatten", (Value(-1),)), 3),
+        (Node("flatten", (Value(-1), -3, 2)), 3),
+        (Node("index_select", (Value(-1), -2, Named("w"))), 2),
+        (Node("linear", (Value(-1), Value(-1))), 2),
+        (Node("linear", (Value(-1), Named("w"))), 1),
+        (Node("conv2d", (Value(-1), Named("w"))), 3),
+        (Node("batch_norm", (Value(-1), None, None, None, None, True, 0.1, 1e-5, False)), 4),
+        (Node("matmul", (Value(-1), Value(-1))), 3),
+    ],
+)
+def test_arguments_under_which_examples_see_each_other_are_known(node, ndim):
+    assert not keeps_examples_apart(node, [(2,) * ndim])
+
+
+class Alike(nn.Module):
+    """How alike the examples of a batch are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = self.layer(x)
+        return F.linear(z, z)
+
+
+@pytest.mark.parametrize(
+    "net", [nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU()), Alike()]
+)
+def test_statistics_of_a_batch_are_those_of_the_whole(monkeypatch, net):
+    plain, fast = networks(net, torch.rand(2, 4))
+    monkeypatch.setattr(prediction, "PART", 64)
+    x = torch.rand(30, 4) * torch.linspace(0, 3, 30)[:, None]
+    with torch.no_grad():
+        assert torch.allclose(fast(x), plain(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("forward", [lambda x: x - x.mean(0), lambda x: x.flatten(0, 1).softmax(0).view(x.shape)])
