@@ -22,7 +22,7 @@ def test_text_is_escaped_everywhere():
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_points_lie_in_the_picture_in_their_order(logarithmic):
     points = [(10.0, 4.0), (100.0, 2.0), (1000.0, 1.0), (500.0, math.nan), (0.0, math.inf)]
-    made = picture(points, "bytes", "error", chosen=(100.0, 2.0), level=0.5, joined=True, logarithmic=logarithmic)
+    made = picture(points, "bytes", "error", chosen=(100.0, 2.0), level=0.5, is_joined=True, logarithmic=logarithmic)
     found = ElementTree.fromstring(made)
     places = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in found.iter(f"{SVG}circle")]
     *dots, ring = places
