@@ -87,19 +87,28 @@ class LayerType:
         return math.prod(weight_shape) // weight_shape[self.output_axis]
 
 
-_CONVOLUTION = ("stride", "padding", "dilation", "groups")
 LINEAR = LayerType("linear", nn.Linear, F.linear, group_axis=1)
+
+
+def _convolution(op: str, module: type[nn.Module], function: Callable[..., Tensor], spatial: int) -> LayerType:
+    return LayerType(op, module, function, spatial, arguments=("stride", "padding", "dilation", "groups"))
+
+
+def _transposed(op: str, module: type[nn.Module], function: Callable[..., Tensor], spatial: int) -> LayerType:
+    arguments = ("stride", "padding", "output_padding", "groups", "dilation")
+    return LayerType(op, module, function, spatial, 1, 0, 1, arguments, is_transposed=True)
+
 
 #: all of them; the first of as many dimensions is that of a weight of which no more is known.
 LAYER_TYPES: tuple[LayerType, ...] = (
     LINEAR,
-    LayerType("conv1d", nn.Conv1d, F.conv1d, spatial=1, arguments=_CONVOLUTION),
-    LayerType("conv2d", nn.Conv2d, F.conv2d, spatial=2, arguments=_CONVOLUTION),
-    LayerType(
-        "conv_transpose2d", nn.ConvTranspose2d, F.conv_transpose2d, spatial=2, output_axis=1, input_axis=0,
-        group_axis=1, arguments=("stride", "padding", "output_padding", "groups", "dilation"), is_transposed=True,
-    ),
-)  # fmt: skip
+    _convolution("conv1d", nn.Conv1d, F.conv1d, 1),
+    _convolution("conv2d", nn.Conv2d, F.conv2d, 2),
+    _convolution("conv3d", nn.Conv3d, F.conv3d, 3),
+    _transposed("conv_transpose1d", nn.ConvTranspose1d, F.conv_transpose1d, 1),
+    _transposed("conv_transpose2d", nn.ConvTranspose2d, F.conv_transpose2d, 2),
+    _transposed("conv_transpose3d", nn.ConvTranspose3d, F.conv_transpose3d, 3),
+)
 _BY_OPERATION = {row.op: row for row in LAYER_TYPES}
 
 

@@ -215,6 +215,14 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(89, "cos"),
     _elementwise(91, "to", shape=None, constants=None, per_example=True),
     _row(90, "conv_transpose2d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(2), per_example=True),
+    # Layers that came later have codes from 400 on.
+    _row(400, "conv3d", units=unit_rules.layer, shape=shape_rules.convolution(3), per_example=True),
+    _row(
+        401, "conv_transpose1d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(1), per_example=True
+    ),
+    _row(
+        402, "conv_transpose3d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(3), per_example=True
+    ),
 )
 
 #: rows by name, and by the code in a file.

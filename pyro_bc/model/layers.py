@@ -111,6 +111,11 @@ class BayesianLayer(PyroModule):
         return layer
 
     @classmethod
+    def covers(cls, module: Any) -> bool:
+        """Whether a module of the layer's type can become one: what cannot stays as it is."""
+        return True
+
+    @classmethod
     def _like(cls, module: Any, prior: Prior) -> Any:
         raise NotImplementedError
 
@@ -191,7 +196,7 @@ class BayesianLinear(BayesianLayer):
 
 
 class _BayesianConv(BayesianLayer):
-    """What convolutions over one and two dimensions share; arguments as torch's."""
+    """What convolutions over one to three dimensions share; arguments as torch's."""
 
     def __init__(
         self,
@@ -280,18 +285,21 @@ class BayesianConv2d(_BayesianConv):
     layer_type = layer_type("conv2d")
 
 
-class BayesianConvTranspose2d(BayesianLayer):
-    """``nn.ConvTranspose2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+class BayesianConv3d(_BayesianConv):
+    """``nn.Conv3d`` whose weight and bias are latent; each output filter is one group of a group prior.
 
-    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
-    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
-    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, height, width)``.
-    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+    :param in_channels: channels of the input ``(batch, in_channels, depth, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, depth', height', width')``.
+    :param prior: the prior over the weight, of shape ``(out_channels, in_channels / groups, depth, height, width)``.
 
-    The other parameters are those of ``torch.nn.ConvTranspose2d``.
+    The other parameters are those of ``torch.nn.Conv3d``; scales as for :class:`BayesianConv2d`.
     """
 
-    layer_type = layer_type("conv_transpose2d")
+    layer_type = layer_type("conv3d")
+
+
+class _BayesianConvTranspose(BayesianLayer):
+    """What transposed convolutions over one to three dimensions share; arguments as torch's."""
 
     def __init__(
         self,
@@ -311,7 +319,7 @@ class BayesianConvTranspose2d(BayesianLayer):
             raise UsageError(
                 f"a transposed convolution of {groups} groups cannot be Bayesian; name it in deterministic=[…]"
             )
-        make: Any = nn.ConvTranspose2d
+        make: Any = self.layer_type.module
         template = make(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, 1, bias, dilation, device="meta"
         )
@@ -321,7 +329,11 @@ class BayesianConvTranspose2d(BayesianLayer):
         self.output_padding = template.output_padding
 
     @classmethod
-    def _like(cls, module: Any, prior: Prior) -> "BayesianConvTranspose2d":
+    def covers(cls, module: Any) -> bool:
+        return bool(module.groups == 1)
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "_BayesianConvTranspose":
         return cls(
             module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
             module.output_padding, module.groups, module.bias is not None, module.dilation, prior=prior,
@@ -341,22 +353,74 @@ class BayesianConvTranspose2d(BayesianLayer):
         )
 
 
+class BayesianConvTranspose1d(_BayesianConvTranspose):
+    """``nn.ConvTranspose1d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, length)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, length')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, kernel_size)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose1d``.
+    """
+
+    layer_type = layer_type("conv_transpose1d")
+
+
+class BayesianConvTranspose2d(_BayesianConvTranspose):
+    """``nn.ConvTranspose2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, height, width)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose2d``.
+    """
+
+    layer_type = layer_type("conv_transpose2d")
+
+
+class BayesianConvTranspose3d(_BayesianConvTranspose):
+    """``nn.ConvTranspose3d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, depth, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, depth', height', width')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, depth, height, width)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose3d``.
+    """
+
+    layer_type = layer_type("conv_transpose3d")
+
+
 #: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
     GroupedLinear: BayesianLinear,
     **{
         layer.layer_type.module: layer
-        for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d, BayesianConvTranspose2d)
+        for layer in (
+            BayesianLinear,
+            BayesianConv1d,
+            BayesianConv2d,
+            BayesianConv3d,
+            BayesianConvTranspose1d,
+            BayesianConvTranspose2d,
+            BayesianConvTranspose3d,
+        )
     },
 }
 
 
 def layer_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of :data:`BAYESIAN` as which a module computes: its own, or one that it inherits ``forward`` from."""
-    if type(module) in BAYESIAN:
-        return type(module)
-    for kind in BAYESIAN:
-        if isinstance(module, kind) and all(getattr(type(module), f, 0) is getattr(kind, f, 0) for f in _COMPUTES):
+    """The class of :data:`BAYESIAN` as which a module computes: its own, or one that it inherits ``forward`` from.
+
+    None where there is none, or where the Bayesian layer does not cover the module's settings.
+    """
+    for kind in (type(module), *BAYESIAN):
+        computes_alike = all(getattr(type(module), f, 0) is getattr(kind, f, 0) for f in _COMPUTES)
+        if kind in BAYESIAN and isinstance(module, kind) and computes_alike and BAYESIAN[kind].covers(module):
             return kind
     return None
 

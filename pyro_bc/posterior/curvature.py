@@ -11,6 +11,8 @@ layer computes several: a convolution's patches, an attention's tokens. A layer 
 all of them.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -212,19 +214,19 @@ class _Sums:
             rows = x.reshape(len(x), -1, x.shape[-1])
             chosen = self._positions(rows.shape[1])
             return rows[:, chosen].flatten(0, 1).T[None]
-        if self.kind.spatial == 1:
-            x = x.unsqueeze(2)
         padded, stride, dilation = self._padded(node, x)
-        kernel = _pair(self.kernel, 1)
-        sizes = [(padded.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
-        chosen = self._positions(sizes[0] * sizes[1])
-        top, left = chosen // sizes[1] * stride[0], chosen % sizes[1] * stride[1]
-        turned = self.kind.is_transposed  # an input meets the kernel from behind
-        taken = [
-            padded[:, :, top + dilation[0] * row, left + dilation[1] * column]
-            for row in (reversed(range(kernel[0])) if turned else range(kernel[0]))
-            for column in (reversed(range(kernel[1])) if turned else range(kernel[1]))
+        sizes = [
+            (size - apart * (window - 1) - 1) // step + 1
+            for size, window, step, apart in zip(padded.shape[2:], self.kernel, stride, dilation, strict=True)
         ]
+        places = torch.unravel_index(self._positions(math.prod(sizes)), sizes)
+        taken = []
+        for entry in itertools.product(*map(range, self.kernel)):
+            if self.kind.is_transposed:  # an input meets the kernel from behind
+                entry = tuple(window - 1 - own for window, own in zip(self.kernel, entry, strict=True))
+            axes = zip(places, stride, dilation, entry, strict=True)
+            at: Any = (..., *(place * step + apart * own for place, step, apart, own in axes))
+            taken.append(padded[at])
         patches = torch.stack(taken, 2)  # (examples, channels, kernel, positions)
         grouped = patches.unflatten(1, (self.groups, -1)).flatten(2, 3)
         return grouped.permute(1, 2, 0, 3).flatten(2)
@@ -235,30 +237,32 @@ class _Sums:
         wanted = min(_POSITIONS, wanted) if sum(self.sizes) > _WIDE else _POSITIONS
         return torch.arange(count) if count <= wanted else torch.randperm(count)[:wanted]
 
-    def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
         """The input with what surrounds it, and the step from one patch to the next and from one entry to the next."""
         given = layer_arguments(node)
-        stride, dilation = _pair(given.get("stride", 1), 1), _pair(given.get("dilation", 1), 1)
-        padding, kernel = given.get("padding", 0), _pair(self.kernel, 1)
+        stride, dilation = self._each(given.get("stride", 1)), self._each(given.get("dilation", 1))
+        padding = given.get("padding", 0)
+        wide = [apart * (window - 1) for apart, window in zip(dilation, self.kernel, strict=True)]
         if self.kind.is_transposed:
-            own, more = _pair(padding, 0), _pair(given.get("output_padding", 0), 0)
-            spread = x.new_zeros(*x.shape[:2], *((x.shape[2 + d] - 1) * stride[d] + 1 for d in (0, 1)))
-            spread[:, :, :: stride[0], :: stride[1]] = x
-            around = [dilation[d] * (kernel[d] - 1) - own[d] for d in (0, 1)]
-            sides = (around[1], around[1] + more[1], around[0], around[0] + more[0])
-            return F.pad(spread, sides), (1, 1), dilation
+            own, more = self._each(padding), self._each(given.get("output_padding", 0))
+            sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)]
+            spread = x.new_zeros(*x.shape[:2], *sizes)
+            own_places: Any = (..., *(slice(None, None, step) for step in stride))
+            spread[own_places] = x
+            sides = [(w - p, w - p + extra) for w, p, extra in zip(wide, own, more, strict=True)]
+            return F.pad(spread, _last_first(sides)), (1,) * self.kind.spatial, dilation
         if padding == "same":
-            wide = [dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-            sides = (wide[1] // 2, wide[1] - wide[1] // 2, wide[0] // 2, wide[0] - wide[0] // 2)
+            sides = [(w // 2, w - w // 2) for w in wide]
         else:
-            own = (0, 0) if padding == "valid" else _pair(padding, 0)
-            sides = (own[1], own[1], own[0], own[0])
-        return F.pad(x, sides), stride, dilation
+            sides = [(own, own) for own in self._each(0 if padding == "valid" else padding)]
+        return F.pad(x, _last_first(sides)), stride, dilation
+
+    def _each(self, value: Any) -> tuple[int, ...]:
+        """A number, or one for every dimension of the kernel, as those."""
+        values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
+        return tuple(map(int, values * self.kind.spatial if len(values) == 1 else values))
 
 
-def _pair(value: Any, of_rows: int) -> tuple[int, int]:
-    """A number, or one or two of them, as those of rows and columns; ``of_rows`` where there are no rows."""
-    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value, value)
-    if len(values) == 1:
-        return of_rows, int(values[0])
-    return int(values[0]), int(values[1])
+def _last_first(sides: Sequence[tuple[int, int]]) -> list[int]:
+    """Sizes before and behind every dimension, as ``F.pad`` takes them."""
+    return [size for both in reversed(sides) for size in both]

@@ -23,7 +23,8 @@ def module_of(kind, inputs=5, outputs=6):
 
 
 def input_of(kind, inputs=5, batch=4):
-    return torch.randn(batch, inputs, *[7] * kind.spatial)
+    size = {"conv3d": 5, "conv_transpose3d": 2}.get(kind.op, 7)
+    return torch.randn(batch, inputs, *[size] * kind.spatial)
 
 
 def network(kind):
@@ -147,13 +148,14 @@ def test_a_decoder_with_transposed_convolutions_goes_all_the_way(tmp_path):
     assert difference < 1e-5
 
 
-def test_groups_of_a_transposed_convolution_stay_or_are_refused():
+def test_groups_of_a_transposed_convolution_stay_and_that_is_said():
     net = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(4, 4, 5, 5)
     net(x)
     with pytest.raises(pyro_bc.errors.UsageError, match="of 2 groups cannot be Bayesian"):
-        pyro_bc.BayesianNetwork(net, num_data=4)
-    model = pyro_bc.BayesianNetwork(net, GroupNormalJeffreys(), num_data=4, deterministic=["0"])
+        pyro_bc.BayesianConvTranspose2d(4, 6, 3, groups=2)
+    with pytest.warns(UserWarning, match=r"left deterministic.*'0' \(ConvTranspose2d\)"):
+        model = pyro_bc.BayesianNetwork(net, GroupNormalJeffreys(), num_data=4)
     guide = pyro_bc.FactorizedGuide(model)
     guide(x, torch.zeros(4).long())
     small = pyro_bc.compress(model, guide)

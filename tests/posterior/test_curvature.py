@@ -24,6 +24,9 @@ LAYERS = [
     (nn.Conv1d(3, 6, 3, padding=2, dilation=2), (3, 10)),
     (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 4)),
     (nn.ConvTranspose2d(3, 6, (2, 3), stride=(1, 2), dilation=(2, 1)), (3, 4, 4)),
+    (nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 1), groups=2), (4, 3, 5, 2)),
+    (nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1, output_padding=1), (3, 4)),
+    (nn.ConvTranspose3d(2, 3, (2, 3, 2), stride=(1, 2, 1), dilation=(2, 1, 1)), (2, 2, 3, 2)),
     (nn.Linear(7, 5), (4, 7)),
 ]
 
