@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .model.layers import BayesianConvTranspose1d as BayesianConvTranspose1d
     from .model.layers import BayesianConvTranspose2d as BayesianConvTranspose2d
     from .model.layers import BayesianConvTranspose3d as BayesianConvTranspose3d
+    from .model.layers import BayesianEmbedding as BayesianEmbedding
     from .model.layers import BayesianLinear as BayesianLinear
     from .model.network import BayesianNetwork as BayesianNetwork
     from .model.network import bayesianize as bayesianize
@@ -73,6 +74,7 @@ _NAMES = {
     "BayesianConvTranspose1d": "model.layers",
     "BayesianConvTranspose2d": "model.layers",
     "BayesianConvTranspose3d": "model.layers",
+    "BayesianEmbedding": "model.layers",
     "BayesianLinear": "model.layers",
     "BayesianNetwork": "model.network",
     "CompressedNetwork": "file.compressed",

@@ -227,7 +227,7 @@ def _row_precisions(
     found: dict[str, Tensor] = {}
     for own, (prior, _, kind) in fitted.layers.items():
         layer = posterior.get(names[own])
-        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.is_transposed:
+        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.output_axis:
             continue
         if (layer.bias_mean is None) != (folded[names[own]].bias_mean is None):
             continue  # a bias that only folding gave it is no site

@@ -105,6 +105,8 @@ class _Pruner:
             if layer_type(graph.nodes[indices[0]].op).is_transposed and layer_groups(graph.nodes[indices[0]]) > 1
         }
         self.types = {name: layer_type(graph.nodes[indices[0]].op) for name, indices in self.uses.items()}
+        #: layers whose weight is used in several ways, a table that is a fully connected layer's, too.
+        self.mixed = {name for name, own in self.uses.items() if len({graph.nodes[i].op for i in own}) > 1}
         for name, layer in layers.items():  # coefficients of one grid stand and fall together
             grid = layer.codes["weight"].grid if layer.codes else ()
             inputs = self.tracking.tensors[f"{name}.weight"].get(self.types[name].input_axis)
@@ -139,7 +141,7 @@ class _Pruner:
             bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
             constant = np.nan if len(added) > 1 else bias if added == {True} else 0.0
             outputs[name] = np.where(reads, np.nan, constant)
-        return propagate(self.graph, outputs)
+        return propagate(self.graph, outputs, {name: kind.op for name, kind in self.types.items()})
 
     def output_is_constant(self) -> bool:
         constant = self.constants[len(self.graph.nodes) - 1]
@@ -149,7 +151,7 @@ class _Pruner:
         """Move constant inputs of every layer into its bias."""
         changed = False
         for name, indices in self.uses.items():
-            if len(indices) > 1 or name in self.whole or name in self.shared:
+            if len(indices) > 1 or name in self.whole or name in self.shared or self.types[name].is_lookup:
                 continue
             node, layer = self.graph.nodes[indices[0]], self.layers[name]
             known = self._input_constants(node)
@@ -200,8 +202,9 @@ class _Pruner:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
-            if name in self.layers and layer_groups(self.graph.nodes[indices[0]]) == 1:
-                kind = self.types[name]
+            if name not in self.layers or layer_groups(self.graph.nodes[indices[0]]) > 1:
+                continue
+            for kind in {layer_type(self.graph.nodes[index].op) for index in indices}:
                 inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
                 reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
@@ -287,7 +290,7 @@ class _Pruner:
             weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
             of_outputs = {} if name in self.whole else {0: self._outputs(name)}
             bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            whole = self.types[name].spatial or name in self.shared
+            whole = self.types[name].spatial or self.types[name].is_lookup or name in self.shared or name in self.mixed
             reads = torch.ones(1, dtype=torch.bool) if whole else mask.any(0)
             if not reads.all():
                 reads[0] |= not reads.any()

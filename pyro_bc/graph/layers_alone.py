@@ -104,4 +104,12 @@ def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
         Node(node.op, replace_leaves(node.args, rename), replace_leaves(node.kwargs, rename)) for node in graph.nodes
     )
     tensors = {chosen.get(name, name): tensor for name, tensor in graph.tensors.items()}
-    return replace(graph, nodes=nodes, tensors=tensors, buffers=frozenset(chosen.get(n, n) for n in graph.buffers))
+    origins = {chosen.get(name, name): graph.origins.get(name, name) for name in graph.tensors}
+    return replace(
+        graph,
+        nodes=nodes,
+        tensors=tensors,
+        buffers=frozenset(chosen.get(n, n) for n in graph.buffers),
+        origins={name: origin for name, origin in origins.items() if name != origin},
+        turned=frozenset(chosen.get(n, n) for n in graph.turned),
+    )

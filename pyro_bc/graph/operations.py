@@ -10,6 +10,7 @@ import torch
 from . import constant_rules, shape_rules, unit_rules
 from .constant_rules import ConstantRule
 from .functions import getitem, on_integers, on_tensors
+from .layer_types import lookup
 from .shape_rules import ShapeRule
 from .unit_rules import UnitRule
 
@@ -217,6 +218,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(90, "conv_transpose2d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(2), per_example=True),
     # Layers that came later have codes from 400 on.
     _row(400, "conv3d", units=unit_rules.layer, shape=shape_rules.convolution(3), per_example=True),
+    _row(403, "lookup", lookup, units=unit_rules.lookup),
     _row(
         401, "conv_transpose1d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(1), per_example=True
     ),

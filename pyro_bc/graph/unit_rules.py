@@ -161,6 +161,22 @@ def layer(t: FollowedUnits, node: Node) -> Axes:
     return passed | {axis: outputs}
 
 
+def lookup(t: FollowedUnits, node: Node) -> Axes:
+    """Rows of a table: its columns are what it computes, and its rows stay."""
+    if not is_layer(node):
+        return unknown(t, node)
+    weight, kind = node.args[1].name, layer_type(node.op)
+    axes: Axes = {}
+    for axis in (kind.input_axis, kind.output_axis):
+        known = t.tensors[weight].get(axis)
+        new = t.units.new(t.graph.tensors[weight].shape[axis]) if known is None else known
+        axes[axis] = t.name_axis(weight, axis, new)
+    t.units.fix(axes[kind.input_axis])
+    outputs = axes[kind.output_axis]
+    t.fix_axes(node.args[0])
+    return {len(t.shape(node.args[0])): outputs}
+
+
 def binary(t: FollowedUnits, node: Node) -> Axes:
     a, b = node.args[:2]
     ndim = max(len(t.shape(a)), len(t.shape(b)))

@@ -307,6 +307,36 @@ def _convolution(layer: LayerType, input: Tensor, weight: Any, bias: Any = None,
     return result if behind is None else result + behind.reshape(-1, *[1] * dim)
 
 
+def _lookup(
+    index: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """Sample rows of a table, by the mean and variance of each; shapes as ``torch.nn.functional.embedding``.
+
+    The first dimension of the indices is taken for that of the examples.
+    """
+    parts = _split(weight, 2)
+    if isinstance(index, Deferred) or parts is None or max_norm is not None:
+        return NotImplemented
+    scales, q = parts
+    scales = tuple(_reshape(s, s.shape[-1:]) if s.dim() > 1 and s.numel() == s.shape[-1] else s for s in scales)
+    if any(scale is NotImplemented or scale.dim() > 1 for scale in scales):
+        return NotImplemented  # not one of each column
+    result = F.embedding(index, q.loc, padding_idx)
+    if q.variance is not None:
+        variance = F.embedding(index, q.variance, padding_idx)
+        drawn: Tensor = _SampleNormal.apply(result, variance)
+        result = torch.where(variance > 0, drawn, result)  # a row that is certain stays what it is
+    if scales:
+        result = result * reduce(torch.mul, (scale.per_example(result) for scale in scales))
+    return result
+
+
 def _per_filter(scale: Deferred, output: Tensor, dim: int) -> Tensor:
     """A draw of the filters' scales for every example, ``(batch, filters, 1, …)`` against an output."""
     q = scale.distribution
@@ -352,6 +382,7 @@ Deferred.rules |= {
     torch.mm: _matmul,
     torch.einsum: _einsum,
     F.linear: _linear,
+    F.embedding: _lookup,
     **{layer.function: partial(_convolution, layer) for layer in LAYER_TYPES if layer.spatial},
 }
 _TransposedProduct.rules |= {

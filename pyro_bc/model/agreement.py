@@ -59,11 +59,13 @@ def obstacle(
 
 
 def graph_names(layers: Iterable[str], graph: Graph, net: nn.Module) -> dict[str, str]:
-    """The name that a graph has for each layer of its network: a module that is used under several has one there."""
-    modules = dict(net.named_modules(remove_duplicate=False))
-    read = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    by_module = {id(modules[name]): name for name in read if name in modules}
-    return {name: by_module.get(id(modules.get(name)), name) for name in layers}
+    """The name that a graph has for each layer of its network: a weight that is used under several has one there."""
+    own = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+    read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    weights = {name: graph.origins.get(f"{name}.weight", f"{name}.weight") for name in read}
+    by_weight = {id(own[path]): name for name, path in weights.items() if path in own}
+    # The weight of a layer, or a parameter that is one's.
+    return {name: by_weight.get(id(own.get(f"{name}.weight", own.get(name))), name) for name in layers}
 
 
 def check_one_function(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.attention import GroupedLinear
-from ..graph.layer_types import LINEAR, LayerType, layer_type
+from ..graph.layer_types import LINEAR, LOOKUP, LayerType, layer_type
 from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
 from ..quantisation.grids import is_grid
@@ -39,6 +40,8 @@ class BayesianLayer(PyroModule):
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
+        #: by role, the parameter of the network that it is, and whether that is its transpose; empty for its own.
+        self.in_network: dict[str, tuple[str, bool]] = {}
         self._shape, self._group_size, self._has_bias = weight_shape, group_size, bias
         self._dtype = torch.get_default_dtype()
         self.weight_code: Any = None
@@ -94,13 +97,8 @@ class BayesianLayer(PyroModule):
     @classmethod
     def from_module(cls, module: Any, prior: Prior) -> Any:
         """A Bayesian layer of the same shape, with the module's hooks, whose guide starts from its weight and bias."""
-        check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
-        values = {name: value.detach().clone() for name, value in module.named_parameters()}
-        if layer.weight_code is not None:
-            layer._start_codes(values)
-        layer._place(module.weight.device)
-        layer.pretrained = values
+        layer._start_from({name: value.detach().clone() for name, value in module.named_parameters()})
         for hooks in (
             "_forward_hooks",
             "_forward_hooks_with_kwargs",
@@ -109,6 +107,29 @@ class BayesianLayer(PyroModule):
         ):
             layer.__dict__[hooks] = module.__dict__[hooks]
         return layer
+
+    @classmethod
+    def of_weight(cls, weight: Tensor, bias: Tensor | None, prior: Prior) -> Any:
+        """A Bayesian layer whose guide starts from this weight and bias, to hold the sites of what others compute."""
+        outputs, inputs = cls.layer_type.dense_shape(weight.shape)
+        kernel = [tuple(weight.shape[2:])] * bool(cls.layer_type.spatial)
+        options = {} if cls.layer_type.is_lookup else {"bias": bias is not None}
+        make: Any = cls
+        layer = make(inputs, outputs, *kernel, **options, prior=prior)
+        layer._start_from({"weight": weight} | ({} if bias is None else {"bias": bias}))
+        return layer
+
+    def _start_from(self, values: dict[str, Tensor]) -> None:
+        check_dtype("a layer has weights of", values["weight"].dtype)
+        if self.weight_code is not None:
+            self._start_codes(values)
+        self._place(values["weight"].device)
+        self.pretrained = values
+
+    def hold_zero(self, row: int) -> None:
+        """Let a row of the weight be 0, whatever its site is."""
+        self.layer_type = replace(self.layer_type, zero_row=row)
+        self._place(self._device)
 
     @classmethod
     def covers(cls, module: Any) -> bool:
@@ -142,8 +163,8 @@ class BayesianLayer(PyroModule):
             if bias is not None:
                 bias = self.bias_code.decoded(bias)
             if self.weight_code.is_settled:  # scales are in the codes
-                return values["weight"], bias
-        weight = self.prior.weight(values, self.layer_type)
+                return self.layer_type.held(values["weight"]), bias
+        weight = self.layer_type.held(self.prior.weight(values, self.layer_type))
         return weight, None if bias is None else self.prior.bias(values | {"bias": bias}, self.layer_type)
 
 
@@ -395,6 +416,51 @@ class BayesianConvTranspose3d(_BayesianConvTranspose):
     layer_type = layer_type("conv_transpose3d")
 
 
+class BayesianEmbedding(BayesianLayer):
+    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior.
+
+    :param num_embeddings: rows of the table.
+    :param embedding_dim: columns.
+    :param padding_idx: a row that is 0 and stays so; None for none.
+    :param prior: the prior over the weight, of shape ``(num_embeddings, embedding_dim)``.
+
+    Input integers ``(batch, *)``, output ``(batch, *, embedding_dim)``. A pruned column is not looked up, and what
+    reads it has an input less; a row without signal among the columns that are left is 0, and takes next to no bits.
+
+    >>> import pyro_bc, torch
+    >>> layer = BayesianEmbedding(10, 4, prior=pyro_bc.GroupNormalJeffreys())
+    >>> pyro_bc.FactorizedGuide(layer)(torch.tensor([[1, 2]]))["scale"].shape
+    torch.Size([4])
+    """
+
+    layer_type = LOOKUP
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *, prior: Prior | None = None
+    ):
+        super().__init__((num_embeddings, embedding_dim), False, prior)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            self.hold_zero(padding_idx)
+
+    @classmethod
+    def covers(cls, module: Any) -> bool:
+        padded = module.padding_idx is None or not bool(module.weight[module.padding_idx].any())
+        return padded and module.max_norm is None
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianEmbedding":
+        return cls(module.num_embeddings, module.embedding_dim, module.padding_idx, prior=prior)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.weight)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}, prior={self.prior}"
+
+
 #: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
     GroupedLinear: BayesianLinear,
@@ -408,6 +474,7 @@ BAYESIAN: dict[type[nn.Module], Any] = {
             BayesianConvTranspose1d,
             BayesianConvTranspose2d,
             BayesianConvTranspose3d,
+            BayesianEmbedding,
         )
     },
 }

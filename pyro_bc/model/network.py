@@ -1,9 +1,11 @@
 """Networks as Pyro models: Bayesian layers, and any ``nn.Module`` made Bayesian."""
 
+import contextlib
 import copy
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import pyro
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.attention import MultiheadAttention
+from ..graph.layer_types import layer_type
 from ..graph.module import evaluating
+from ..graph.nodes import Graph, layer_groups, layer_nodes
 from ..graph.read import read_graph
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
@@ -23,6 +27,7 @@ from .layers import BAYESIAN, BayesianLayer, layer_class
 from .likelihoods import Categorical, Likelihood
 from .ownership import claim_parameters
 from .prepare import prepared
+from .readers import read_from
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
@@ -70,17 +75,20 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     >>> [type(layer).__name__ for layer in net]
     ['BayesianLinear', 'PyroReLU', 'PyroLinear']
     """
-    return _bayesian(prepared(module), prior, deterministic)
+    return _bayesian(prepared(module), prior, deterministic, ())
 
 
-def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice]) -> nn.Module:
-    """What :func:`bayesianize` makes of a prepared network, which is used up."""
+def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice], plain: Collection[str]) -> nn.Module:
+    """What :func:`bayesianize` makes of a prepared network, which is used up.
+
+    :param plain: parameters of no layer that may become latent once an input is known.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.p = 0.0
         elif isinstance(layer, MultiheadAttention):
             layer.dropout = 0.0
-    chosen = _layer_priors(net, prior, list(deterministic))
+    chosen = _layer_priors(net, prior, list(deterministic), plain)
     converted: dict[int, nn.Module] = {}
 
     def convert(layer: nn.Module) -> nn.Module:
@@ -95,8 +103,20 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice])
                         setattr(layer, name, convert(child))
         return converted[id(layer)]
 
+    weights = {id(layer.weight): layer for layer in net.modules() if id(layer) in chosen}
+    shared = [
+        (module, key, weights[id(parameter)])
+        for module in net.modules()
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(parameter) in weights and weights[id(parameter)] is not module
+    ]
     result = convert(net)
     to_pyro_module_(result)
+    for module, key, owner in shared:
+        read_from(module, key, cast(BayesianLayer, converted[id(owner)]))
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None and not bool(cast(Tensor, owner.weight)[padding].any()):
+            cast(BayesianLayer, converted[id(owner)]).hold_zero(padding)
     _keep_frozen_(result)
     return result
 
@@ -110,45 +130,124 @@ def _keep_frozen_(net: nn.Module) -> None:
                 module.register_buffer(name, parameter.detach())
 
 
-def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice]) -> dict[int, Prior]:
-    """The prior of every layer that becomes Bayesian, by its ``id``."""
-    rule = prior if callable(prior) else lambda name, layer: prior
-    owners: dict[int, list[str]] = {}
+def _rule(prior: PriorRule) -> Callable[[str, nn.Module], Prior | None]:
+    return prior if callable(prior) else lambda name, layer: prior
+
+
+def _layer_priors(
+    net: nn.Module, prior: PriorRule, deterministic: list[Choice], plain: Collection[str]
+) -> dict[int, Prior]:
+    """The prior of every layer that becomes Bayesian, by its ``id``; of those that share a weight, of one."""
+    rule = _rule(prior)
     modules = dict(net.named_modules())
-    for name, layer in modules.items():
-        for parameter in layer.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(modules)
+    kept = {
+        id(p) for name, m in modules.items() if _chosen(name, m, deterministic) for p in m.parameters(recurse=False)
+    }
     chosen: dict[int, Prior] = {}
     left: list[str] = []
     frozen: list[str] = []
     for name, layer in modules.items():
         if _chosen(name, layer, deterministic):
             continue
-        kind = layer_class(layer)
-        if kind is None:
-            if any(parameter.dim() > 1 for key, parameter in layer.named_parameters(recurse=False) if "weight" in key):
+        if layer_class(layer) is None:
+            own = [key for key, p in layer.named_parameters(recurse=False) if "weight" in key and p.dim() > 1]
+            if any(f"{name}.{key}".removeprefix(".") not in plain for key in own):
                 left.append(f"'{name}' ({type(layer).__name__})")
             continue
-        if not layer.weight.requires_grad:
+        weight = cast(Tensor, layer.weight)
+        if not weight.requires_grad:
             frozen.append(name)
             continue
-        layer_prior = rule(name, layer)
-        if layer_prior is None:
+        if owners[id(weight)] != name or id(weight) in kept:
             continue
-        shared = [owner for p in layer.parameters(recurse=False) for owner in owners[id(p)] if owner != name]
-        if shared:
-            raise UnsupportedNetworkError(
-                f"layers '{name}' and '{shared[0]}' share a weight, which two sites cannot; use one module in both "
-                f"places, or leave them deterministic: deterministic=[{name!r}, {shared[0]!r}]"
-            )
-        chosen[id(layer)] = layer_prior
-    if not chosen:
+        layer_prior = rule(name, layer)
+        if layer_prior is not None:
+            chosen[id(layer)] = layer_prior
+    if not chosen and not plain:
         raise UnsupportedNetworkError(_no_layer(left, frozen))
     if left:
-        warnings.warn(
-            f"left deterministic, and neither pruned nor rounded by a posterior: {', '.join(left)}", stacklevel=4
-        )
+        _say_left(left)
     return chosen
+
+
+def _owners(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The name of the layer that has the site of each weight, by the weight's ``id``: a table only where none else."""
+    owners: dict[int, str] = {}
+    for is_table in (False, True):
+        for name, layer in modules.items():
+            kind = layer_class(layer)
+            if kind is not None and BAYESIAN[kind].layer_type.is_lookup == is_table:
+                owners.setdefault(id(layer.weight), name)
+    return owners
+
+
+def _say_left(left: Iterable[str]) -> None:
+    warnings.warn(f"left deterministic, and neither pruned nor rounded by a posterior: {', '.join(left)}", stacklevel=5)
+
+
+def _plain_parameters(net: nn.Module, prior: PriorRule, deterministic: list[Choice]) -> dict[str, Prior]:
+    """Priors of the parameters of the user's own modules that are in no layer, by name: what reads them is not known.
+
+    They become latent where the network's graph multiplies with them as a layer does.
+    """
+    rule = _rule(prior)
+    found: dict[str, Prior] = {}
+    layers = {id(parameter) for layer in net.modules() if layer_class(layer) for parameter in layer.parameters(False)}
+    for owner_name, owner in net.named_modules():
+        is_torchs = type(owner) is not nn.Module and type(owner).__module__.startswith("torch.nn.")
+        if layer_class(owner) is not None or is_torchs:
+            continue
+        for key, parameter in owner.named_parameters(recurse=False):
+            name = f"{owner_name}.{key}".removeprefix(".")
+            if parameter.dim() < 2 or not parameter.requires_grad or id(parameter) in layers:
+                continue
+            if parameter.dtype != torch.get_default_dtype() or _chosen(owner_name, owner, deterministic):
+                continue
+            own = None if _chosen(name, owner, deterministic) else rule(name, owner)
+            if own is not None:
+                found[name] = own
+    return found
+
+
+def _make_latent_(net: nn.Module, plain: Mapping[str, Prior], graph: Graph) -> list[str]:
+    """Make layers of the parameters that a graph multiplies with; the names of the others.
+
+    :param net: a ``PyroModule`` that computes the graph.
+    :param plain: priors by the names of the parameters.
+    """
+    left = dict.fromkeys(plain)
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in net.modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            holders.setdefault(id(parameter), []).append((module, key))
+    for layer, node in layer_nodes(graph).items():
+        weight = graph.origins.get(f"{layer}.weight", f"{layer}.weight")
+        value = parameters.get(weight)
+        names = [name for name in left if parameters.get(name) is value]
+        if value is None or not names or (layer_type(node.op).is_transposed and layer_groups(node) > 1):
+            continue
+        bias = node.args[2].name if len(node.args) > 2 and node.args[2] is not None else ""
+        bias = graph.origins.get(bias, bias)
+        bias_value = parameters.get(bias)
+        turned = f"{layer}.weight" in graph.turned
+        own = value.detach().T.contiguous() if turned else value.detach().clone()
+        own_bias = None if bias_value is None else bias_value.detach().clone()
+        made = BAYESIAN[layer_type(node.op).module].of_weight(own, own_bias, plain[names[0]])
+        made.in_network = {"weight": (names[0], turned), "bias": (bias, False)}
+        owner, _, key = names[0].rpartition(".")
+        of_weight, of_bias = holders[id(value)], holders.get(id(bias_value), [])
+        for module, name in of_weight:
+            module._parameters.pop(name)
+        setattr(net.get_submodule(owner), key, made)
+        for module, name in of_weight:
+            read_from(module, name, made, "weight", turned)
+        for module, name in of_bias:
+            read_from(module, name, made, "bias")
+        for name in names:
+            del left[name]
+    return list(left)
 
 
 def _no_layer(left: list[str], frozen: list[str]) -> str:
@@ -223,7 +322,9 @@ class BayesianNetwork(PyroModule):
             raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
         ready = prepared(net)
         skeleton = copy.deepcopy(ready)
-        self.net = _bayesian(ready, GroupHorseshoe() if prior is None else prior, deterministic)
+        prior, deterministic = GroupHorseshoe() if prior is None else prior, list(deterministic)
+        self._plain = _plain_parameters(ready, prior, deterministic)
+        self.net = _bayesian(ready, prior, deterministic, self._plain)
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.num_data = num_data
         self._over_pictures = _code_over_grids(self.net)
@@ -251,7 +352,21 @@ class BayesianNetwork(PyroModule):
             for name, layer in layers.items():
                 layer.code_over(grids.get(f"{name}.weight", ()))
 
+    def _make_latent(self, x: Tensor) -> None:
+        """Make latent what the network multiplies with and is in no layer, once there is an input to read it with."""
+        plain, self._plain = self._plain, {}
+        if not plain:
+            return
+        left = list(plain)
+        with contextlib.suppress(UnsupportedNetworkError):  # which the guide says
+            left = _make_latent_(self.net, plain, read_graph(self.skeleton, x))
+        if not any(isinstance(module, BayesianLayer) for module in self.net.modules()):
+            raise UnsupportedNetworkError(_no_layer([f"'{name}'" for name in left], []))
+        if left:
+            _say_left(f"'{name}'" for name in left)
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self._make_latent(x)
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = self.net(x)

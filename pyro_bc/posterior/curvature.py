@@ -8,7 +8,8 @@ Gaussian that factorises (Martens and Grosse 2015, 1503.05671; Ritter, Botev, Ba
 
 with targets drawn from the network's own predictions (the Fisher information). A is the mean over positions, where a
 layer computes several: a convolution's patches, an attention's tokens. A layer that several places share collects from
-all of them.
+all of them. What a table reads is one of its rows, so that A is diagonal: how often each is looked up, and half a time
+more, since a row that these inputs did not need is not known to be needless.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from ..data.loaders import check_inputs, inputs_of
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
+from ..graph.nodes import Graph, Node, Value, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
 from ..runtime.progress import progress_bar
@@ -43,8 +44,11 @@ TEMPERATURE = 2.5
 # but so many in all for each of its inputs.
 _POSITIONS, _LEAST_POSITIONS, _WIDE, _ENOUGH = 64, 4, 1024, 8
 
-# Inputs of one block of a very wide layer: beyond, blocks are taken for independent.
-_WIDEST = 4096
+# Inputs of one block of a very wide layer: beyond, blocks are taken for independent. The rows of a table are.
+_WIDEST, _ROWS = 4096, 64
+
+# How often a table's row counts as looked up before any input has been seen.
+_BEFORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,11 @@ def _add(
     results: dict[int, Any] = {-1: x}
     for index, (node, result) in enumerate(zip(graph.nodes, network.results(graph.nodes, x), strict=True)):
         results[index] = result
-        if is_layer(node):
-            reads.append((layer_name(node), node, results[node.args[0].index]))
+        # Of a table that is a fully connected layer, too, that says it.
+        if is_layer(node) and node.op == sums[layer_name(node)].kind.op:
+            source = node.args[0]
+            read = results[source.index] if isinstance(source, Value) else graph.tensors[source.name]
+            reads.append((layer_name(node), node, read))
             computed.append(result)
         last = result
     both = []
@@ -179,7 +186,7 @@ class _Sums:
 
     def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int, examples: int):
         self.kind, self.groups, self.kernel, self.examples = kind, groups, kernel, examples
-        blocks = -(-(inputs + 1) // _WIDEST)
+        blocks = -(-(inputs + 1) // (_ROWS if kind.is_lookup else _WIDEST))
         self.sizes = [len(part) for part in torch.arange(inputs + 1).tensor_split(blocks)]
         self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
         self.outputs = [torch.zeros(outputs) for _ in range(2)]
@@ -193,18 +200,35 @@ class _Sums:
         return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), examples)
 
     def add(self, node: Node, x: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        if self.kind.is_lookup:
+            self._count(x)
+        else:
+            self._add_patches(node, x)
+        for total, gradient in zip(self.outputs, gradients, strict=True):
+            if gradient is not None:
+                axis = gradient.dim() - 1 - self.kind.spatial
+                total += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
+
+    def _count(self, index: Tensor) -> None:
+        """What a lookup reads is 1 in the row that it looks up, and 0 in the others: a row's moment is its share."""
+        rows = sum(self.sizes) - 1
+        counts = torch.bincount(index.flatten().cpu(), minlength=rows).float()
+        for total, part in zip(self.inputs, torch.cat([counts, counts.sum()[None]]).split(self.sizes), strict=True):
+            total[0].diagonal().add_(part)
+        self.read += index.numel()
+
+    def _add_patches(self, node: Node, x: Tensor) -> None:
         patches = self._patches(node, x)
         positions = patches.shape[2] // len(x)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
         for total, part in zip(self.inputs, patches.split(self.sizes, 1), strict=True):
             total += (part @ part.transpose(1, 2)).cpu() / positions
         self.read += len(x)
-        for total, gradient in zip(self.outputs, gradients, strict=True):
-            if gradient is not None:
-                axis = gradient.dim() - 1 - self.kind.spatial
-                total += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
 
     def mean(self, examples: int) -> Curvature:
+        if self.kind.is_lookup:
+            for total in self.inputs:
+                total[0].diagonal().add_(_BEFORE)
         inputs = tuple(total / max(1, self.read) for total in self.inputs)
         return Curvature(inputs, *(total / examples for total in self.outputs))
 

@@ -37,7 +37,7 @@ NAMES = [
 ]  # fmt: skip
 
 #: layers that came later, by their codes.
-LATER = {400: "conv3d", 401: "conv_transpose1d", 402: "conv_transpose3d"}
+LATER = {400: "conv3d", 401: "conv_transpose1d", 402: "conv_transpose3d", 403: "lookup"}
 
 
 def test_codes_are_those_that_files_hold():
@@ -112,6 +112,13 @@ EXAMPLES: dict[str, list[Example]] = {
         layer("conv2d", (3, 4, 3, 3), 3, (2, 2), (1, 1)),
         layer("conv2d", (4, 1, 1, 1), 4, (1, 1), (0, 0), (1, 1), 4),
         layer("conv2d", (6, 2, 1, 1), 6, (1, 1), (0, 0), (1, 1), 2),
+    ],
+    "lookup": [
+        Example(
+            (Named("rows"), Named("op.weight"), None, 2),
+            lambda rows, weight, bias, padding: F.embedding(rows, weight, padding),
+            {"rows": torch.tensor([[0, 2], [3, 1], [3, 3]]), "op.weight": (4, 3), "op.bias": (3,)},
+        )
     ],
     "conv3d": [
         layer("conv3d", (6, 4, 3, 3, 3), 6, (2, 1, 2), (1, 1, 1), (1, 1, 1), 1, after=VOLUMES),
