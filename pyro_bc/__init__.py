@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from .model.layers import BayesianConvTranspose2d as BayesianConvTranspose2d
     from .model.layers import BayesianConvTranspose3d as BayesianConvTranspose3d
     from .model.layers import BayesianEmbedding as BayesianEmbedding
+    from .model.layers import BayesianEmbeddingBag as BayesianEmbeddingBag
     from .model.layers import BayesianLinear as BayesianLinear
     from .model.network import BayesianNetwork as BayesianNetwork
     from .model.network import bayesianize as bayesianize
+    from .model.recurrent import BayesianRecurrent as BayesianRecurrent
     from .posterior.curvature_guide import CurvatureGuide as CurvatureGuide
     from .posterior.summary import LayerPosterior as LayerPosterior
     from .posterior.summary import summarize as summarize
@@ -75,7 +77,9 @@ _NAMES = {
     "BayesianConvTranspose2d": "model.layers",
     "BayesianConvTranspose3d": "model.layers",
     "BayesianEmbedding": "model.layers",
+    "BayesianEmbeddingBag": "model.layers",
     "BayesianLinear": "model.layers",
+    "BayesianRecurrent": "model.recurrent",
     "BayesianNetwork": "model.network",
     "CompressedNetwork": "file.compressed",
     "Compression": "file.compressed",

@@ -107,6 +107,7 @@ from ..graph.arguments import check_program, named_arguments
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
+from ..graph.recurrent import GATES
 from ..graph.shapes import shapes_by_rules
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
@@ -379,7 +380,7 @@ def _run_without_storage(contents: Contents, network: GraphNetwork) -> list[tupl
     """The shapes of all results, None of what is no tensor."""
     x = torch.empty(_EXAMPLES, *contents.input_shape, dtype=contents.input_dtype, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
-    recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
+    recurrent = {node.values()[0] for node in contents.nodes if node.op in GATES and node.values()}
     shapes: list[tuple[int, ...] | None] = []
     for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):

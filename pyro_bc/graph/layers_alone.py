@@ -10,11 +10,13 @@ from typing import Any
 
 from .layer_types import layer_type
 from .nodes import Graph, Named, Node, Value, is_layer, layer_name, replace_leaves
+from .recurrent import names_as_layers
 
 
 def layers_alone(graph: Graph) -> Graph:
     """The same graph, with a weight and a bias of its own name for every layer."""
     graph = _renamed(graph, {name: f"{name}.weight" for name in _weights(graph) if not name.endswith(".weight")})
+    graph = _renamed(graph, names_as_layers(graph))
     biases = _own_biases(graph)
     graph = _added_behind(graph, biases)
     return _renamed(graph, {bias: f"{layer}.bias" for layer, bias in biases.items()})

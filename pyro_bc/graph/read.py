@@ -22,6 +22,7 @@ from .module import GraphNetwork, evaluating
 from .nodes import DTYPE_NAMES, Graph, Named, Node, Value, is_layer, layer_name, without_dead_code
 from .operations import BY_NAME
 from .products import products_as_layers
+from .recurrent import layers_apart
 
 # Spatial convolutions and pools by another name than their ATen packet's.
 _ALIASES = {
@@ -128,7 +129,7 @@ def _read(program: Any) -> Graph:
     buffers = frozenset(names.values()).difference(signature.inputs_to_parameters.values())
     nodes, shapes = nodes[: output.index + 1], shapes[: output.index + 2]
     graph = without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers))
-    return layers_alone(products_as_layers(graph))
+    return layers_alone(layers_apart(products_as_layers(graph)))
 
 
 def _shape(node: Any) -> tuple[Any, ...] | None:

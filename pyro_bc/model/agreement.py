@@ -19,6 +19,7 @@ from ..graph.arguments import check_program
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
+from ..graph.recurrent import cell_names
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import bias_of, weight_of
 from ..runtime.random_state import same_random_state
@@ -61,7 +62,7 @@ def obstacle(
 def graph_names(layers: Iterable[str], graph: Graph, net: nn.Module) -> dict[str, str]:
     """The name that a graph has for each layer of its network: a weight that is used under several has one there."""
     own = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
-    read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    read = dict.fromkeys([*(layer_name(node) for node in graph.nodes if is_layer(node)), *cell_names(graph)])
     weights = {name: graph.origins.get(f"{name}.weight", f"{name}.weight") for name in read}
     by_weight = {id(own[path]): name for name, path in weights.items() if path in own}
     # The weight of a layer, or a parameter that is one's.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.attention import GroupedLinear
+from ..graph.bags import EmbeddingBag
 from ..graph.layer_types import LINEAR, LOOKUP, LayerType, layer_type
 from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
@@ -461,9 +462,39 @@ class BayesianEmbedding(BayesianLayer):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}, prior={self.prior}"
 
 
+class BayesianEmbeddingBag(BayesianEmbedding):
+    """``nn.EmbeddingBag`` of bags of one length whose weight is latent; groups as in :class:`BayesianEmbedding`.
+
+    :param mode: what is made of a bag's rows: ``sum``, ``mean`` or ``max``.
+
+    The other parameters are those of :class:`BayesianEmbedding`. Input integers ``(batch, length)``, output
+    ``(batch, embedding_dim)``.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        mode: str = "mean",
+        *,
+        prior: Prior | None = None,
+    ):
+        super().__init__(num_embeddings, embedding_dim, padding_idx, prior=prior)
+        self.mode = mode
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianEmbeddingBag":
+        return cls(module.num_embeddings, module.embedding_dim, module.padding_idx, module.mode, prior=prior)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding_bag(x, self.weight, mode=self.mode)
+
+
 #: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
     GroupedLinear: BayesianLinear,
+    EmbeddingBag: BayesianEmbeddingBag,
     **{
         layer.layer_type.module: layer
         for layer in (

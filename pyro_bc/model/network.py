@@ -28,6 +28,7 @@ from .likelihoods import Categorical, Likelihood
 from .ownership import claim_parameters
 from .prepare import prepared
 from .readers import read_from
+from .recurrent import BayesianRecurrent, is_recurrent
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
@@ -95,7 +96,9 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice],
         if id(layer) not in converted:
             converted[id(layer)] = layer
             kind = layer_class(layer)
-            if id(layer) in chosen and kind is not None:
+            if id(layer) in chosen and is_recurrent(layer):
+                converted[id(layer)] = BayesianRecurrent(layer, chosen[id(layer)])
+            elif id(layer) in chosen and kind is not None:
                 converted[id(layer)] = BAYESIAN[kind].from_module(layer, chosen[id(layer)])
             else:
                 for name, child in list(layer._modules.items()):
@@ -103,7 +106,7 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice],
                         setattr(layer, name, convert(child))
         return converted[id(layer)]
 
-    weights = {id(layer.weight): layer for layer in net.modules() if id(layer) in chosen}
+    weights = {id(layer.weight): layer for layer in net.modules() if id(layer) in chosen and layer_class(layer)}
     shared = [
         (module, key, weights[id(parameter)])
         for module in net.modules()
@@ -112,6 +115,9 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice],
     ]
     result = convert(net)
     to_pyro_module_(result)
+    for name, module in result.named_modules():
+        if isinstance(module, BayesianRecurrent):
+            module.named_in(name)
     for module, key, owner in shared:
         read_from(module, key, cast(BayesianLayer, converted[id(owner)]))
         padding = getattr(module, "padding_idx", None)
@@ -149,6 +155,12 @@ def _layer_priors(
     frozen: list[str] = []
     for name, layer in modules.items():
         if _chosen(name, layer, deterministic):
+            continue
+        if is_recurrent(layer):
+            if not all(parameter.requires_grad for parameter in layer.parameters()):
+                frozen.append(name)
+            elif (layer_prior := rule(name, layer)) is not None:
+                chosen[id(layer)] = layer_prior
             continue
         if layer_class(layer) is None:
             own = [key for key, p in layer.named_parameters(recurse=False) if "weight" in key and p.dim() > 1]

@@ -6,6 +6,7 @@ A new operation joins by an example of it in ``EXAMPLES``.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,14 @@ NAMES = [
 ]  # fmt: skip
 
 #: layers that came later, by their codes.
-LATER = {400: "conv3d", 401: "conv_transpose1d", 402: "conv_transpose3d", 403: "lookup"}
+LATER = {
+    400: "conv3d",
+    401: "conv_transpose1d",
+    402: "conv_transpose3d",
+    403: "lookup",
+    404: "rnn_tanh",
+    405: "rnn_relu",
+}
 
 
 def test_codes_are_those_that_files_hold():
@@ -216,6 +224,8 @@ EXAMPLES: dict[str, list[Example]] = {
         Example((W, SHIFT), lambda w, index: F.embedding(index, w), {"w": (5, 3), "shift": torch.tensor([[4, 0]])})
     ],
     "gru": [recurrent(nn.GRU, 3, Named("h"))],
+    "rnn_tanh": [recurrent(nn.RNN, 1, Named("h"))],
+    "rnn_relu": [recurrent(partial(nn.RNN, nonlinearity="relu"), 1, Named("h"))],
     "lstm": [recurrent(nn.LSTM, 4, (Named("h"), Named("h")))],
     "zeros": [Example(((2, 3),), torch.zeros)],
     "getitem": [Example(((A, B), 1), operator.getitem)],

@@ -62,6 +62,19 @@ class Written(nn.Module):
         return torch.relu(F.conv1d(h.unsqueeze(1), self.kernel, self.shift)).flatten(1) @ self.out
 
 
+class Bags(nn.Module):
+    """Sums and means of a table's rows, one with a row of padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.sums, self.means = nn.EmbeddingBag(11, 4, mode="sum", padding_idx=0), nn.EmbeddingBag(7, 6)
+        self.largest, self.out = nn.EmbeddingBag(7, 4, mode="max"), nn.Linear(14, 3)
+
+    def forward(self, x):
+        few = x.clamp(0, 6)
+        return self.out(torch.cat([self.sums(x), self.means(few), self.largest(few)], 1))
+
+
 def language(**options):
     return Language(**options), torch.randint(11, (12, 5))
 
@@ -75,6 +88,7 @@ CASES = {
     "tied": language,
     "tied, padded": lambda: language(padding=2),
     "written": written,
+    "bags": lambda: (Bags(), torch.randint(11, (12, 5))),
 }
 LEFT = "ignore:left deterministic"
 
@@ -137,7 +151,7 @@ def test_a_tied_weight_has_one_site_whose_kl_counts_once():
 
 
 def test_a_padded_row_stays_zero_in_draws_and_means():
-    layer = pyro_bc.BayesianEmbedding(5, 3, padding_idx=1, prior=GroupNormalJeffreys())
+    layer = pyro_bc.bayesianize(nn.Sequential(nn.Embedding(5, 3, padding_idx=1)), GroupNormalJeffreys())
     guide = pyro_bc.FactorizedGuide(layer, init_log_variance=0.0)
     x = torch.tensor([[1, 0, 1]])
     guide(x)
@@ -145,6 +159,22 @@ def test_a_padded_row_stays_zero_in_draws_and_means():
     with pyro_bc.local_reparameterization():
         drawn = pyro.poutine.replay(layer, trace=pyro.poutine.trace(guide).get_trace(x))(x)
     assert not drawn[0, [0, 2]].any() and drawn[0, 1].all()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_a_bag_that_has_a_row_twice_has_the_variance_of_drawn_tables(mode):
+    layer = pyro_bc.bayesianize(nn.Sequential(nn.EmbeddingBag(5, 3, mode=mode)), GroupNormalJeffreys())
+    guide = pyro_bc.FactorizedGuide(layer, init_log_variance=-1.0)
+    x = torch.tensor([[1, 2, 1, 1]])
+    guide(x)
+    many = x.expand(20_000, 4)
+    with pyro_bc.local_reparameterization(), torch.no_grad():
+        local = pyro.poutine.replay(layer, trace=pyro.poutine.trace(guide).get_trace(many))(many)
+    q = guide.posterior()
+    tables = q["0.scale"].sample((20_000,))[:, None] * q["0.weight"].sample((20_000,))
+    drawn = tables[:, x[0]].sum(1) / (4 if mode == "mean" else 1)
+    assert torch.allclose(local.mean(0), drawn.mean(0), atol=0.05 * float(drawn.std()))
+    assert torch.allclose(local.std(0), drawn.std(0), rtol=0.05)
 
 
 @pytest.mark.filterwarnings(LEFT)
