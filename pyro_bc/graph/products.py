@@ -49,15 +49,44 @@ def _lookup(node: Node, graph: Graph) -> Node:
 
 
 def _product(node: Node, nodes: list[Node], graph: Graph) -> Node:
-    """``x @ w.T`` as a layer."""
-    if node.op != "matmul" or len(node.args) != 2 or node.kwargs or not isinstance(node.args[0], Value):
+    """``x @ w.T`` as a layer; what sums over indices as that, or as ``x @ w``."""
+    if node.op == "einsum":
+        node = _summed(node)
+    parts = _factors(node)
+    if parts is None:
         return node
-    weight = node.args[1]
+    x, weight, bias = parts
     before = nodes[weight.index] if isinstance(weight, Value) and weight.index >= 0 else None
     if before is None or not _matrix(graph, before.args[0]):
         return node
     turns = before.args[1:] in _TURNING.get(before.op, ())
-    return Node("linear", (node.args[0], before.args[0])) if turns else node
+    return Node("linear", (x, before.args[0], *bias)) if turns else node
+
+
+def _factors(node: Node) -> tuple[Any, Any, tuple[Any, ...]] | None:
+    """What a product multiplies, and what it adds; None where it is none, or its left factor is no result."""
+    if node.kwargs:
+        return None
+    if node.op in ("matmul", "mm") and len(node.args) == 2 and isinstance(node.args[0], Value):
+        return node.args[0], node.args[1], ()
+    if node.op == "addmm" and len(node.args) == 3 and isinstance(node.args[1], Value):
+        return (node.args[1], node.args[2], node.args[:1]) if isinstance(node.args[0], Named) else None
+    return None
+
+
+def _summed(node: Node) -> Node:
+    """``einsum("bi,oi->bo", x, w)`` and the like, the input's letters in its order."""
+    equation, operands = node.args[0], node.args[1]
+    if len(operands) != 2 or "..." in equation or "->" not in equation or not isinstance(operands[0], Value):
+        return node
+    left, result = equation.replace(" ", "").split("->")
+    first, second = left.split(",")
+    inner = first[-1:]
+    outer = second.replace(inner, "") if inner else ""
+    distinct = len(set(first)) == len(first) and len(second) == 2 and len(outer) == 1
+    if not isinstance(operands[1], Named) or not distinct or outer in first or result != first[:-1] + outer:
+        return node
+    return Node("linear" if second == outer + inner else "matmul", tuple(operands))
 
 
 def _turned_everywhere(graph: Graph) -> set[str]:
@@ -65,8 +94,8 @@ def _turned_everywhere(graph: Graph) -> set[str]:
     uses: dict[str, list[bool]] = {}
     for index, node in enumerate(graph.nodes):
         for name in node.named():
-            argument = Named(name)
-            product = node.op == "matmul" and node.args[1:] == (argument,) and isinstance(node.args[0], Value)
+            argument, parts = Named(name), _factors(node)
+            product = parts is not None and parts[1] == argument and parts[2] != (argument,)
             turning = node.args[0] == argument and node.args[1:] in _TURNING.get(node.op, ())
             product |= turning and all(
                 other.op == "linear" and other.args[1] == Value(index) and other.values().count(index) == 1
@@ -82,8 +111,9 @@ def _readers(nodes: Iterable[Node], index: int) -> list[Node]:
 
 def _with_matrix(node: Node, nodes: tuple[Node, ...], turned: set[str]) -> Node:
     """A node with a layer's form where its matrix is one that was turned over."""
-    if node.op == "matmul" and isinstance(node.args[1], Named) and node.args[1].name in turned:
-        return Node("linear", node.args)
+    parts = _factors(node)
+    if parts is not None and isinstance(parts[1], Named) and parts[1].name in turned:
+        return Node("linear", (*parts[:2], *parts[2]))
     weight = node.args[1] if node.op == "linear" else None
     matrix = nodes[weight.index].args[0] if isinstance(weight, Value) and weight.index >= 0 else None
     if isinstance(matrix, Named) and matrix.name in turned:

@@ -1,4 +1,4 @@
-"""Bayesian layers: a linear layer or convolution whose weight and bias are latent."""
+"""Bayesian layers: linear layers, convolutions and tables whose weight and bias are latent."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -53,7 +53,8 @@ def _chosen(name: str, module: nn.Module, choices: Iterable[Choice]) -> bool:
 
 
 def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Choice] = ()) -> nn.Module:
-    """A Bayesian copy of a network, a ``PyroModule``: linear layers and convolutions become Bayesian ones.
+    """A Bayesian copy of a network, a ``PyroModule``: linear layers, convolutions, tables and recurrent layers become
+    Bayesian ones.
 
     Sites are named after the modules (``fc1.weight``). The guide starts from the network's present weights,
     whether they were pretrained or freshly initialised. Everything else, deterministic parameters included,
@@ -65,9 +66,9 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
         layer deterministic.
     :param deterministic: layers to leave as they are: names (``"head"``, ``"stem.*"``), types (``nn.Conv1d``), or
         functions ``(name, module) -> bool``. Layers whose weight does not require a gradient always are, and stay
-        as they are; so do other modules with weights (recurrent cells, embeddings), which a warning says unless they
-        are named here.
-    :raises UnsupportedNetworkError: where no layer becomes Bayesian, or one's weight belongs to another module too.
+        as they are; so do other modules with weights, which a warning says unless they are named here. A weight that
+        several modules have is one site, of the first of them that is no table; one of them here keeps it as it is.
+    :raises UnsupportedNetworkError: where no layer becomes Bayesian.
     :raises UsageError: where a layer's weights are not of torch's default dtype.
 
     >>> import pyro_bc, torch
@@ -214,6 +215,8 @@ def _plain_parameters(net: nn.Module, prior: PriorRule, deterministic: list[Choi
             name = f"{owner_name}.{key}".removeprefix(".")
             if parameter.dim() < 2 or not parameter.requires_grad or id(parameter) in layers:
                 continue
+            if parameter.dim() > 2 and len(parameter) == 1:  # an offset of every example, such as a position's
+                continue
             if parameter.dtype != torch.get_default_dtype() or _chosen(owner_name, owner, deterministic):
                 continue
             own = None if _chosen(name, owner, deterministic) else rule(name, owner)
@@ -303,7 +306,9 @@ def _code_over_grids(net: nn.Module) -> dict[str, BayesianLayer]:
 class BayesianNetwork(PyroModule):
     """Net + prior + likelihood = a Pyro model ``model(x, y=None)`` of one mini-batch, on the network's device.
 
-    :param net: any network with fully connected layers or convolutions, pretrained or not; it is copied.
+    :param net: any network with layers that can become Bayesian, pretrained or not; it is copied. Parameters of its own
+        modules that it multiplies with as a layer does (``F.linear(x, self.w)``, ``x @ self.w``, ``F.conv2d``) become
+        layers of their names with the first input, whose graph says so.
     :param prior: a prior, or a rule per layer as in :func:`bayesianize`.
     :param deterministic: layers to leave as they are, as in :func:`bayesianize`.
     :param num_data: size of the training set N, by which the mini-batch likelihood is scaled (N/B).

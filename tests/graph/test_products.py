@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pyro_bc.graph.module import GraphNetwork
-from pyro_bc.graph.nodes import is_layer, layer_name
+from pyro_bc.graph.nodes import Graph, Named, Node, Value, is_layer, layer_name
+from pyro_bc.graph.products import products_as_layers
 from pyro_bc.graph.read import read_graph
 
 
@@ -70,3 +71,28 @@ def test_a_table_is_a_layer_whose_columns_are_its_outputs():
     graph = read_graph(net, torch.zeros(2, 3, dtype=torch.long))
     node = graph.nodes[0]
     assert (node.op, node.args[2:], layer_name(node)) == ("lookup", (None, 2), "0")
+
+
+X, W, BIAS = Value(-1), Named("w"), Named("b")
+
+
+@pytest.mark.parametrize(
+    ("node", "turned"),
+    [
+        (Node("einsum", ("bi,oi->bo", (X, W))), False),
+        (Node("einsum", ("bi, io -> bo", (X, W))), True),
+        (Node("mm", (X, W)), True),
+        (Node("addmm", (BIAS, X, W)), True),
+        (Node("einsum", ("bi,ii->bi", (X, W))), None),
+        (Node("einsum", ("bi,oi->ob", (X, W))), None),
+        (Node("einsum", ("bi,oi->bo", (W, X))), None),
+        (Node("addmm", (W, X, W)), None),
+        (Node("addmm", (BIAS, X, W), (("beta", 2),)), None),
+    ],
+    ids=str,
+)
+def test_sums_over_indices_and_products_that_add_are_layers_where_they_compute_what_one_does(node, turned):
+    weight = torch.randn(4, 4)
+    nodes = products_as_layers(Graph((node,), {"w": weight, "b": torch.zeros(4)}, (("s", 4), ("s", 4)))).nodes
+    bias = (BIAS,) if "b" in node.named() else ()
+    assert nodes == ((node,) if turned is None else (Node("linear", (X, W, *bias)),))
