@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class EmbeddingBag(nn.Embedding):
     """What ``nn.EmbeddingBag`` computes of bags of one length, ``(batch, length)``, as a lookup and a reduction.
 
-    :param bag: the module whose weight and settings are taken over; one of :func:`is_plain`.
+    :param bag: the module whose weight and settings are taken over; one that is a reduction over all of its rows.
 
     Arguments of a call as ``nn.EmbeddingBag``'s; with offsets, or weights of an example's entries, it is that itself.
     """

@@ -21,7 +21,7 @@ def is_recurrent(module: nn.Module) -> bool:
 class BayesianRecurrent(PyroModule):
     """A recurrent layer whose matrices and biases are latent, with the sites of a linear layer for each matrix.
 
-    :param module: whose weights and settings are taken over; one of :func:`is_recurrent`.
+    :param module: whose weights and settings are taken over; without projections, and with torch's forward.
     :param prior: over every matrix; groups are what its columns read: inputs, or hidden units.
 
     Arguments and results of a call as the module's; dropout between layers is left out. Sites are
