@@ -280,7 +280,7 @@ def test_other_parameters_are_known_as_their_fisher_information_says():
     torch.manual_seed(0)
     net, x = Placed(), torch.randint(12, (3000, 5))
     found = collect(read_graph(net, x[:9]), pyro_bc.likelihoods.Categorical(), x.split(10), progress=False).others
-    assert set(found) == {"words.weight", "places", "norm.weight", "norm.bias"}
+    assert set(found) == {"places", "norm.weight", "norm.bias"}
     for name in ("places", "norm.weight"):
         exact = torch.zeros(())
         parameter = dict(net.named_parameters())[name]
@@ -298,7 +298,7 @@ def test_other_parameters_are_stored_as_finely_as_they_are_known():
     model = pyro_bc.BayesianNetwork(Placed(), pyro_bc.StandardNormal(), num_data=500)
     guide = pyro_bc.CurvatureGuide(model, x.split(50), progress=False)
     sizes = []
-    for price in (1e-7, 1e-4, 1e-2):
+    for price in (1e-7, 1e-5, 1e-3):
         small = pyro_bc.compress(model, guide, nats_per_bit=price)
         sizes.append(len(small.to_bytes()))
         outputs, expected = small.network()(x), model.skeleton(x).detach()
