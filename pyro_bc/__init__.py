@@ -45,10 +45,16 @@ if TYPE_CHECKING:
     from .model.guide import FactorizedGuide as FactorizedGuide
     from .model.layers import BayesianConv1d as BayesianConv1d
     from .model.layers import BayesianConv2d as BayesianConv2d
+    from .model.layers import BayesianConv3d as BayesianConv3d
+    from .model.layers import BayesianConvTranspose1d as BayesianConvTranspose1d
     from .model.layers import BayesianConvTranspose2d as BayesianConvTranspose2d
+    from .model.layers import BayesianConvTranspose3d as BayesianConvTranspose3d
+    from .model.layers import BayesianEmbedding as BayesianEmbedding
+    from .model.layers import BayesianEmbeddingBag as BayesianEmbeddingBag
     from .model.layers import BayesianLinear as BayesianLinear
     from .model.network import BayesianNetwork as BayesianNetwork
     from .model.network import bayesianize as bayesianize
+    from .model.recurrent import BayesianRecurrent as BayesianRecurrent
     from .posterior.curvature_guide import CurvatureGuide as CurvatureGuide
     from .posterior.summary import LayerPosterior as LayerPosterior
     from .posterior.summary import summarize as summarize
@@ -66,8 +72,14 @@ __version__ = "0.1.0"
 _NAMES = {
     "BayesianConv1d": "model.layers",
     "BayesianConv2d": "model.layers",
+    "BayesianConv3d": "model.layers",
+    "BayesianConvTranspose1d": "model.layers",
     "BayesianConvTranspose2d": "model.layers",
+    "BayesianConvTranspose3d": "model.layers",
+    "BayesianEmbedding": "model.layers",
+    "BayesianEmbeddingBag": "model.layers",
     "BayesianLinear": "model.layers",
+    "BayesianRecurrent": "model.recurrent",
     "BayesianNetwork": "model.network",
     "CompressedNetwork": "file.compressed",
     "Compression": "file.compressed",

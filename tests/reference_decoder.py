@@ -11,7 +11,7 @@ import zlib
 from fractions import Fraction
 
 PRECISION = 24
-LAYERS = (0, 1, 2, 90)  # linear, conv2d, conv1d, conv_transpose2d
+LAYERS = (0, 1, 2, 90, 400, 401, 402, 403)  # linear, convolutions, transposed ones, tables
 FREQUENCIES = [0, *(math.isqrt(2 ** (8 + c)) for c in range(31))]
 
 

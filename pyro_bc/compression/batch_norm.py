@@ -50,8 +50,8 @@ def fold_batch_norms(graph: Graph, layers: dict[str, PrunedLayer]) -> tuple[Grap
         if source < 0 or not is_layer(nodes[source]) or readers[source] != [index]:
             continue
         kind = layer_type(nodes[source].op)
-        in_groups = kind.is_transposed and layer_groups(nodes[source]) > 1
-        if len(graph.shape(source) or ()) != kind.spatial + 2 or in_groups:
+        adds_nothing = kind.is_lookup or (kind.is_transposed and layer_groups(nodes[source]) > 1)
+        if len(graph.shape(source) or ()) != kind.spatial + 2 or adds_nothing:
             continue
         name = layer_name(nodes[source])
         statistics = [None if a is None else tensors[a.name] for a in node.args[1:5]]

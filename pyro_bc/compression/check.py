@@ -15,6 +15,7 @@ from ..graph.layer_types import LayerType
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
+from ..graph.recurrent import cell_names
 from ..graph.units import Tracking
 from ..model.agreement import graph_names
 from ..model.guide import FactorizedGuide
@@ -196,6 +197,7 @@ def _rows(
 ) -> tuple[LayerCheck, ...]:
     rows = []
     read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    cells = cell_names(graph)
     for name in [*read, *(name for name in posterior if name not in read)]:
         layer = posterior.get(name)
         shape = tuple(graph.tensors[f"{name}.weight"].shape) if f"{name}.weight" in graph.tensors else ()
@@ -205,7 +207,7 @@ def _rows(
             rows.append(LayerCheck(name, kind, shape, None, "", "stays as it is"))
             continue
         note = stuck.get(name, "")
-        if name not in read:
+        if name not in read and name not in cells:
             note = "never cut: no layer multiplies with it as it is" if shape else "not used in evaluation: left out"
         shape = shape or tuple(layer.weight_mean.shape)
         rows.append(LayerCheck(name, kind, shape, type(layer.prior).__name__, _groups(layer), note))
@@ -219,7 +221,7 @@ def _groups(layer: LayerPosterior) -> str:
     if layer.per_weight:
         return f"{layer.weight_mean.numel():,} weights"
     count, entries = len(layer.statistic), layer.weight_mean.shape[layer.group_dim]
-    what = "filters" if layer.layer_type.scales_outputs else "inputs"
+    what = "columns" if layer.layer_type.is_lookup else "filters" if layer.layer_type.scales_outputs else "inputs"
     return f"{count} {what}" if count == entries else f"{count} groups of {entries // count} {what}"
 
 

@@ -17,6 +17,7 @@ from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
+from ..graph.recurrent import cell_names
 from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
@@ -114,13 +115,14 @@ def compress(
     posterior = {in_graph[name]: layer for name, layer in posterior.items()}
     if own:
         posterior = _used(posterior, graph)
-    loose = [name for name in posterior if name not in names and f"{name}.weight" in graph.tensors]
+    cells = cell_names(graph)
+    loose = [name for name in posterior if name not in (*names, *cells) and f"{name}.weight" in graph.tensors]
     for site in fitted.marginals:
         layer = site.removeprefix(prefix).removesuffix(".weight")
         if site.endswith(".weight") and layer in names and layer not in posterior:
             raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
     for name in posterior:
-        if name not in names and name not in loose:
+        if name not in (*names, *cells, *loose):
             raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
     for name in thresholds or {}:
         if name not in posterior:
@@ -227,7 +229,7 @@ def _row_precisions(
     found: dict[str, Tensor] = {}
     for own, (prior, _, kind) in fitted.layers.items():
         layer = posterior.get(names[own])
-        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.is_transposed:
+        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.output_axis:
             continue
         if (layer.bias_mean is None) != (folded[names[own]].bias_mean is None):
             continue  # a bias that only folding gave it is no site
@@ -327,6 +329,8 @@ def _store(
     for name, tensor in pruned.graph.tensors.items():
         layer_of, _, role = name.rpartition(".")
         layer = pruned.layers.get(layer_of) or transformed.get(layer_of)
+        if name in steps and layer is not None and not layer.variance.any():
+            layer = None  # of which only this is known
         if name in selections:
             tensors[name] = Selection(tensor, selections[name])
         elif not tensor.is_floating_point():

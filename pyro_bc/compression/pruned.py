@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..graph.nodes import Graph, is_layer, layer_name
+from ..graph.recurrent import cell_names
 from ..posterior.in_place import pruned
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
@@ -60,8 +61,8 @@ def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
 def masked_layers(
     graph: Graph, posterior: Mapping[str, LayerPosterior], thresholds: Mapping[str, Threshold]
 ) -> dict[str, PrunedLayer]:
-    """Every layer of a graph, with what its threshold left of it."""
-    names = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
+    """Every layer of a graph, matrices of recurrent cells among them, with what its threshold left of it."""
+    names = dict.fromkeys([*(layer_name(node) for node in graph.nodes if is_layer(node)), *cell_names(graph)])
     used = {name for node in graph.nodes for name in node.named()}
     return {name: masked_layer(graph, name, f"{name}.bias" in used, posterior, thresholds) for name in names}
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import EmptyNetworkError
 from ..graph.constant_rules import Constant
 from ..graph.constants import propagate
-from ..graph.layer_types import layer_type
+from ..graph.layer_types import LINEAR, layer_type
 from ..graph.layers_alone import shared_layers
 from ..graph.nodes import (
     Graph,
@@ -38,6 +38,7 @@ from ..graph.nodes import (
     without_dead_code,
     without_nodes,
 )
+from ..graph.recurrent import cell_names
 from ..graph.unit_rules import layer_axis
 from ..graph.units import Tracking
 from ..posterior.summary import LayerPosterior
@@ -82,7 +83,7 @@ def shrink(
         smaller = without_constant_branches(pruner.graph, pruner.constants)
         if smaller is None:
             return pruner.result()
-        left = {layer_name(node) for node in smaller.nodes if is_layer(node)}
+        left = {*(layer_name(node) for node in smaller.nodes if is_layer(node)), *cell_names(smaller)}
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 
 
@@ -105,6 +106,12 @@ class _Pruner:
             if layer_type(graph.nodes[indices[0]].op).is_transposed and layer_groups(graph.nodes[indices[0]]) > 1
         }
         self.types = {name: layer_type(graph.nodes[indices[0]].op) for name, indices in self.uses.items()}
+        #: matrices of recurrent cells, and those of them whose units are followed.
+        self.cells = set(cell_names(graph))
+        self.followed = {name for name in self.cells if 0 in self.tracking.tensors[f"{name}.weight"]}
+        self.types |= dict.fromkeys(self.cells, LINEAR)
+        #: layers whose weight is used in several ways, a table that is a fully connected layer's, too.
+        self.mixed = {name for name, own in self.uses.items() if len({graph.nodes[i].op for i in own}) > 1}
         for name, layer in layers.items():  # coefficients of one grid stand and fall together
             grid = layer.codes["weight"].grid if layer.codes else ()
             inputs = self.tracking.tensors[f"{name}.weight"].get(self.types[name].input_axis)
@@ -130,6 +137,8 @@ class _Pruner:
         """The constants of every node: those of outputs that read nothing, and what they become."""
         outputs = {}
         for name, layer in self.layers.items():
+            if name in self.cells:
+                continue
             if name in self.whole:
                 size = layer_groups(self.graph.nodes[self.uses[name][0]]) * len(self._outputs(name))
                 outputs[name] = np.full(size, np.nan)
@@ -139,7 +148,7 @@ class _Pruner:
             bias = np.zeros(len(reads)) if layer.bias is None else layer.bias.double().numpy()
             constant = np.nan if len(added) > 1 else bias if added == {True} else 0.0
             outputs[name] = np.where(reads, np.nan, constant)
-        return propagate(self.graph, outputs)
+        return propagate(self.graph, outputs, {name: kind.op for name, kind in self.types.items()})
 
     def output_is_constant(self) -> bool:
         constant = self.constants[len(self.graph.nodes) - 1]
@@ -149,7 +158,7 @@ class _Pruner:
         """Move constant inputs of every layer into its bias."""
         changed = False
         for name, indices in self.uses.items():
-            if len(indices) > 1 or name in self.whole or name in self.shared:
+            if len(indices) > 1 or name in self.whole or name in self.shared or self.types[name].is_lookup:
                 continue
             node, layer = self.graph.nodes[indices[0]], self.layers[name]
             known = self._input_constants(node)
@@ -200,17 +209,32 @@ class _Pruner:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
-            if name in self.layers and layer_groups(self.graph.nodes[indices[0]]) == 1:
-                kind = self.types[name]
+            if name not in self.layers or layer_groups(self.graph.nodes[indices[0]]) > 1:
+                continue
+            for kind in {layer_type(self.graph.nodes[index].op) for index in indices}:
                 inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
                 reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
-        return alive
+        return self._with_read_by_cells(alive)
+
+    def _with_read_by_cells(self, alive: set[int]) -> set[int]:
+        """These units and what the cells among them read: a hidden unit that only itself reads is not."""
+        axes = {name: self.tracking.tensors[f"{name}.weight"] for name in self.followed & self.layers.keys()}
+        roots = {name: [self.tracking.units.roots(own[axis]) for axis in (0, 1)] for name, own in axes.items()}
+        while True:
+            before = len(alive)
+            for name, (rows, columns) in roots.items():
+                computed = self.layers[name].mask.numpy()[np.isin(rows, list(alive))]
+                alive.update(columns[computed.any(0)].tolist())
+            if len(alive) == before:
+                return alive
 
     def _drop_unread(self) -> bool:
         changed = False
         alive = self._alive()
         for name, layer in self.layers.items():
+            if name in self.cells - self.followed:
+                continue
             outputs = self.tracking.units.roots(self._outputs(name))
             computed = torch.from_numpy(np.isin(outputs, list(alive)))
             left = layer.mask & self.types[name].over_outputs(computed, layer.mask.shape)
@@ -250,7 +274,11 @@ class _Pruner:
         while True:
             nodes, self.read = self._read_with(list(alive))
             names = {name for index in self.read if index >= 0 for name in nodes[index].named()}
-            given = [self._outputs(name) for name in self.layers if f"{name}.weight" in names]
+            given = [
+                self._outputs(name)
+                for name in self.layers.keys() - (self.cells - self.followed)
+                if f"{name}.weight" in names
+            ]
             given += [chosen for _, chosen in self._selections().values()]
             empty = [units.roots(some) for some in given if not np.isin(units.roots(some), list(alive)).any()]
             if not empty:
@@ -285,9 +313,10 @@ class _Pruner:
         for name, layer in self.layers.items():
             axes = tracked[f"{name}.weight"]
             weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
-            of_outputs = {} if name in self.whole else {0: self._outputs(name)}
+            of_outputs = {} if name in self.whole | (self.cells - self.followed) else {0: self._outputs(name)}
             bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            whole = self.types[name].spatial or name in self.shared
+            whole = self.types[name].spatial or self.types[name].is_lookup
+            whole = whole or name in self.shared | self.mixed | self.cells
             reads = torch.ones(1, dtype=torch.bool) if whole else mask.any(0)
             if not reads.all():
                 reads[0] |= not reads.any()
@@ -387,6 +416,9 @@ def _resized(node: Node, graph: Graph, index: int, tracking: Tracking, kept: Any
         outputs = tracking.tensors[node.args[1].name]
         per_group = len(outputs[0]) // groups
         return replace(node, args=(*node.args[:6], len(kept(outputs, 0)) // per_group, *node.args[7:]))
+    if node.op == "zeros":
+        sizes = tuple(len(kept(axes, axis)) if axis in axes else size for axis, size in enumerate(node.args[0]))
+        return replace(node, args=(sizes, *node.args[1:]))
     if node.op in ("view", "reshape", "expand"):
         sizes = tuple(
             len(kept(axes, axis)) if axis in axes and isinstance(size, int) and size >= 0 else size

@@ -305,7 +305,7 @@ def _diagonal(layer: LayerPosterior, groups: int, nats_per_bit: float) -> Entrie
 
 def _of_rows(exponents: Tensor, kind: LayerType) -> Tensor:
     """Whole exponents of the rows' steps; where rows are no rows of the tensor, one power of two for all."""
-    if not kind.is_transposed:
+    if not kind.output_axis:
         return exponents.round().long()
     common = STEPS_PER_OCTAVE * round(float(exponents.mean()) / STEPS_PER_OCTAVE)
     return torch.full_like(exponents, common, dtype=torch.long)
@@ -336,7 +336,7 @@ def stored_rows(layer: LayerPosterior, node: Node, coded: CodedRows) -> dict[str
     smallest = int(coded.exponents.min())
     base = smallest // STEPS_PER_OCTAVE
     rows = coded.exponents - STEPS_PER_OCTAVE * base
-    if kind.is_transposed:  # one step, as a power of two
+    if kind.output_axis:  # one step, as a power of two
         found = {"weight": FixedPoint(codes.contiguous(), -base)}
     else:
         found = {"weight": FixedPoint(codes.contiguous(), -base, rows=rows)}

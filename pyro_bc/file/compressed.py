@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import CompressedFileError
 from ..graph.arguments import check_program
 from ..graph.attention import separate_heads
+from ..graph.bags import separate_bags
 from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
 from ..graph.read import read_graph
@@ -145,7 +146,8 @@ def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...], torch.dtype], Gra
     """The graph of a network for inputs of a shape and type, heads as in a Bayesian network."""
 
     def graph(shape: tuple[int, ...], dtype: torch.dtype) -> Graph:
-        return read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, dtype=dtype, device="cpu"))
+        ready = separate_bags(separate_heads(copy.deepcopy(net).cpu()))
+        return read_graph(ready, torch.zeros(2, *shape, dtype=dtype, device="cpu"))
 
     return graph
 

@@ -59,8 +59,8 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
     (:mod:`pyro_bc.file.coder`, ``contextual``);
   - kind 9, the same with the codes as of kind 0, whose lowest code and number of codes follow.
 
-  The weight (second argument) of a fully connected layer or convolution (operations 0, 1, 2, and 90, the transposed
-  one) is followed by two varints, outputs and inputs of the dense one.
+  The weight (second argument) of a fully connected layer, a convolution (operations 0, 1, 2 and 400; 90, 401 and 402,
+  transposed ones) or a table (403) is followed by two varints, outputs and inputs of the dense one.
 
 A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
 number of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0
@@ -107,6 +107,7 @@ from ..graph.arguments import check_program, named_arguments
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
+from ..graph.recurrent import GATES
 from ..graph.shapes import shapes_by_rules
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
@@ -379,7 +380,7 @@ def _run_without_storage(contents: Contents, network: GraphNetwork) -> list[tupl
     """The shapes of all results, None of what is no tensor."""
     x = torch.empty(_EXAMPLES, *contents.input_shape, dtype=contents.input_dtype, device="meta")
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
-    recurrent = {node.values()[0] for node in contents.nodes if node.op in ("gru", "lstm") and node.values()}
+    recurrent = {node.values()[0] for node in contents.nodes if node.op in GATES and node.values()}
     shapes: list[tuple[int, ...] | None] = []
     for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):

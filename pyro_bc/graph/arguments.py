@@ -86,6 +86,7 @@ _FOREIGN = {"batch_sizes"}
 
 #: operations of our own, as torch writes schemas.
 _OWN: Mapping[str, str] = {
+    "lookup": "own::lookup(Tensor index, Tensor weight, Tensor? bias=None, int? padding_idx=None) -> Tensor",
     "getitem": "own::getitem(Tensor[] pieces, int index) -> Tensor",
     **{f"int_{name}": f"own::int_{name}(int a, int b) -> int" for name in ("add", "sub", "mul", "floordiv")},
 }

@@ -20,8 +20,8 @@ ON_NUMBERS: dict[Any, str] = {
 _MOST_PIECES, _MOST_INTEGER = 4096, 1 << 62
 
 # Of recurrent cells: matrices a unit has, and its states.
-_GATES = {"gru": 3, "lstm": 4}
-_STATES = {"gru": ("state",), "lstm": ("state", "cells' state")}
+_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+_STATES = {**dict.fromkeys(("gru", "rnn_tanh", "rnn_relu"), ("state",)), "lstm": ("state", "cells' state")}
 
 
 def on_integers(op: str, compute: Callable[[Any, Any], Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ class LayerType:
     :param group_axis: of the weight, which counts groups: one of the two.
     :param arguments: names of the operation's arguments behind weight and bias, as torch's module has them.
     :param is_transposed: whether an input is spread over outputs, fewer of which meet at the edges.
+    :param is_lookup: whether its input are indices of the entries that an output is the one of.
+    :param zero_row: the entry of the weight's first dimension that is 0 whatever is learned; None for none.
     """
 
     op: str
@@ -36,6 +39,15 @@ class LayerType:
     group_axis: int = 0
     arguments: tuple[str, ...] = ()
     is_transposed: bool = False
+    is_lookup: bool = False
+    zero_row: int | None = None
+
+    def held(self, weight: Tensor) -> Tensor:
+        """The weight with 0 in what is always 0; a tensor of its shape."""
+        if self.zero_row is None:
+            return weight
+        rows = torch.arange(weight.shape[0], device=weight.device) != self.zero_row
+        return weight * rows.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
 
     @property
     def scales_outputs(self) -> bool:
@@ -77,7 +89,7 @@ class LayerType:
 
     def from_rows(self, rows: Tensor, weight_shape: Sequence[int], groups: int = 1) -> Tensor:
         """The weight whose :meth:`rows` these are."""
-        if not self.is_transposed:
+        if not self.output_axis:
             return rows.reshape(tuple(weight_shape))
         inputs, outputs, *kernel = weight_shape
         return rows.reshape(groups, outputs, inputs // groups, *kernel).transpose(1, 2).reshape(tuple(weight_shape))
@@ -87,19 +99,48 @@ class LayerType:
         return math.prod(weight_shape) // weight_shape[self.output_axis]
 
 
-_CONVOLUTION = ("stride", "padding", "dilation", "groups")
 LINEAR = LayerType("linear", nn.Linear, F.linear, group_axis=1)
+
+
+def lookup(index: Tensor, weight: Tensor, bias: None = None, padding_idx: int | None = None) -> Tensor:
+    """Rows of a table, ``F.embedding`` with the arguments in a layer's order.
+
+    :param index: integers, any shape.
+    :param weight: ``(rows, features)``.
+    :param bias: None, which a table has none of.
+    :param padding_idx: the row that training leaves alone; it changes nothing here.
+    """
+    if not isinstance(weight, Tensor) or not isinstance(index, Tensor) or bias is not None:
+        raise TypeError("lookup takes two tensors, and adds nothing")
+    return F.embedding(index, weight)
+
+
+LOOKUP = LayerType(
+    "lookup", nn.Embedding, lookup, output_axis=1, input_axis=0, group_axis=1, arguments=("padding_idx",),
+    is_lookup=True,
+)  # fmt: skip
+
+
+def _convolution(op: str, module: type[nn.Module], function: Callable[..., Tensor], spatial: int) -> LayerType:
+    return LayerType(op, module, function, spatial, arguments=("stride", "padding", "dilation", "groups"))
+
+
+def _transposed(op: str, module: type[nn.Module], function: Callable[..., Tensor], spatial: int) -> LayerType:
+    arguments = ("stride", "padding", "output_padding", "groups", "dilation")
+    return LayerType(op, module, function, spatial, 1, 0, 1, arguments, is_transposed=True)
+
 
 #: all of them; the first of as many dimensions is that of a weight of which no more is known.
 LAYER_TYPES: tuple[LayerType, ...] = (
     LINEAR,
-    LayerType("conv1d", nn.Conv1d, F.conv1d, spatial=1, arguments=_CONVOLUTION),
-    LayerType("conv2d", nn.Conv2d, F.conv2d, spatial=2, arguments=_CONVOLUTION),
-    LayerType(
-        "conv_transpose2d", nn.ConvTranspose2d, F.conv_transpose2d, spatial=2, output_axis=1, input_axis=0,
-        group_axis=1, arguments=("stride", "padding", "output_padding", "groups", "dilation"), is_transposed=True,
-    ),
-)  # fmt: skip
+    _convolution("conv1d", nn.Conv1d, F.conv1d, 1),
+    _convolution("conv2d", nn.Conv2d, F.conv2d, 2),
+    _convolution("conv3d", nn.Conv3d, F.conv3d, 3),
+    _transposed("conv_transpose1d", nn.ConvTranspose1d, F.conv_transpose1d, 1),
+    _transposed("conv_transpose2d", nn.ConvTranspose2d, F.conv_transpose2d, 2),
+    _transposed("conv_transpose3d", nn.ConvTranspose3d, F.conv_transpose3d, 3),
+    LOOKUP,
+)
 _BY_OPERATION = {row.op: row for row in LAYER_TYPES}
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from .layer_types import layer_type
 from .nodes import Graph, Named, Node, Value, is_layer, layer_name, replace_leaves
+from .recurrent import names_as_layers
 
 
 def layers_alone(graph: Graph) -> Graph:
     """The same graph, with a weight and a bias of its own name for every layer."""
     graph = _renamed(graph, {name: f"{name}.weight" for name in _weights(graph) if not name.endswith(".weight")})
+    graph = _renamed(graph, names_as_layers(graph))
     biases = _own_biases(graph)
     graph = _added_behind(graph, biases)
     return _renamed(graph, {bias: f"{layer}.bias" for layer, bias in biases.items()})
@@ -104,4 +106,12 @@ def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
         Node(node.op, replace_leaves(node.args, rename), replace_leaves(node.kwargs, rename)) for node in graph.nodes
     )
     tensors = {chosen.get(name, name): tensor for name, tensor in graph.tensors.items()}
-    return replace(graph, nodes=nodes, tensors=tensors, buffers=frozenset(chosen.get(n, n) for n in graph.buffers))
+    origins = {chosen.get(name, name): graph.origins.get(name, name) for name in graph.tensors}
+    return replace(
+        graph,
+        nodes=nodes,
+        tensors=tensors,
+        buffers=frozenset(chosen.get(n, n) for n in graph.buffers),
+        origins={name: origin for name, origin in origins.items() if name != origin},
+        turned=frozenset(chosen.get(n, n) for n in graph.turned),
+    )

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -43,7 +44,7 @@ class GraphNetwork(nn.Module):
             bias = tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
             owner, last = self._owner(name)
             owner.add_module(last, _layer_module(node, tensors[node.args[1].name], bias))
-            built.update(node.named())
+            built.update(replace(node, args=node.args[1:]).named())
         for name, tensor in tensors.items():
             owner, last = self._owner(name)
             if name not in built and tensor.is_floating_point() and name not in buffers:
@@ -108,7 +109,7 @@ def _layers(nodes: tuple[Node, ...]) -> dict[str, Node]:
         if not is_layer(node):
             continue
         name = layer_name(node)
-        named = node.named()
+        named = replace(node, args=node.args[1:]).named()
         # A bias of this name that the layer does not add would become the module's.
         expected = [f"{name}.weight", *[f"{name}.bias"] * (f"{name}.bias" in uses)]
         if named == expected and all(uses[tensor] == alike[node.op, node.args[1:]] for tensor in named):
@@ -125,8 +126,11 @@ def _layer_module(node: Node, weight: Tensor, bias: Tensor | None) -> nn.Module:
         # The second dimension of the weight counts those of one group.
         inputs, outputs = (inputs * groups, outputs) if kind.input_axis else (inputs, outputs * groups)
         layer = make(inputs, outputs, tuple(weight.shape[2:]), bias=bias is not None, device="meta", **given)
+    elif kind.is_lookup:
+        layer = make(inputs, outputs, device="meta", **given)
     else:
         layer = make(inputs, outputs, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.clone())
-    layer.bias = None if bias is None else nn.Parameter(bias.clone())
+    if bias is not None or not kind.is_lookup:
+        layer.bias = None if bias is None else nn.Parameter(bias.clone())
     return layer

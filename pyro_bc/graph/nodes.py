@@ -1,7 +1,7 @@
 """A network as a graph: nodes, what they refer to, and what can be done with a tuple of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,12 +60,16 @@ class Graph:
     :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
         a string. None for what is no tensor.
     :param buffers: names of the tensors that training leaves alone.
+    :param origins: what tensors are called in the network that was read, where that is another name.
+    :param turned: names of the tensors that are a matrix of that network turned over.
     """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
     shapes: tuple[tuple[Any, ...] | None, ...]
     buffers: frozenset[str] = frozenset()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    turned: frozenset[str] = frozenset()
 
     def shape(self, index: int) -> tuple[Any, ...] | None:
         """Shape of a node's result, or of the input (−1)."""
@@ -93,8 +97,13 @@ def layer_name(node: Node) -> str:
 
 
 def layer_nodes(graph: "Graph") -> dict[str, Node]:
-    """Every layer by name, with the first of the nodes that compute it."""
-    return {layer_name(node): node for node in reversed(graph.nodes) if is_layer(node)}
+    """Every layer by name, with the first of the nodes that compute it; a lookup only where there is no other."""
+    found: dict[str, Node] = {}
+    for node in filter(is_layer, graph.nodes):
+        known = found.setdefault(layer_name(node), node)
+        if layer_type(known.op).is_lookup and not layer_type(node.op).is_lookup:
+            found[layer_name(node)] = node
+    return found
 
 
 def layer_groups(node: Node) -> int:
@@ -157,7 +166,8 @@ def select_nodes(graph: Graph, kept: list[int]) -> Graph:
         nodes.append(Node(node.op, replace_leaves(node.args, renumber), replace_leaves(node.kwargs, renumber)))
     names = dict.fromkeys(name for node in nodes for name in node.named())
     shapes = (graph.shapes[0], *(graph.shapes[index + 1] for index in kept))
-    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes, graph.buffers.intersection(names))
+    tensors = {name: graph.tensors[name] for name in names}
+    return replace(graph, nodes=tuple(nodes), tensors=tensors, shapes=shapes, buffers=graph.buffers.intersection(names))
 
 
 def without_nodes(graph: Graph, replaced: Mapping[int, int]) -> Graph:

@@ -23,7 +23,7 @@ from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
 from ..runtime.messages import first_line
-from .layer_types import layer_type
+from .layer_types import LINEAR, layer_type
 from .module import GraphNetwork
 from .nodes import Graph, Named, Node, Value, is_layer, replace_leaves, without_dead_code
 
@@ -38,7 +38,7 @@ def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
     nodes, tensors = list(net._nodes), dict(net.state_dict())
     shapes = (tuple(example.shape), *(getattr(value, "shape", None) for value in net.results(net._nodes, example)))
     for index, node in enumerate(nodes):
-        if not is_layer(node) or layer_type(node.op).spatial or not isinstance(node.args[0], Value):
+        if not is_layer(node) or layer_type(node.op) is not LINEAR or not isinstance(node.args[0], Value):
             continue
         source = nodes[node.args[0].index] if node.args[0].index >= 0 else None
         if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):

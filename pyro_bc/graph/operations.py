@@ -10,6 +10,7 @@ import torch
 from . import constant_rules, shape_rules, unit_rules
 from .constant_rules import ConstantRule
 from .functions import getitem, on_integers, on_tensors
+from .layer_types import lookup
 from .shape_rules import ShapeRule
 from .unit_rules import UnitRule
 
@@ -163,10 +164,10 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(37, "log_softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
     _row(38, "upsample_nearest2d", units=unit_rules.spatial, constants=constant_rules.through_pool),
     _row(39, "adaptive_max_pool2d"),
-    _row(40, "gru"),
-    _row(41, "lstm"),
-    _row(42, "zeros", torch.ops.aten.zeros),
-    _row(43, "getitem", getitem),
+    _row(40, "gru", units=unit_rules.recurrent),
+    _row(41, "lstm", units=unit_rules.recurrent),
+    _row(42, "zeros", torch.ops.aten.zeros, units=unit_rules.zeros),
+    _row(43, "getitem", getitem, units=unit_rules.getitem),
     _row(44, "size", torch.ops.aten.sym_size.int, units=unit_rules.size),
     _row(45, "int_add", on_integers("int_add", operator.add)),
     _row(46, "int_sub", on_integers("int_sub", operator.sub)),
@@ -215,6 +216,17 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(89, "cos"),
     _elementwise(91, "to", shape=None, constants=None, per_example=True),
     _row(90, "conv_transpose2d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(2), per_example=True),
+    # Layers that came later have codes from 400 on.
+    _row(400, "conv3d", units=unit_rules.layer, shape=shape_rules.convolution(3), per_example=True),
+    _row(403, "lookup", lookup, units=unit_rules.lookup),
+    _row(404, "rnn_tanh", units=unit_rules.recurrent),
+    _row(405, "rnn_relu", units=unit_rules.recurrent),
+    _row(
+        401, "conv_transpose1d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(1), per_example=True
+    ),
+    _row(
+        402, "conv_transpose3d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(3), per_example=True
+    ),
 )
 
 #: rows by name, and by the code in a file.

@@ -21,6 +21,8 @@ from .layers_alone import layers_alone
 from .module import GraphNetwork, evaluating
 from .nodes import DTYPE_NAMES, Graph, Named, Node, Value, is_layer, layer_name, without_dead_code
 from .operations import BY_NAME
+from .products import products_as_layers
+from .recurrent import layers_apart
 
 # Spatial convolutions and pools by another name than their ATen packet's.
 _ALIASES = {
@@ -28,6 +30,7 @@ _ALIASES = {
     "_log_softmax": "log_softmax",
     "_softmax": "softmax",
     "_to_copy": "to",
+    "numpy_T": "t",
     "adaptive_max_pool2d": "adaptive_max_pool2d",
 }
 
@@ -125,7 +128,8 @@ def _read(program: Any) -> Graph:
         raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
     buffers = frozenset(names.values()).difference(signature.inputs_to_parameters.values())
     nodes, shapes = nodes[: output.index + 1], shapes[: output.index + 2]
-    return layers_alone(without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers)))
+    graph = without_dead_code(Graph(tuple(nodes), tensors, tuple(shapes), buffers))
+    return layers_alone(layers_apart(products_as_layers(graph)))
 
 
 def _shape(node: Any) -> tuple[Any, ...] | None:

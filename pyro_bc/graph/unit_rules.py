@@ -8,6 +8,7 @@ import numpy as np
 
 from .layer_types import layer_type
 from .nodes import Graph, Named, Node, Value, is_layer, layer_groups, leaves
+from .recurrent import cells
 
 #: units along the followed axes of one tensor: axis to an array of one unit number per entry.
 Axes = dict[int, np.ndarray]
@@ -159,6 +160,73 @@ def layer(t: FollowedUnits, node: Node) -> Axes:
         t.fix_axes(x, *[a for a in t.of(x) if a != axis] or [-1])
         passed = {}
     return passed | {axis: outputs}
+
+
+def lookup(t: FollowedUnits, node: Node) -> Axes:
+    """Rows of a table: its columns are what it computes, and its rows stay."""
+    if not is_layer(node):
+        return unknown(t, node)
+    weight, kind = node.args[1].name, layer_type(node.op)
+    axes: Axes = {}
+    for axis in (kind.input_axis, kind.output_axis):
+        known = t.tensors[weight].get(axis)
+        new = t.units.new(t.graph.tensors[weight].shape[axis]) if known is None else known
+        axes[axis] = t.name_axis(weight, axis, new)
+    t.units.fix(axes[kind.input_axis])
+    outputs = axes[kind.output_axis]
+    t.fix_axes(node.args[0])
+    return {len(t.shape(node.args[0])): outputs}
+
+
+def zeros(t: FollowedUnits, node: Node) -> Axes:
+    """Along every axis of a known size its entries are as others want them."""
+    sizes = node.args[0] if node.args and isinstance(node.args[0], tuple) else ()
+    return {axis: t.units.new(size) for axis, size in enumerate(sizes) if isinstance(size, int) and size > 1}
+
+
+def recurrent(t: FollowedUnits, node: Node) -> Axes:
+    """One layer of cells: its hidden units are the columns of ``hh``, and the rows of every gate of all tensors."""
+    own, x = cells(node), node.args[0]
+    if not own or node.args[4] != 1 or len(t.shape(x)) != 3:
+        return unknown(t, node)
+    states = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    inputs = t.of(x).get(2)
+    t.fix_axes(x, *[axis for axis in t.of(x) if axis != 2] or [-1])
+    units: list[np.ndarray] = []
+    for cell in own:
+        rows, size = t.graph.tensors[cell.hh].shape
+        known = t.tensors[cell.hh].get(1)
+        hidden = t.name_axis(cell.hh, 1, t.units.new(size) if known is None else known)
+        for name in (cell.hh, cell.ih, cell.bias_hh, cell.bias_ih):
+            if name is not None:
+                t.name_axis(name, 0, np.tile(hidden, rows // size))
+        read = t.tensors[cell.ih].get(1) if inputs is None else inputs
+        if read is None:  # what is read is not followed: it stays
+            read = t.units.new(t.graph.tensors[cell.ih].shape[1])
+            t.units.fix(read)
+        t.name_axis(cell.ih, 1, read)
+        units.append(hidden)
+    for hidden in units[1:]:
+        t.units.join(units[0], hidden)
+    for state in states:
+        t.fix_axes(state, *[axis for axis in t.of(state) if axis != 2] or [-1])
+        known = t.of(state).get(2)
+        if known is None:
+            t.units.fix(units[0])
+        else:
+            t.units.join(units[0], known)
+    return {}
+
+
+def getitem(t: FollowedUnits, node: Node) -> Axes:
+    """Outputs of a recurrent layer, both directions one behind the other, or its last states."""
+    source = t.graph.nodes[node.args[0].index] if isinstance(node.args[0], Value) and node.args[0].index >= 0 else None
+    own = [] if source is None else cells(source)
+    hidden = [t.tensors[cell.hh].get(1) for cell in own]
+    followed = [units for units in hidden if units is not None]
+    if source is None or source.args[4:5] != (1,) or not own or len(followed) < len(own):
+        return unknown(t, node)
+    return {2: np.concatenate(followed) if node.args[1] == 0 else followed[0]}
 
 
 def binary(t: FollowedUnits, node: Node) -> Axes:

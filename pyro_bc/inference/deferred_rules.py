@@ -307,6 +307,79 @@ def _convolution(layer: LayerType, input: Tensor, weight: Any, bias: Any = None,
     return result if behind is None else result + behind.reshape(-1, *[1] * dim)
 
 
+def _lookup(
+    index: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """Sample rows of a table, by the mean and variance of each; shapes as ``torch.nn.functional.embedding``.
+
+    The first dimension of the indices is taken for that of the examples.
+    """
+    if max_norm is not None:
+        return NotImplemented
+
+    def rows(q: Any) -> tuple[Tensor, Any]:
+        variance = None if q.variance is None else F.embedding(index, q.variance, padding_idx)
+        return F.embedding(index, q.loc, padding_idx), variance
+
+    return _sample_rows(index, weight, rows)
+
+
+def _bag(
+    index: Any, weight: Any, offsets: Any = None, mode: str = "mean", norm_type: float = 2.0, **options: Any
+) -> Any:
+    """Sample sums or means of a table's rows, ``(batch, features)`` for indices ``(batch, length)``.
+
+    A row that a bag has several times is the same each time: its variance counts with the square of how often.
+    """
+    if offsets is not None or any(value not in (None, False) for value in options.values()):
+        return NotImplemented
+    if mode not in ("sum", "mean") or not isinstance(index, Tensor) or index.dim() != 2:
+        return NotImplemented
+
+    def bags(q: Any) -> tuple[Tensor, Any]:
+        mean = F.embedding_bag(index, q.loc, mode=mode)
+        if q.variance is None:
+            return mean, None
+        often = (index[:, :, None] == index[:, None, :]).sum(2).to(mean.dtype)
+        variance = F.embedding_bag(index, q.variance, mode="sum", per_sample_weights=often)
+        return mean, variance / (index.shape[1] ** 2 if mode == "mean" else 1)
+
+    return _sample_rows(index, weight, bags)
+
+
+def _sample_rows(index: Any, weight: Any, moments: Callable[[Any], tuple[Tensor, Any]]) -> Any:
+    """Sample what a table gives, by its mean and variance, under the scales of the table's columns."""
+    parts = _split(weight, 2)
+    if isinstance(index, Deferred) or parts is None:
+        return NotImplemented
+    scales, q = parts
+    scales = tuple(_reshape(s, s.shape[-1:]) if s.dim() > 1 and s.numel() == s.shape[-1] else s for s in scales)
+    if any(scale is NotImplemented or scale.dim() > 1 for scale in scales):
+        return NotImplemented  # not one of each column
+    result, variance = moments(q)
+    if variance is not None:
+        drawn: Tensor = _SampleNormal.apply(result, variance)
+        result = torch.where(variance > 0, drawn, result)  # a row that is certain stays what it is
+    if scales:
+        result = result * reduce(torch.mul, (scale.per_example(result) for scale in scales))
+    return result
+
+
+def _drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A recurrent layer's weights, which all its steps share, are drawn once for a batch: no rule would be exact."""
+
+    def rule(input: Any, state: Any, weights: Any, *options: Any) -> Any:
+        return function(input, state, [w.draw() if isinstance(w, Deferred) else w for w in weights], *options)
+
+    return rule
+
+
 def _per_filter(scale: Deferred, output: Tensor, dim: int) -> Tensor:
     """A draw of the filters' scales for every example, ``(batch, filters, 1, …)`` against an output."""
     q = scale.distribution
@@ -318,6 +391,7 @@ def _per_filter(scale: Deferred, output: Tensor, dim: int) -> Tensor:
 
 
 _TENSOR: Any = torch.Tensor
+_RECURRENT: tuple[Any, ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 Deferred.rules |= {
     torch.mul: _multiply,
@@ -352,6 +426,9 @@ Deferred.rules |= {
     torch.mm: _matmul,
     torch.einsum: _einsum,
     F.linear: _linear,
+    **{function: _drawn(function) for function in _RECURRENT},
+    F.embedding: _lookup,
+    F.embedding_bag: _bag,
     **{layer.function: partial(_convolution, layer) for layer in LAYER_TYPES if layer.spatial},
 }
 _TransposedProduct.rules |= {

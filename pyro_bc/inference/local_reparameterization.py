@@ -18,7 +18,8 @@ statements and ``F.linear(x, z * w, b)``. Any other operation on a deferred tens
 with the draw, so that nothing is ever silently replaced by its mean.
 
 Where a layer is applied at several positions of one example (an input of more than two dimensions), scales are
-shared by the positions and the pre-activations' noise is not, as Kingma et al. do for convolutions. A convolution's
+shared by the positions and the pre-activations' noise is not, as Kingma et al. do for convolutions. A table's rows are
+drawn where they are looked up, and the matrices of recurrent layers once for the batch. A convolution's
 scales belong to its filters and multiply their output::
 
     y = z * v,   v ~ Normal(conv(x, loc) + bias_loc, conv(x², variance) + bias_variance),   z ~ q(z)

@@ -19,6 +19,7 @@ from ..graph.arguments import check_program
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
+from ..graph.recurrent import cell_names
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import bias_of, weight_of
 from ..runtime.random_state import same_random_state
@@ -59,11 +60,13 @@ def obstacle(
 
 
 def graph_names(layers: Iterable[str], graph: Graph, net: nn.Module) -> dict[str, str]:
-    """The name that a graph has for each layer of its network: a module that is used under several has one there."""
-    modules = dict(net.named_modules(remove_duplicate=False))
-    read = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    by_module = {id(modules[name]): name for name in read if name in modules}
-    return {name: by_module.get(id(modules.get(name)), name) for name in layers}
+    """The name that a graph has for each layer of its network: a weight that is used under several has one there."""
+    own = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+    read = dict.fromkeys([*(layer_name(node) for node in graph.nodes if is_layer(node)), *cell_names(graph)])
+    weights = {name: graph.origins.get(f"{name}.weight", f"{name}.weight") for name in read}
+    by_weight = {id(own[path]): name for name, path in weights.items() if path in own}
+    # The weight of a layer, or a parameter that is one's.
+    return {name: by_weight.get(id(own.get(f"{name}.weight", own.get(name))), name) for name in layers}
 
 
 def check_one_function(

@@ -1,7 +1,8 @@
-"""Bayesian layers: a linear layer or convolution whose weight and bias are latent."""
+"""Bayesian layers: linear layers, convolutions and tables whose weight and bias are latent."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.attention import GroupedLinear
-from ..graph.layer_types import LINEAR, LayerType, layer_type
+from ..graph.bags import EmbeddingBag
+from ..graph.layer_types import LINEAR, LOOKUP, LayerType, layer_type
 from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
 from ..quantisation.grids import is_grid
@@ -39,6 +41,8 @@ class BayesianLayer(PyroModule):
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
+        #: by role, the parameter of the network that it is, and whether that is its transpose; empty for its own.
+        self.in_network: dict[str, tuple[str, bool]] = {}
         self._shape, self._group_size, self._has_bias = weight_shape, group_size, bias
         self._dtype = torch.get_default_dtype()
         self.weight_code: Any = None
@@ -94,13 +98,8 @@ class BayesianLayer(PyroModule):
     @classmethod
     def from_module(cls, module: Any, prior: Prior) -> Any:
         """A Bayesian layer of the same shape, with the module's hooks, whose guide starts from its weight and bias."""
-        check_dtype("a layer has weights of", module.weight.dtype)
         layer = cls._like(module, prior)
-        values = {name: value.detach().clone() for name, value in module.named_parameters()}
-        if layer.weight_code is not None:
-            layer._start_codes(values)
-        layer._place(module.weight.device)
-        layer.pretrained = values
+        layer._start_from({name: value.detach().clone() for name, value in module.named_parameters()})
         for hooks in (
             "_forward_hooks",
             "_forward_hooks_with_kwargs",
@@ -109,6 +108,34 @@ class BayesianLayer(PyroModule):
         ):
             layer.__dict__[hooks] = module.__dict__[hooks]
         return layer
+
+    @classmethod
+    def of_weight(cls, weight: Tensor, bias: Tensor | None, prior: Prior) -> Any:
+        """A Bayesian layer whose guide starts from this weight and bias, to hold the sites of what others compute."""
+        outputs, inputs = cls.layer_type.dense_shape(weight.shape)
+        kernel = [tuple(weight.shape[2:])] * bool(cls.layer_type.spatial)
+        options = {} if cls.layer_type.is_lookup else {"bias": bias is not None}
+        make: Any = cls
+        layer = make(inputs, outputs, *kernel, **options, prior=prior)
+        layer._start_from({"weight": weight} | ({} if bias is None else {"bias": bias}))
+        return layer
+
+    def _start_from(self, values: dict[str, Tensor]) -> None:
+        check_dtype("a layer has weights of", values["weight"].dtype)
+        if self.weight_code is not None:
+            self._start_codes(values)
+        self._place(values["weight"].device)
+        self.pretrained = values
+
+    def hold_zero(self, row: int) -> None:
+        """Let a row of the weight be 0, whatever its site is."""
+        self.layer_type = replace(self.layer_type, zero_row=row)
+        self._place(self._device)
+
+    @classmethod
+    def covers(cls, module: Any) -> bool:
+        """Whether a module of the layer's type can become one: what cannot stays as it is."""
+        return True
 
     @classmethod
     def _like(cls, module: Any, prior: Prior) -> Any:
@@ -137,8 +164,8 @@ class BayesianLayer(PyroModule):
             if bias is not None:
                 bias = self.bias_code.decoded(bias)
             if self.weight_code.is_settled:  # scales are in the codes
-                return values["weight"], bias
-        weight = self.prior.weight(values, self.layer_type)
+                return self.layer_type.held(values["weight"]), bias
+        weight = self.layer_type.held(self.prior.weight(values, self.layer_type))
         return weight, None if bias is None else self.prior.bias(values | {"bias": bias}, self.layer_type)
 
 
@@ -191,7 +218,7 @@ class BayesianLinear(BayesianLayer):
 
 
 class _BayesianConv(BayesianLayer):
-    """What convolutions over one and two dimensions share; arguments as torch's."""
+    """What convolutions over one to three dimensions share; arguments as torch's."""
 
     def __init__(
         self,
@@ -280,18 +307,21 @@ class BayesianConv2d(_BayesianConv):
     layer_type = layer_type("conv2d")
 
 
-class BayesianConvTranspose2d(BayesianLayer):
-    """``nn.ConvTranspose2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+class BayesianConv3d(_BayesianConv):
+    """``nn.Conv3d`` whose weight and bias are latent; each output filter is one group of a group prior.
 
-    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
-    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
-    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, height, width)``.
-    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+    :param in_channels: channels of the input ``(batch, in_channels, depth, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, depth', height', width')``.
+    :param prior: the prior over the weight, of shape ``(out_channels, in_channels / groups, depth, height, width)``.
 
-    The other parameters are those of ``torch.nn.ConvTranspose2d``.
+    The other parameters are those of ``torch.nn.Conv3d``; scales as for :class:`BayesianConv2d`.
     """
 
-    layer_type = layer_type("conv_transpose2d")
+    layer_type = layer_type("conv3d")
+
+
+class _BayesianConvTranspose(BayesianLayer):
+    """What transposed convolutions over one to three dimensions share; arguments as torch's."""
 
     def __init__(
         self,
@@ -311,7 +341,7 @@ class BayesianConvTranspose2d(BayesianLayer):
             raise UsageError(
                 f"a transposed convolution of {groups} groups cannot be Bayesian; name it in deterministic=[…]"
             )
-        make: Any = nn.ConvTranspose2d
+        make: Any = self.layer_type.module
         template = make(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, 1, bias, dilation, device="meta"
         )
@@ -321,7 +351,11 @@ class BayesianConvTranspose2d(BayesianLayer):
         self.output_padding = template.output_padding
 
     @classmethod
-    def _like(cls, module: Any, prior: Prior) -> "BayesianConvTranspose2d":
+    def covers(cls, module: Any) -> bool:
+        return bool(module.groups == 1)
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "_BayesianConvTranspose":
         return cls(
             module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
             module.output_padding, module.groups, module.bias is not None, module.dilation, prior=prior,
@@ -341,22 +375,150 @@ class BayesianConvTranspose2d(BayesianLayer):
         )
 
 
+class BayesianConvTranspose1d(_BayesianConvTranspose):
+    """``nn.ConvTranspose1d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, length)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, length')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, kernel_size)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose1d``.
+    """
+
+    layer_type = layer_type("conv_transpose1d")
+
+
+class BayesianConvTranspose2d(_BayesianConvTranspose):
+    """``nn.ConvTranspose2d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, height', width')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, height, width)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose2d``.
+    """
+
+    layer_type = layer_type("conv_transpose2d")
+
+
+class BayesianConvTranspose3d(_BayesianConvTranspose):
+    """``nn.ConvTranspose3d`` whose weight and bias are latent; each output filter is one group of a group prior.
+
+    :param in_channels: channels of the input ``(batch, in_channels, depth, height, width)``.
+    :param out_channels: filters; the output is ``(batch, out_channels, depth', height', width')``.
+    :param prior: the prior over the weight, of shape ``(in_channels, out_channels, depth, height, width)``.
+    :raises UsageError: where ``groups`` is not 1: a filter's scale would be that of one filter of each group.
+
+    The other parameters are those of ``torch.nn.ConvTranspose3d``.
+    """
+
+    layer_type = layer_type("conv_transpose3d")
+
+
+class BayesianEmbedding(BayesianLayer):
+    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior.
+
+    :param num_embeddings: rows of the table.
+    :param embedding_dim: columns.
+    :param padding_idx: a row that is 0 and stays so; None for none.
+    :param prior: the prior over the weight, of shape ``(num_embeddings, embedding_dim)``.
+
+    Input integers ``(batch, *)``, output ``(batch, *, embedding_dim)``. A pruned column is not looked up, and what
+    reads it has an input less; a row without signal among the columns that are left is 0, and takes next to no bits.
+
+    >>> import pyro_bc, torch
+    >>> layer = BayesianEmbedding(10, 4, prior=pyro_bc.GroupNormalJeffreys())
+    >>> pyro_bc.FactorizedGuide(layer)(torch.tensor([[1, 2]]))["scale"].shape
+    torch.Size([4])
+    """
+
+    layer_type = LOOKUP
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *, prior: Prior | None = None
+    ):
+        super().__init__((num_embeddings, embedding_dim), False, prior)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            self.hold_zero(padding_idx)
+
+    @classmethod
+    def covers(cls, module: Any) -> bool:
+        padded = module.padding_idx is None or not bool(module.weight[module.padding_idx].any())
+        return padded and module.max_norm is None
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianEmbedding":
+        return cls(module.num_embeddings, module.embedding_dim, module.padding_idx, prior=prior)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.weight)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}, prior={self.prior}"
+
+
+class BayesianEmbeddingBag(BayesianEmbedding):
+    """``nn.EmbeddingBag`` of bags of one length whose weight is latent; groups as in :class:`BayesianEmbedding`.
+
+    :param mode: what is made of a bag's rows: ``sum``, ``mean`` or ``max``.
+
+    The other parameters are those of :class:`BayesianEmbedding`. Input integers ``(batch, length)``, output
+    ``(batch, embedding_dim)``.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        mode: str = "mean",
+        *,
+        prior: Prior | None = None,
+    ):
+        super().__init__(num_embeddings, embedding_dim, padding_idx, prior=prior)
+        self.mode = mode
+
+    @classmethod
+    def _like(cls, module: Any, prior: Prior) -> "BayesianEmbeddingBag":
+        return cls(module.num_embeddings, module.embedding_dim, module.padding_idx, module.mode, prior=prior)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding_bag(x, self.weight, mode=self.mode)
+
+
 #: the Bayesian layer in place of each of torch's.
 BAYESIAN: dict[type[nn.Module], Any] = {
     GroupedLinear: BayesianLinear,
+    EmbeddingBag: BayesianEmbeddingBag,
     **{
         layer.layer_type.module: layer
-        for layer in (BayesianLinear, BayesianConv1d, BayesianConv2d, BayesianConvTranspose2d)
+        for layer in (
+            BayesianLinear,
+            BayesianConv1d,
+            BayesianConv2d,
+            BayesianConv3d,
+            BayesianConvTranspose1d,
+            BayesianConvTranspose2d,
+            BayesianConvTranspose3d,
+            BayesianEmbedding,
+        )
     },
 }
 
 
 def layer_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of :data:`BAYESIAN` as which a module computes: its own, or one that it inherits ``forward`` from."""
-    if type(module) in BAYESIAN:
-        return type(module)
-    for kind in BAYESIAN:
-        if isinstance(module, kind) and all(getattr(type(module), f, 0) is getattr(kind, f, 0) for f in _COMPUTES):
+    """The class of :data:`BAYESIAN` as which a module computes: its own, or one that it inherits ``forward`` from.
+
+    None where there is none, or where the Bayesian layer does not cover the module's settings.
+    """
+    for kind in (type(module), *BAYESIAN):
+        computes_alike = all(getattr(type(module), f, 0) is getattr(kind, f, 0) for f in _COMPUTES)
+        if kind in BAYESIAN and isinstance(module, kind) and computes_alike and BAYESIAN[kind].covers(module):
             return kind
     return None
 

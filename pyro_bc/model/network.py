@@ -1,9 +1,11 @@
 """Networks as Pyro models: Bayesian layers, and any ``nn.Module`` made Bayesian."""
 
+import contextlib
 import copy
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import pyro
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.attention import MultiheadAttention
+from ..graph.layer_types import layer_type
 from ..graph.module import evaluating
+from ..graph.nodes import Graph, layer_groups, layer_nodes
 from ..graph.read import read_graph
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
@@ -23,6 +27,8 @@ from .layers import BAYESIAN, BayesianLayer, layer_class
 from .likelihoods import Categorical, Likelihood
 from .ownership import claim_parameters
 from .prepare import prepared
+from .readers import read_from
+from .recurrent import BayesianRecurrent, is_recurrent
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
@@ -47,7 +53,8 @@ def _chosen(name: str, module: nn.Module, choices: Iterable[Choice]) -> bool:
 
 
 def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Choice] = ()) -> nn.Module:
-    """A Bayesian copy of a network, a ``PyroModule``: linear layers and convolutions become Bayesian ones.
+    """A Bayesian copy of a network, a ``PyroModule``: linear layers, convolutions, tables and recurrent layers become
+    Bayesian ones.
 
     Sites are named after the modules (``fc1.weight``). The guide starts from the network's present weights,
     whether they were pretrained or freshly initialised. Everything else, deterministic parameters included,
@@ -59,9 +66,9 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
         layer deterministic.
     :param deterministic: layers to leave as they are: names (``"head"``, ``"stem.*"``), types (``nn.Conv1d``), or
         functions ``(name, module) -> bool``. Layers whose weight does not require a gradient always are, and stay
-        as they are; so do other modules with weights (recurrent cells, embeddings), which a warning says unless they
-        are named here.
-    :raises UnsupportedNetworkError: where no layer becomes Bayesian, or one's weight belongs to another module too.
+        as they are; so do other modules with weights, which a warning says unless they are named here. A weight that
+        several modules have is one site, of the first of them that is no table; one of them here keeps it as it is.
+    :raises UnsupportedNetworkError: where no layer becomes Bayesian.
     :raises UsageError: where a layer's weights are not of torch's default dtype.
 
     >>> import pyro_bc, torch
@@ -70,24 +77,29 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     >>> [type(layer).__name__ for layer in net]
     ['BayesianLinear', 'PyroReLU', 'PyroLinear']
     """
-    return _bayesian(prepared(module), prior, deterministic)
+    return _bayesian(prepared(module), prior, deterministic, ())
 
 
-def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice]) -> nn.Module:
-    """What :func:`bayesianize` makes of a prepared network, which is used up."""
+def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice], plain: Collection[str]) -> nn.Module:
+    """What :func:`bayesianize` makes of a prepared network, which is used up.
+
+    :param plain: parameters of no layer that may become latent once an input is known.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd):
             layer.p = 0.0
         elif isinstance(layer, MultiheadAttention):
             layer.dropout = 0.0
-    chosen = _layer_priors(net, prior, list(deterministic))
+    chosen = _layer_priors(net, prior, list(deterministic), plain)
     converted: dict[int, nn.Module] = {}
 
     def convert(layer: nn.Module) -> nn.Module:
         if id(layer) not in converted:
             converted[id(layer)] = layer
             kind = layer_class(layer)
-            if id(layer) in chosen and kind is not None:
+            if id(layer) in chosen and is_recurrent(layer):
+                converted[id(layer)] = BayesianRecurrent(layer, chosen[id(layer)])
+            elif id(layer) in chosen and kind is not None:
                 converted[id(layer)] = BAYESIAN[kind].from_module(layer, chosen[id(layer)])
             else:
                 for name, child in list(layer._modules.items()):
@@ -95,8 +107,23 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice])
                         setattr(layer, name, convert(child))
         return converted[id(layer)]
 
+    weights = {id(layer.weight): layer for layer in net.modules() if id(layer) in chosen and layer_class(layer)}
+    shared = [
+        (module, key, weights[id(parameter)])
+        for module in net.modules()
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(parameter) in weights and weights[id(parameter)] is not module
+    ]
     result = convert(net)
     to_pyro_module_(result)
+    for name, module in result.named_modules():
+        if isinstance(module, BayesianRecurrent):
+            module.named_in(name)
+    for module, key, owner in shared:
+        read_from(module, key, cast(BayesianLayer, converted[id(owner)]))
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None and not bool(cast(Tensor, owner.weight)[padding].any()):
+            cast(BayesianLayer, converted[id(owner)]).hold_zero(padding)
     _keep_frozen_(result)
     return result
 
@@ -110,45 +137,132 @@ def _keep_frozen_(net: nn.Module) -> None:
                 module.register_buffer(name, parameter.detach())
 
 
-def _layer_priors(net: nn.Module, prior: PriorRule, deterministic: list[Choice]) -> dict[int, Prior]:
-    """The prior of every layer that becomes Bayesian, by its ``id``."""
-    rule = prior if callable(prior) else lambda name, layer: prior
-    owners: dict[int, list[str]] = {}
+def _rule(prior: PriorRule) -> Callable[[str, nn.Module], Prior | None]:
+    return prior if callable(prior) else lambda name, layer: prior
+
+
+def _layer_priors(
+    net: nn.Module, prior: PriorRule, deterministic: list[Choice], plain: Collection[str]
+) -> dict[int, Prior]:
+    """The prior of every layer that becomes Bayesian, by its ``id``; of those that share a weight, of one."""
+    rule = _rule(prior)
     modules = dict(net.named_modules())
-    for name, layer in modules.items():
-        for parameter in layer.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(modules)
+    kept = {
+        id(p) for name, m in modules.items() if _chosen(name, m, deterministic) for p in m.parameters(recurse=False)
+    }
     chosen: dict[int, Prior] = {}
     left: list[str] = []
     frozen: list[str] = []
     for name, layer in modules.items():
         if _chosen(name, layer, deterministic):
             continue
-        kind = layer_class(layer)
-        if kind is None:
-            if any(parameter.dim() > 1 for key, parameter in layer.named_parameters(recurse=False) if "weight" in key):
+        if is_recurrent(layer):
+            if not all(parameter.requires_grad for parameter in layer.parameters()):
+                frozen.append(name)
+            elif (layer_prior := rule(name, layer)) is not None:
+                chosen[id(layer)] = layer_prior
+            continue
+        if layer_class(layer) is None:
+            own = [key for key, p in layer.named_parameters(recurse=False) if "weight" in key and p.dim() > 1]
+            if any(f"{name}.{key}".removeprefix(".") not in plain for key in own):
                 left.append(f"'{name}' ({type(layer).__name__})")
             continue
-        if not layer.weight.requires_grad:
+        weight = cast(Tensor, layer.weight)
+        if not weight.requires_grad:
             frozen.append(name)
             continue
-        layer_prior = rule(name, layer)
-        if layer_prior is None:
+        if owners[id(weight)] != name or id(weight) in kept:
             continue
-        shared = [owner for p in layer.parameters(recurse=False) for owner in owners[id(p)] if owner != name]
-        if shared:
-            raise UnsupportedNetworkError(
-                f"layers '{name}' and '{shared[0]}' share a weight, which two sites cannot; use one module in both "
-                f"places, or leave them deterministic: deterministic=[{name!r}, {shared[0]!r}]"
-            )
-        chosen[id(layer)] = layer_prior
-    if not chosen:
+        layer_prior = rule(name, layer)
+        if layer_prior is not None:
+            chosen[id(layer)] = layer_prior
+    if not chosen and not plain:
         raise UnsupportedNetworkError(_no_layer(left, frozen))
     if left:
-        warnings.warn(
-            f"left deterministic, and neither pruned nor rounded by a posterior: {', '.join(left)}", stacklevel=4
-        )
+        _say_left(left)
     return chosen
+
+
+def _owners(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The name of the layer that has the site of each weight, by the weight's ``id``: a table only where none else."""
+    owners: dict[int, str] = {}
+    for is_table in (False, True):
+        for name, layer in modules.items():
+            kind = layer_class(layer)
+            if kind is not None and BAYESIAN[kind].layer_type.is_lookup == is_table:
+                owners.setdefault(id(layer.weight), name)
+    return owners
+
+
+def _say_left(left: Iterable[str]) -> None:
+    warnings.warn(f"left deterministic, and neither pruned nor rounded by a posterior: {', '.join(left)}", stacklevel=5)
+
+
+def _plain_parameters(net: nn.Module, prior: PriorRule, deterministic: list[Choice]) -> dict[str, Prior]:
+    """Priors of the parameters of the user's own modules that are in no layer, by name: what reads them is not known.
+
+    They become latent where the network's graph multiplies with them as a layer does.
+    """
+    rule = _rule(prior)
+    found: dict[str, Prior] = {}
+    layers = {id(parameter) for layer in net.modules() if layer_class(layer) for parameter in layer.parameters(False)}
+    for owner_name, owner in net.named_modules():
+        is_torchs = type(owner) is not nn.Module and type(owner).__module__.startswith("torch.nn.")
+        if layer_class(owner) is not None or is_torchs:
+            continue
+        for key, parameter in owner.named_parameters(recurse=False):
+            name = f"{owner_name}.{key}".removeprefix(".")
+            if parameter.dim() < 2 or not parameter.requires_grad or id(parameter) in layers:
+                continue
+            if parameter.dim() > 2 and len(parameter) == 1:  # an offset of every example, such as a position's
+                continue
+            if parameter.dtype != torch.get_default_dtype() or _chosen(owner_name, owner, deterministic):
+                continue
+            own = None if _chosen(name, owner, deterministic) else rule(name, owner)
+            if own is not None:
+                found[name] = own
+    return found
+
+
+def _make_latent_(net: nn.Module, plain: Mapping[str, Prior], graph: Graph) -> list[str]:
+    """Make layers of the parameters that a graph multiplies with; the names of the others.
+
+    :param net: a ``PyroModule`` that computes the graph.
+    :param plain: priors by the names of the parameters.
+    """
+    left = dict.fromkeys(plain)
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in net.modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            holders.setdefault(id(parameter), []).append((module, key))
+    for layer, node in layer_nodes(graph).items():
+        weight = graph.origins.get(f"{layer}.weight", f"{layer}.weight")
+        value = parameters.get(weight)
+        names = [name for name in left if parameters.get(name) is value]
+        if value is None or not names or (layer_type(node.op).is_transposed and layer_groups(node) > 1):
+            continue
+        bias = node.args[2].name if len(node.args) > 2 and node.args[2] is not None else ""
+        bias = graph.origins.get(bias, bias)
+        bias_value = parameters.get(bias)
+        turned = f"{layer}.weight" in graph.turned
+        own = value.detach().T.contiguous() if turned else value.detach().clone()
+        own_bias = None if bias_value is None else bias_value.detach().clone()
+        made = BAYESIAN[layer_type(node.op).module].of_weight(own, own_bias, plain[names[0]])
+        made.in_network = {"weight": (names[0], turned), "bias": (bias, False)}
+        owner, _, key = names[0].rpartition(".")
+        of_weight, of_bias = holders[id(value)], holders.get(id(bias_value), [])
+        for module, name in of_weight:
+            module._parameters.pop(name)
+        setattr(net.get_submodule(owner), key, made)
+        for module, name in of_weight:
+            read_from(module, name, made, "weight", turned)
+        for module, name in of_bias:
+            read_from(module, name, made, "bias")
+        for name in names:
+            del left[name]
+    return list(left)
 
 
 def _no_layer(left: list[str], frozen: list[str]) -> str:
@@ -192,7 +306,9 @@ def _code_over_grids(net: nn.Module) -> dict[str, BayesianLayer]:
 class BayesianNetwork(PyroModule):
     """Net + prior + likelihood = a Pyro model ``model(x, y=None)`` of one mini-batch, on the network's device.
 
-    :param net: any network with fully connected layers or convolutions, pretrained or not; it is copied.
+    :param net: any network with layers that can become Bayesian, pretrained or not; it is copied. Parameters of its own
+        modules that it multiplies with as a layer does (``F.linear(x, self.w)``, ``x @ self.w``, ``F.conv2d``) become
+        layers of their names with the first input, whose graph says so.
     :param prior: a prior, or a rule per layer as in :func:`bayesianize`.
     :param deterministic: layers to leave as they are, as in :func:`bayesianize`.
     :param num_data: size of the training set N, by which the mini-batch likelihood is scaled (N/B).
@@ -223,7 +339,9 @@ class BayesianNetwork(PyroModule):
             raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
         ready = prepared(net)
         skeleton = copy.deepcopy(ready)
-        self.net = _bayesian(ready, GroupHorseshoe() if prior is None else prior, deterministic)
+        prior, deterministic = GroupHorseshoe() if prior is None else prior, list(deterministic)
+        self._plain = _plain_parameters(ready, prior, deterministic)
+        self.net = _bayesian(ready, prior, deterministic, self._plain)
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.num_data = num_data
         self._over_pictures = _code_over_grids(self.net)
@@ -251,7 +369,21 @@ class BayesianNetwork(PyroModule):
             for name, layer in layers.items():
                 layer.code_over(grids.get(f"{name}.weight", ()))
 
+    def _make_latent(self, x: Tensor) -> None:
+        """Make latent what the network multiplies with and is in no layer, once there is an input to read it with."""
+        plain, self._plain = self._plain, {}
+        if not plain:
+            return
+        left = list(plain)
+        with contextlib.suppress(UnsupportedNetworkError):  # which the guide says
+            left = _make_latent_(self.net, plain, read_graph(self.skeleton, x))
+        if not any(isinstance(module, BayesianLayer) for module in self.net.modules()):
+            raise UnsupportedNetworkError(_no_layer([f"'{name}'" for name in left], []))
+        if left:
+            _say_left(f"'{name}'" for name in left)
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self._make_latent(x)
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = self.net(x)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..graph.attention import separate_heads
+from ..graph.bags import separate_bags
 
 
 def prepared(module: nn.Module) -> nn.Module:
@@ -14,7 +15,8 @@ def prepared(module: nn.Module) -> nn.Module:
 
     ``torch.compile`` and ``DataParallel`` are unwrapped. Parametrizations, weight normalisation and the masks of
     ``torch.nn.utils.prune`` are taken away, their present result staying as the weight, which a warning says.
-    ``nn.MultiheadAttention`` becomes :class:`~pyro_bc.graph.attention.MultiheadAttention`, whose heads are groups.
+    ``nn.MultiheadAttention`` becomes :class:`~pyro_bc.graph.attention.MultiheadAttention`, whose heads are groups, and
+    ``nn.EmbeddingBag`` a lookup (:class:`~pyro_bc.graph.bags.EmbeddingBag`).
 
     :param module: the network; it is not changed.
     """
@@ -36,7 +38,7 @@ def prepared(module: nn.Module) -> nn.Module:
             f"became plain weights, since a posterior has no use for how they were computed: {', '.join(removed)}",
             stacklevel=5,
         )
-    return separate_heads(net)
+    return separate_bags(separate_heads(net))
 
 
 def _plain_(layer: nn.Module) -> list[str]:

@@ -8,9 +8,12 @@ Gaussian that factorises (Martens and Grosse 2015, 1503.05671; Ritter, Botev, Ba
 
 with targets drawn from the network's own predictions (the Fisher information). A is the mean over positions, where a
 layer computes several: a convolution's patches, an attention's tokens. A layer that several places share collects from
-all of them.
+all of them. What a table reads is one of its rows, so that A is diagonal: how often each is looked up, and half a time
+more, since a row that these inputs did not need is not known to be needless.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +28,7 @@ from ..data.loaders import check_inputs, inputs_of
 from ..errors import UsageError
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Node, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
+from ..graph.nodes import Graph, Node, Value, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
 from ..runtime.progress import progress_bar
@@ -41,8 +44,11 @@ TEMPERATURE = 2.5
 # but so many in all for each of its inputs.
 _POSITIONS, _LEAST_POSITIONS, _WIDE, _ENOUGH = 64, 4, 1024, 8
 
-# Inputs of one block of a very wide layer: beyond, blocks are taken for independent.
-_WIDEST = 4096
+# Inputs of one block of a very wide layer: beyond, blocks are taken for independent. The rows of a table are.
+_WIDEST, _ROWS = 4096, 64
+
+# How often a table's row counts as looked up before any input has been seen.
+_BEFORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -147,8 +153,11 @@ def _add(
     results: dict[int, Any] = {-1: x}
     for index, (node, result) in enumerate(zip(graph.nodes, network.results(graph.nodes, x), strict=True)):
         results[index] = result
-        if is_layer(node):
-            reads.append((layer_name(node), node, results[node.args[0].index]))
+        # Of a table that is a fully connected layer, too, that says it.
+        if is_layer(node) and node.op == sums[layer_name(node)].kind.op:
+            source = node.args[0]
+            read = results[source.index] if isinstance(source, Value) else graph.tensors[source.name]
+            reads.append((layer_name(node), node, read))
             computed.append(result)
         last = result
     both = []
@@ -177,7 +186,7 @@ class _Sums:
 
     def __init__(self, kind: LayerType, groups: int, kernel: tuple[int, ...], inputs: int, outputs: int, examples: int):
         self.kind, self.groups, self.kernel, self.examples = kind, groups, kernel, examples
-        blocks = -(-(inputs + 1) // _WIDEST)
+        blocks = -(-(inputs + 1) // (_ROWS if kind.is_lookup else _WIDEST))
         self.sizes = [len(part) for part in torch.arange(inputs + 1).tensor_split(blocks)]
         self.inputs = [torch.zeros(groups, size, size) for size in self.sizes]
         self.outputs = [torch.zeros(outputs) for _ in range(2)]
@@ -191,18 +200,35 @@ class _Sums:
         return _Sums(kind, groups, tuple(weight.shape[2:]), rows.shape[1], len(rows), examples)
 
     def add(self, node: Node, x: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        if self.kind.is_lookup:
+            self._count(x)
+        else:
+            self._add_patches(node, x)
+        for total, gradient in zip(self.outputs, gradients, strict=True):
+            if gradient is not None:
+                axis = gradient.dim() - 1 - self.kind.spatial
+                total += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
+
+    def _count(self, index: Tensor) -> None:
+        """What a lookup reads is 1 in the row that it looks up, and 0 in the others: a row's moment is its share."""
+        rows = sum(self.sizes) - 1
+        counts = torch.bincount(index.flatten().cpu(), minlength=rows).float()
+        for total, part in zip(self.inputs, torch.cat([counts, counts.sum()[None]]).split(self.sizes), strict=True):
+            total[0].diagonal().add_(part)
+        self.read += index.numel()
+
+    def _add_patches(self, node: Node, x: Tensor) -> None:
         patches = self._patches(node, x)
         positions = patches.shape[2] // len(x)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
         for total, part in zip(self.inputs, patches.split(self.sizes, 1), strict=True):
             total += (part @ part.transpose(1, 2)).cpu() / positions
         self.read += len(x)
-        for total, gradient in zip(self.outputs, gradients, strict=True):
-            if gradient is not None:
-                axis = gradient.dim() - 1 - self.kind.spatial
-                total += gradient.square().movedim(axis, 0).flatten(1).sum(1).cpu()
 
     def mean(self, examples: int) -> Curvature:
+        if self.kind.is_lookup:
+            for total in self.inputs:
+                total[0].diagonal().add_(_BEFORE)
         inputs = tuple(total / max(1, self.read) for total in self.inputs)
         return Curvature(inputs, *(total / examples for total in self.outputs))
 
@@ -212,19 +238,19 @@ class _Sums:
             rows = x.reshape(len(x), -1, x.shape[-1])
             chosen = self._positions(rows.shape[1])
             return rows[:, chosen].flatten(0, 1).T[None]
-        if self.kind.spatial == 1:
-            x = x.unsqueeze(2)
         padded, stride, dilation = self._padded(node, x)
-        kernel = _pair(self.kernel, 1)
-        sizes = [(padded.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
-        chosen = self._positions(sizes[0] * sizes[1])
-        top, left = chosen // sizes[1] * stride[0], chosen % sizes[1] * stride[1]
-        turned = self.kind.is_transposed  # an input meets the kernel from behind
-        taken = [
-            padded[:, :, top + dilation[0] * row, left + dilation[1] * column]
-            for row in (reversed(range(kernel[0])) if turned else range(kernel[0]))
-            for column in (reversed(range(kernel[1])) if turned else range(kernel[1]))
+        sizes = [
+            (size - apart * (window - 1) - 1) // step + 1
+            for size, window, step, apart in zip(padded.shape[2:], self.kernel, stride, dilation, strict=True)
         ]
+        places = torch.unravel_index(self._positions(math.prod(sizes)), sizes)
+        taken = []
+        for entry in itertools.product(*map(range, self.kernel)):
+            if self.kind.is_transposed:  # an input meets the kernel from behind
+                entry = tuple(window - 1 - own for window, own in zip(self.kernel, entry, strict=True))
+            axes = zip(places, stride, dilation, entry, strict=True)
+            at: Any = (..., *(place * step + apart * own for place, step, apart, own in axes))
+            taken.append(padded[at])
         patches = torch.stack(taken, 2)  # (examples, channels, kernel, positions)
         grouped = patches.unflatten(1, (self.groups, -1)).flatten(2, 3)
         return grouped.permute(1, 2, 0, 3).flatten(2)
@@ -235,30 +261,32 @@ class _Sums:
         wanted = min(_POSITIONS, wanted) if sum(self.sizes) > _WIDE else _POSITIONS
         return torch.arange(count) if count <= wanted else torch.randperm(count)[:wanted]
 
-    def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    def _padded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
         """The input with what surrounds it, and the step from one patch to the next and from one entry to the next."""
         given = layer_arguments(node)
-        stride, dilation = _pair(given.get("stride", 1), 1), _pair(given.get("dilation", 1), 1)
-        padding, kernel = given.get("padding", 0), _pair(self.kernel, 1)
+        stride, dilation = self._each(given.get("stride", 1)), self._each(given.get("dilation", 1))
+        padding = given.get("padding", 0)
+        wide = [apart * (window - 1) for apart, window in zip(dilation, self.kernel, strict=True)]
         if self.kind.is_transposed:
-            own, more = _pair(padding, 0), _pair(given.get("output_padding", 0), 0)
-            spread = x.new_zeros(*x.shape[:2], *((x.shape[2 + d] - 1) * stride[d] + 1 for d in (0, 1)))
-            spread[:, :, :: stride[0], :: stride[1]] = x
-            around = [dilation[d] * (kernel[d] - 1) - own[d] for d in (0, 1)]
-            sides = (around[1], around[1] + more[1], around[0], around[0] + more[0])
-            return F.pad(spread, sides), (1, 1), dilation
+            own, more = self._each(padding), self._each(given.get("output_padding", 0))
+            sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)]
+            spread = x.new_zeros(*x.shape[:2], *sizes)
+            own_places: Any = (..., *(slice(None, None, step) for step in stride))
+            spread[own_places] = x
+            sides = [(w - p, w - p + extra) for w, p, extra in zip(wide, own, more, strict=True)]
+            return F.pad(spread, _last_first(sides)), (1,) * self.kind.spatial, dilation
         if padding == "same":
-            wide = [dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-            sides = (wide[1] // 2, wide[1] - wide[1] // 2, wide[0] // 2, wide[0] - wide[0] // 2)
+            sides = [(w // 2, w - w // 2) for w in wide]
         else:
-            own = (0, 0) if padding == "valid" else _pair(padding, 0)
-            sides = (own[1], own[1], own[0], own[0])
-        return F.pad(x, sides), stride, dilation
+            sides = [(own, own) for own in self._each(0 if padding == "valid" else padding)]
+        return F.pad(x, _last_first(sides)), stride, dilation
+
+    def _each(self, value: Any) -> tuple[int, ...]:
+        """A number, or one for every dimension of the kernel, as those."""
+        values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
+        return tuple(map(int, values * self.kind.spatial if len(values) == 1 else values))
 
 
-def _pair(value: Any, of_rows: int) -> tuple[int, int]:
-    """A number, or one or two of them, as those of rows and columns; ``of_rows`` where there are no rows."""
-    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value, value)
-    if len(values) == 1:
-        return of_rows, int(values[0])
-    return int(values[0]), int(values[1])
+def _last_first(sides: Sequence[tuple[int, int]]) -> list[int]:
+    """Sizes before and behind every dimension, as ``F.pad`` takes them."""
+    return [size for both in reversed(sides) for size in both]

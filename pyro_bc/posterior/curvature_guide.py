@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -110,9 +109,9 @@ class CurvatureGuide(AutoGuide):
         #: Fisher information about numbers that belong to no layer, by the tensor's name in the network's graph.
         self.others = collected.others
         self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
+        modules: dict[str, Any] = dict(model.named_modules())
         for layer, (prior, densities, kind) in self.layers.items():
-            module = attrgetter(layer)(model)
-            for role, value in {**prior.initial_values(densities), **module.pretrained}.items():
+            for role, value in {**prior.initial_values(densities), **modules[layer].pretrained}.items():
                 self._loc[f"{layer}.{role}"] = value.detach().clone()
             roles = {role: self._loc[f"{layer}.{role}"] for role in densities}
             scale = prior.scale(roles)

@@ -121,13 +121,16 @@ def network_with(
     :param changed: what takes the place of the mean, by the same names.
     """
     net = copy.deepcopy(model.skeleton)
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    modules: dict[str, Any] = dict(model.named_modules())
     for name, layer in layers.items():
-        module: Any = net.get_submodule(name.removeprefix("net").removeprefix("."))
         own = changed.get(name)
-        module.weight.copy_(layer.weight_mean if own is None else own.weight)
-        bias = layer.bias_mean if own is None else own.bias
-        if bias is not None:
-            module.bias.copy_(bias)
+        weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)
+        for role, value in (("weight", weight), ("bias", bias)):
+            of_layer = f"{name.removeprefix('net').removeprefix('.')}.{role}".removeprefix(".")
+            path, turned = modules[name].in_network.get(role, (of_layer, False))
+            if value is not None:
+                parameters[path].copy_(value.T if turned else value)
     return net.eval()
 
 

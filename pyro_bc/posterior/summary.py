@@ -124,7 +124,7 @@ def _codes(layer: LayerSites, q: Mapping[str, Any]) -> dict[str, FixedPoint]:
         centre = q[role].centre
         if scale is not None and not code.is_settled and (role == "weight" or kind.scales_outputs):
             centre = centre * (kind.over_groups(scale.mean, centre.shape) if role == "weight" else scale.mean)
-        codes[role] = code.stored(centre)
+        codes[role] = code.stored(kind.held(centre) if role == "weight" else centre)
     return codes
 
 
@@ -173,7 +173,7 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
         layers[name] = LayerPosterior(
             name=name,
             prior=prior,
-            weight_mean=mean.cpu(),
+            weight_mean=kind.held(mean).cpu(),
             weight_variance=variance.cpu(),
             bias_mean=None if bias_mean is None else bias_mean.cpu(),
             bias_variance=None if bias_variance is None else bias_variance.cpu(),

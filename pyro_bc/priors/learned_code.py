@@ -131,7 +131,7 @@ def code_of(fn: Any) -> Code | None:
 def weight_of(layer: LayerSites, values: Mapping[str, Tensor]) -> Tensor:
     """The weight that a layer computes with, from a value of every role: scaled, and decoded where it is a code."""
     own = _decoded(layer, values)
-    return own["weight"] if _is_settled(layer) else layer.prior.weight(own, layer.type)
+    return layer.type.held(own["weight"] if _is_settled(layer) else layer.prior.weight(own, layer.type))
 
 
 def bias_of(layer: LayerSites, values: Mapping[str, Tensor]) -> Tensor | None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..graph.layer_types import layer_type
+from ..graph.layer_types import LINEAR, layer_type
 from ..graph.nodes import Graph, Value, is_layer
 
 #: numbers of a file that are coded adaptively: it takes Python a few microseconds each, and larger layers gain nothing.
@@ -31,7 +31,7 @@ def spatial_grids(graph: Graph) -> dict[str, tuple[int, ...]]:
             continue
         name, source = node.args[1].name, node.args[0].index
         shape: tuple[Any, ...] = tuple(graph.tensors[name].shape[2:])
-        if not layer_type(node.op).spatial and source >= 0 and graph.nodes[source].op == "flatten":
+        if layer_type(node.op) is LINEAR and source >= 0 and graph.nodes[source].op == "flatten":
             read = graph.nodes[source].args[0]
             shape = (graph.shape(read.index) or ())[2:] if isinstance(read, Value) else ()
         known = all(isinstance(size, int) for size in shape) and math.prod(shape) > 1

@@ -8,7 +8,7 @@ from torch import nn
 
 import pyro_bc
 from pyro_bc import GroupHorseshoe, GroupNormalJeffreys, LearnedCode, LogUniform
-from pyro_bc.graph.layer_types import LAYER_TYPES, layer_type
+from pyro_bc.graph.layer_types import LAYER_TYPES, LINEAR, layer_type
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.read import read_graph
 from pyro_bc.inference.elbo import elbo_terms
@@ -23,19 +23,22 @@ def module_of(kind, inputs=5, outputs=6):
 
 
 def input_of(kind, inputs=5, batch=4):
-    return torch.randn(batch, inputs, *[7] * kind.spatial)
+    if kind.is_lookup:
+        return torch.randint(inputs, (batch, 7))
+    size = {"conv3d": 5, "conv_transpose3d": 2}.get(kind.op, 7)
+    return torch.randn(batch, inputs, *[size] * kind.spatial)
 
 
 def network(kind):
-    """Two layers of the type behind each other, and a linear one."""
-    first, second = module_of(kind), module_of(kind, 6, 4)
+    """Two layers of the type behind each other, or a linear one behind a table, and a linear one."""
+    first, second = module_of(kind), nn.Linear(6, 4) if kind.is_lookup else module_of(kind, 6, 4)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
 
 
 @TYPES
 def test_a_row_agrees_with_its_module(kind):
     module, x = module_of(kind), input_of(kind)
-    assert torch.allclose(kind.function(x, module.weight, module.bias), module(x), atol=1e-5)
+    assert torch.allclose(kind.function(x, module.weight, getattr(module, "bias", None)), module(x), atol=1e-5)
     shape = module.weight.shape
     assert kind.dense_shape(shape) == (6, 5) and kind.fan_in(shape) == 5 * 3**kind.spatial
     assert kind.by_output(module.weight).shape == (6, 5, *[3] * kind.spatial)
@@ -100,7 +103,7 @@ def test_what_is_pruned_is_cut_and_the_rest_computes_the_same(tmp_path, kind, pr
                 first[index] = 0.0
             if layer == "net.0" and role == "scale" and kind.scales_outputs:
                 first[[1, 4]] = 1e-6
-            if layer == "net.2" and role == "scale" and not kind.scales_outputs:
+            if layer == "net.2" and role == "scale" and kind is LINEAR:
                 first[[1, 4]] = 1e-6
             assert q is not None
     thresholds = None if isinstance(prior, LearnedCode) else dict.fromkeys(("0", "2", "5"), 15.0)
@@ -147,13 +150,14 @@ def test_a_decoder_with_transposed_convolutions_goes_all_the_way(tmp_path):
     assert difference < 1e-5
 
 
-def test_groups_of_a_transposed_convolution_stay_or_are_refused():
+def test_groups_of_a_transposed_convolution_stay_and_that_is_said():
     net = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(4, 4, 5, 5)
     net(x)
     with pytest.raises(pyro_bc.errors.UsageError, match="of 2 groups cannot be Bayesian"):
-        pyro_bc.BayesianNetwork(net, num_data=4)
-    model = pyro_bc.BayesianNetwork(net, GroupNormalJeffreys(), num_data=4, deterministic=["0"])
+        pyro_bc.BayesianConvTranspose2d(4, 6, 3, groups=2)
+    with pytest.warns(UserWarning, match=r"left deterministic.*'0' \(ConvTranspose2d\)"):
+        model = pyro_bc.BayesianNetwork(net, GroupNormalJeffreys(), num_data=4)
     guide = pyro_bc.FactorizedGuide(model)
     guide(x, torch.zeros(4).long())
     small = pyro_bc.compress(model, guide)

@@ -231,13 +231,10 @@ def test_a_module_that_is_used_twice_is_one_layer_with_noise_of_its_own_in_each_
     assert len(trace.stochastic_nodes) + len(trace.observation_nodes) == 2
 
 
-def test_two_layers_with_one_weight_are_refused_with_a_way_out():
-    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+def test_a_weight_of_two_layers_stays_deterministic_where_one_of_them_does():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
     net[2].weight = net[0].weight
-    with pytest.raises(UnsupportedNetworkError, match=r"'0' and '2' share a weight.*deterministic=\['0', '2'\]"):
-        bayesianize(net, StandardNormal())
-    net.append(nn.Linear(3, 2))
-    left = bayesianize(net, StandardNormal(), deterministic=["0", "2"])
+    left = bayesianize(net, StandardNormal(), deterministic=["2"])
     assert left[0].weight is left[2].weight and isinstance(left[3], BayesianLinear)
 
 

@@ -24,6 +24,9 @@ LAYERS = [
     (nn.Conv1d(3, 6, 3, padding=2, dilation=2), (3, 10)),
     (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 4)),
     (nn.ConvTranspose2d(3, 6, (2, 3), stride=(1, 2), dilation=(2, 1)), (3, 4, 4)),
+    (nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 1), groups=2), (4, 3, 5, 2)),
+    (nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1, output_padding=1), (3, 4)),
+    (nn.ConvTranspose3d(2, 3, (2, 3, 2), stride=(1, 2, 1), dilation=(2, 1, 1)), (2, 2, 3, 2)),
     (nn.Linear(7, 5), (4, 7)),
 ]
 
@@ -277,7 +280,7 @@ def test_other_parameters_are_known_as_their_fisher_information_says():
     torch.manual_seed(0)
     net, x = Placed(), torch.randint(12, (3000, 5))
     found = collect(read_graph(net, x[:9]), pyro_bc.likelihoods.Categorical(), x.split(10), progress=False).others
-    assert set(found) == {"words.weight", "places", "norm.weight", "norm.bias"}
+    assert set(found) == {"places", "norm.weight", "norm.bias"}
     for name in ("places", "norm.weight"):
         exact = torch.zeros(())
         parameter = dict(net.named_parameters())[name]
@@ -295,7 +298,7 @@ def test_other_parameters_are_stored_as_finely_as_they_are_known():
     model = pyro_bc.BayesianNetwork(Placed(), pyro_bc.StandardNormal(), num_data=500)
     guide = pyro_bc.CurvatureGuide(model, x.split(50), progress=False)
     sizes = []
-    for price in (1e-7, 1e-4, 1e-2):
+    for price in (1e-7, 1e-5, 1e-3):
         small = pyro_bc.compress(model, guide, nats_per_bit=price)
         sizes.append(len(small.to_bytes()))
         outputs, expected = small.network()(x), model.skeleton(x).detach()
