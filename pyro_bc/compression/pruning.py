@@ -27,24 +27,23 @@ from ..graph.layer_types import layer_type
 from ..graph.layers_alone import shared_layers
 from ..graph.nodes import (
     Graph,
-    Named,
     Node,
     Value,
     is_layer,
     layer_arguments,
     layer_groups,
     layer_name,
-    replace_leaves,
-    without_dead_code,
-    without_nodes,
 )
+from ..graph.operations import operation
 from ..graph.unit_rules import layer_axis
 from ..graph.units import Tracking
 from ..posterior.summary import LayerPosterior
-from ..posterior.thresholds import Threshold
+from ..posterior.thresholds import Threshold, removed_outputs
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
+from .cut import Cutter, Units, inputs_left, part_of
+from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
 
 
@@ -66,8 +65,13 @@ def shrink(
     """
     layers = masked_layers(graph, posterior, thresholds)
     dead = [name for name, layer in layers.items() if not layer.mask.any()]
+    removed = {
+        name: removed_outputs(posterior[name], layer.mask) for name, layer in layers.items() if name in posterior
+    }
+    graph = without_pruned_shifts(graph, removed)
     if batch_norm_loader is not None:
         graph = reestimate_batch_norm(with_weights(graph, layers), batch_norm_loader)
+        graph = without_pruned_shifts(graph, removed)
     graph, layers = fold_batch_norms(graph, layers)
     while True:
         pruner = _Pruner(graph, layers)
@@ -200,12 +204,26 @@ class _Pruner:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
-            if name in self.layers and layer_groups(self.graph.nodes[indices[0]]) == 1:
-                kind = self.types[name]
-                inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
-                reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
+            if name in self.layers and name not in self.whole:
+                node, kind = self._node(indices[0]), self.types[name]
+                known = self.tracking.grouped.get(f"{name}.weight")
+                inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
+                reads = _by_input(kind.by_output(self.layers[name].mask), layer_groups(node)).any(2).any(0).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
+        for index, node in enumerate(self.graph.nodes):
+            if operation(node.op).statistics:
+                alive.update(self._counted(index, node))
         return alive
+
+    def _counted(self, index: int, node: Node) -> list[int]:
+        """Units that a normalisation's statistics need: all that are not 0 whatever the input."""
+        axis = 1 if node.op == "group_norm" else len(self.graph.shape(index) or ()) - 1
+        units = self.tracking.of(node.args[0]).get(axis)
+        if units is None:
+            return []
+        known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
+        zero = np.zeros(len(units), dtype=bool) if known is None or known[0] != axis else known[1] == 0
+        return self.tracking.units.roots(units[~zero]).tolist()
 
     def _drop_unread(self) -> bool:
         changed = False
@@ -251,7 +269,7 @@ class _Pruner:
             nodes, self.read = self._read_with(list(alive))
             names = {name for index in self.read if index >= 0 for name in nodes[index].named()}
             given = [self._outputs(name) for name in self.layers if f"{name}.weight" in names]
-            given += [chosen for _, chosen in self._selections().values()]
+            given += [chosen for _, _, chosen in self._excerpts()]
             empty = [units.roots(some) for some in given if not np.isin(units.roots(some), list(alive)).any()]
             if not empty:
                 break
@@ -262,145 +280,60 @@ class _Pruner:
 
     def result(self) -> PrunedNetwork:
         """The graph with only what is alive."""
-        alive = self._leave_out_unread_parts()
-        units, tracked = self.tracking.units, self.tracking.tensors
-        selections = self._selections()
-        living = list(alive)
-
-        def kept(axes: Mapping[int, np.ndarray], axis: int) -> Tensor:
-            return torch.from_numpy(np.flatnonzero(np.isin(units.roots(axes[axis]), living)))
-
-        def cut(tensor: Tensor, axes: Mapping[int, np.ndarray]) -> Tensor:
-            for axis in axes:
-                tensor = tensor.index_select(axis, kept(axes, axis))
-            return tensor
-
-        tensors = {name: cut(tensor, tracked[name]) for name, tensor in self.graph.tensors.items()}
-        for name, (source, chosen) in selections.items():  # what is left of what they select, where it stands now
-            places = np.cumsum(np.isin(units.roots(source), living)) - 1
-            left = np.isin(units.roots(chosen), living)
-            tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left]])
-        layers: dict[str, PrunedLayer] = {}
-        gathers: dict[str, Tensor] = {}
+        left, tracked = Units(self.tracking, self._leave_out_unread_parts()), self.tracking.tensors
+        tensors = {name: self._cut(tensor, tracked[name], left) for name, tensor in self.graph.tensors.items()}
+        for name, (source, chosen) in self._selections().items():  # what they select, where it stands now
+            places = np.cumsum(left.are_left(source)) - 1
+            tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left.are_left(chosen)]])
+        parts, layers = {}, {}
         for name, layer in self.layers.items():
-            axes = tracked[f"{name}.weight"]
-            weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
-            of_outputs = {} if name in self.whole else {0: self._outputs(name)}
-            bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            whole = self.types[name].spatial or name in self.shared
-            reads = torch.ones(1, dtype=torch.bool) if whole else mask.any(0)
-            if not reads.all():
-                reads[0] |= not reads.any()
-                gathers[name] = torch.nonzero(reads).flatten()
-                weight, variance, mask = weight[:, reads], variance[:, reads], mask[:, reads]
+            node = self._node(self.uses[name][0])
+            if name in self.whole or name in self.shared:
+                layers[name] = layer
+                continue
+            inputs = inputs_left(self.tracking, left, node)
+            parts[name] = part = part_of(layer, node, left.kept(self._outputs(name)), inputs)
+            weight, variance, mask = (part.cut(t, node) for t in (layer.weight, layer.variance, layer.mask))
+            bias, bias_variance = (None if t is None else t[part.outputs] for t in (layer.bias, layer.bias_variance))
             codes = {}
             if layer.codes:
-                own = cut(layer.codes["weight"].codes * layer.mask, axes)
-                rows = kept(axes, 0) if 0 in axes else None
-                codes["weight"] = layer.codes["weight"].with_codes(own if reads.all() else own[:, reads], rows)
+                own = part.cut(layer.codes["weight"].codes * layer.mask, node)
+                rows = part.inputs if self.types[name].output_axis else part.outputs
+                codes["weight"] = layer.codes["weight"].with_codes(own, rows)
                 if bias is not None:
-                    codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, of_outputs))
+                    codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[part.outputs])
             layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
-            tensors[f"{name}.weight"] = weight
-            if bias is not None:
-                tensors[f"{name}.bias"] = bias
-        graph = self._rewritten(tensors, gathers, kept)
+        for name, layer in layers.items():
+            tensors[f"{name}.weight"] = layer.weight
+            if layer.bias is not None:
+                tensors[f"{name}.bias"] = layer.bias
+        graph = Cutter(self.graph, self.tracking, left, self.read, parts, tensors).rewritten()
         return PrunedNetwork(graph, layers)
+
+    @staticmethod
+    def _cut(tensor: Tensor, axes: Mapping[int, np.ndarray], left: Units) -> Tensor:
+        for axis, units in axes.items():
+            tensor = tensor.index_select(axis, left.kept(units))
+        return tensor
 
     def _selections(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For every tensor of indices along a followed axis, the units that it selects from, and those selected."""
         found = {}
-        for index, (node, axes) in enumerate(zip(self.graph.nodes, self.tracking.values, strict=True)):
-            if node.op == "index_select" and index in self.read:
-                source = self.tracking.of(node.args[0])
-                dim = node.args[1] % len(self.tracking.shape(node.args[0]))
-                if dim in axes:
-                    found[node.args[2].name] = (source[dim], axes[dim])
+        for node, source, chosen in self._excerpts():
+            if node.op == "index_select":
+                found[node.args[2].name] = (source, chosen)
         return found
 
-    def _rewritten(self, tensors: dict[str, Tensor], gathers: Mapping[str, Tensor], kept: Any) -> Graph:
-        """The nodes with their new sizes, and a selection of inputs before layers that read only some."""
-        nodes: list[Node] = []
-        shapes: list[Any] = [self.graph.shapes[0]]
-        new: dict[int, int] = {-1: -1}
-        for index, node in enumerate(self.graph.nodes):
-            if index not in self.read:
-                continue
-            node = _resized(node, self.graph, index, self.tracking, kept)
-            args, kwargs = (
-                replace_leaves(tree, lambda leaf: Value(new[leaf.index]) if isinstance(leaf, Value) else leaf)
-                for tree in (node.args, node.kwargs)
-            )
-            shape = list(self.graph.shape(index) or ())
-            for axis in self.tracking.values[index]:
-                shape[axis] = len(kept(self.tracking.values[index], axis))
-            if is_layer(node) and layer_name(node) in gathers:
-                name = _free_name(f"{layer_name(node)}_inputs", tensors)
-                tensors[name] = gathers[layer_name(node)]
-                nodes.append(Node("index_select", (args[0], -1, Named(name))))
-                before = self.tracking.shape(node.args[0])
-                shapes.append((*before[:-1], len(tensors[name])))
-                args = (Value(len(nodes) - 1), *args[1:])
-            new[index] = len(nodes)
-            nodes.append(Node(node.op, args, kwargs))
-            shapes.append(tuple(shape) if self.graph.shape(index) is not None else None)
-        graph = Graph(tuple(nodes), tensors, tuple(shapes), self.graph.buffers)
-        return _merge_selections(graph)
-
-
-def _free_name(name: str, taken: Mapping[str, Any]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _merge_selections(graph: Graph) -> Graph:
-    """The graph where no selection reads one that nothing else reads, and none selects everything."""
-    nodes, tensors = list(graph.nodes), dict(graph.tensors)
-    replaced: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        if node.op != "index_select" or not isinstance(node.args[2], Named) or not isinstance(node.args[0], Value):
-            continue
-        x, dim, chosen = node.args
-        before = nodes[x.index] if x.index >= 0 else None
-        ndim = len(graph.shape(index) or ())
-        if before is not None and before.op == "index_select" and (before.args[1] - dim) % ndim == 0:
-            readers = sum(other.values().count(x.index) for other in nodes)
-            if readers == 1 and isinstance(before.args[2], Named):
-                tensors[chosen.name] = tensors[before.args[2].name][tensors[chosen.name]]
-                x = before.args[0]
-                nodes[index] = replace(node, args=(x, dim, chosen))
-        if len(tensors[chosen.name]) == (graph.shape(x.index) or ())[dim] and _ascends(tensors[chosen.name]):
-            replaced[index] = x.index
-    graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
-    return without_dead_code(without_nodes(graph, replaced))
-
-
-def _ascends(indices: Tensor) -> bool:
-    return bool((indices.diff() > 0).all())
-
-
-def _resized(node: Node, graph: Graph, index: int, tracking: Tracking, kept: Any) -> Node:
-    """A node whose arguments name sizes of axes that became smaller."""
-    axes = tracking.values[index]
-    if is_layer(node) and (groups := layer_groups(node)) > 1 and not layer_type(node.op).is_transposed:
-        outputs = tracking.tensors[node.args[1].name]
-        per_group = len(outputs[0]) // groups
-        return replace(node, args=(*node.args[:6], len(kept(outputs, 0)) // per_group, *node.args[7:]))
-    if node.op in ("view", "reshape", "expand"):
-        sizes = tuple(
-            len(kept(axes, axis)) if axis in axes and isinstance(size, int) and size >= 0 else size
-            for axis, size in enumerate(node.args[1])
-        )
-        return replace(node, args=(node.args[0], sizes, *node.args[2:]))
-    if node.op == "unflatten":
-        start = node.args[1] % len(graph.shape(node.args[0].index) or (1,))
-        sizes = tuple(
-            len(kept(axes, start + offset)) if start + offset in axes and size >= 0 else size
-            for offset, size in enumerate(node.args[2])
-        )
-        return replace(node, args=(*node.args[:2], sizes))
-    return node
+    def _excerpts(self) -> list[tuple[Node, np.ndarray, np.ndarray]]:
+        """Nodes that are read and take some entries of a followed axis, with its units and those that they take."""
+        found = []
+        for index, (node, axes) in enumerate(zip(self.graph.nodes, self.tracking.values, strict=True)):
+            if node.op in ("index_select", "slice") and index in self.read:
+                source = self.tracking.of(node.args[0])
+                dim = node.args[1] % len(self.tracking.shape(node.args[0]))
+                if dim in axes and dim in source:
+                    found.append((node, source[dim], axes[dim]))
+        return found
 
 
 def _by_input(weight: Tensor, groups: int) -> Tensor:
