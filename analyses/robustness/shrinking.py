@@ -56,12 +56,12 @@ def classifier(body: nn.Module, features: int) -> nn.Sequential:
 
 
 def stem(width: int) -> nn.Sequential:
-    return nn.Sequential(conv(3, width), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(conv(3, width), nn.BatchNorm2d(width), nn.GELU())
 
 
 def residual() -> nn.Module:
     block = lambda: Forward(  # noqa: E731
-        lambda m, x: F.relu(x + m.n2(m.c2(F.relu(m.n1(m.c1(x)))))),
+        lambda m, x: F.gelu(x + m.n2(m.c2(F.gelu(m.n1(m.c1(x)))))),
         c1=conv(16, 16), n1=nn.BatchNorm2d(16), c2=conv(16, 16), n2=nn.BatchNorm2d(16),
     )  # fmt: skip
     return classifier(nn.Sequential(stem(16), block(), block()), 16)
@@ -69,14 +69,14 @@ def residual() -> nn.Module:
 
 def pre_activation() -> nn.Module:
     block = lambda: Forward(  # noqa: E731
-        lambda m, x: x + m.c2(F.relu(m.n2(m.c1(F.relu(m.n1(x)))))),
+        lambda m, x: x + m.c2(F.gelu(m.n2(m.c1(F.gelu(m.n1(x)))))),
         n1=nn.BatchNorm2d(16), c1=conv(16, 16), n2=nn.BatchNorm2d(16), c2=conv(16, 16),
     )  # fmt: skip
-    return classifier(nn.Sequential(conv(3, 16), block(), block(), nn.BatchNorm2d(16), nn.ReLU()), 16)
+    return classifier(nn.Sequential(conv(3, 16), block(), block(), nn.BatchNorm2d(16), nn.GELU()), 16)
 
 
-def conv_relu_bn() -> nn.Module:
-    part = lambda a, b: [conv(a, b), nn.ReLU(), nn.BatchNorm2d(b)]  # noqa: E731
+def conv_act_norm() -> nn.Module:
+    part = lambda a, b: [conv(a, b), nn.GELU(), nn.BatchNorm2d(b)]  # noqa: E731
     return classifier(nn.Sequential(*part(3, 16), *part(16, 24), *part(24, 24)), 24)
 
 
@@ -84,7 +84,7 @@ def repvgg() -> nn.Module:
     def block(a: int, b: int) -> nn.Module:
         same = {"n0": nn.BatchNorm2d(a)} if a == b else {}
         return Forward(
-            lambda m, x: F.relu(m.n3(m.c3(x)) + m.n1(m.c1(x)) + (m.n0(x) if hasattr(m, "n0") else 0)),
+            lambda m, x: F.gelu(m.n3(m.c3(x)) + m.n1(m.c1(x)) + (m.n0(x) if hasattr(m, "n0") else 0)),
             c3=conv(a, b), n3=nn.BatchNorm2d(b), c1=conv(a, b, 1), n1=nn.BatchNorm2d(b), **same,
         )  # fmt: skip
 
@@ -92,20 +92,20 @@ def repvgg() -> nn.Module:
 
 
 def group_norm() -> nn.Module:
-    part = lambda a, b: [conv(a, b), nn.GroupNorm(4, b), nn.ReLU()]  # noqa: E731
+    part = lambda a, b: [conv(a, b), nn.GroupNorm(4, b), nn.GELU()]  # noqa: E731
     return classifier(nn.Sequential(*part(3, 16), *part(16, 32), *part(32, 32)), 32)
 
 
 def squeeze(width: int) -> nn.Module:
     return Forward(
-        lambda m, x: x * torch.sigmoid(m.up(F.relu(m.down(x.mean((2, 3), keepdim=True))))),
+        lambda m, x: x * torch.sigmoid(m.up(F.gelu(m.down(x.mean((2, 3), keepdim=True))))),
         down=nn.Conv2d(width, 8, 1), up=nn.Conv2d(8, width, 1),
     )  # fmt: skip
 
 
 def regnet() -> nn.Module:
     block = lambda: Forward(  # noqa: E731
-        lambda m, x: F.relu(x + m.n3(m.c3(m.se(F.relu(m.n2(m.c2(F.relu(m.n1(m.c1(x))))))))) ),
+        lambda m, x: F.gelu(x + m.n3(m.c3(m.se(F.gelu(m.n2(m.c2(F.gelu(m.n1(m.c1(x))))))))) ),
         c1=conv(24, 32, 1), n1=nn.BatchNorm2d(32), c2=conv(32, 32, 3, groups=4), n2=nn.BatchNorm2d(32), se=squeeze(32),
         c3=conv(32, 24, 1), n3=nn.BatchNorm2d(24),
     )  # fmt: skip
@@ -115,7 +115,7 @@ def regnet() -> nn.Module:
 def tcn() -> nn.Module:
     def block(a: int, b: int, step: int) -> nn.Module:
         return Forward(
-            lambda m, x: F.relu(m.down(x) + F.relu(m.c2(F.relu(m.c1(x)[:, :, : -2 * step]))[:, :, : -2 * step])),
+            lambda m, x: F.gelu(m.down(x) + F.gelu(m.c2(F.gelu(m.c1(x)[:, :, : -2 * step]))[:, :, : -2 * step])),
             c1=nn.Conv1d(a, b, 3, padding=2 * step, dilation=step),
             c2=nn.Conv1d(b, b, 3, padding=2 * step, dilation=step), down=nn.Conv1d(a, b, 1),
         )  # fmt: skip
@@ -126,7 +126,7 @@ def tcn() -> nn.Module:
 
 def squeeze_and_excitation() -> nn.Module:
     block = lambda: Forward(  # noqa: E731
-        lambda m, x: F.relu(x + m.se(m.n2(m.c2(F.relu(m.n1(m.c1(x))))))),
+        lambda m, x: F.gelu(x + m.se(m.n2(m.c2(F.gelu(m.n1(m.c1(x))))))),
         c1=conv(16, 16), n1=nn.BatchNorm2d(16), c2=conv(16, 16), n2=nn.BatchNorm2d(16), se=squeeze(16),
     )  # fmt: skip
     return classifier(nn.Sequential(stem(16), block(), block()), 16)
@@ -135,17 +135,17 @@ def squeeze_and_excitation() -> nn.Module:
 def dense_block() -> nn.Module:
     def block(a: int) -> nn.Module:
         return Forward(
-            lambda m, x: torch.cat([x, m.c2(F.relu(m.n2(m.c1(F.relu(m.n1(x))))))], 1),
+            lambda m, x: torch.cat([x, m.c2(F.gelu(m.n2(m.c1(F.gelu(m.n1(x))))))], 1),
             n1=nn.BatchNorm2d(a), c1=conv(a, 16, 1), n2=nn.BatchNorm2d(16), c2=conv(16, 8),
         )  # fmt: skip
 
-    body = nn.Sequential(conv(3, 16), block(16), block(24), block(32), nn.BatchNorm2d(40), nn.ReLU())
+    body = nn.Sequential(conv(3, 16), block(16), block(24), block(32), nn.BatchNorm2d(40), nn.GELU())
     return classifier(body, 40)
 
 
 def mobilenet() -> nn.Module:
     block = lambda: Forward(  # noqa: E731
-        lambda m, x: x + m.n3(m.c3(F.relu6(m.n2(m.c2(F.relu6(m.n1(m.c1(x)))))))),
+        lambda m, x: x + m.n3(m.c3(F.gelu(m.n2(m.c2(F.gelu(m.n1(m.c1(x)))))))),
         c1=conv(16, 48, 1), n1=nn.BatchNorm2d(48), c2=conv(48, 48, 3, groups=48), n2=nn.BatchNorm2d(48),
         c3=conv(48, 16, 1), n3=nn.BatchNorm2d(16),
     )  # fmt: skip
@@ -160,7 +160,7 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 def shufflenet() -> nn.Module:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=1)
-        right = F.relu(m.n3(m.c3(m.n2(m.c2(F.relu(m.n1(m.c1(right))))))))
+        right = F.gelu(m.n3(m.c3(m.n2(m.c2(F.gelu(m.n1(m.c1(right))))))))
         return shuffled(torch.cat([left, right], 1), 2)
 
     block = lambda: Forward(  # noqa: E731
@@ -171,7 +171,7 @@ def shufflenet() -> nn.Module:
 
 
 def unet() -> nn.Module:
-    part = lambda a, b: nn.Sequential(conv(a, b), nn.BatchNorm2d(b), nn.ReLU())  # noqa: E731
+    part = lambda a, b: nn.Sequential(conv(a, b), nn.BatchNorm2d(b), nn.GELU())  # noqa: E731
     return Forward(
         lambda m, x: m.end(m.up(torch.cat([h := m.a(x), m.t(m.b(F.max_pool2d(h, 2)))], 1))),
         a=part(3, 12), b=part(12, 24), t=nn.ConvTranspose2d(24, 12, 2, 2), up=part(24, 12), end=nn.Conv2d(12, 2, 1),
@@ -256,7 +256,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet block": residual,
     "ResNet block, folded": folded(residual),
     "pre-activation ResNet": pre_activation,
-    "conv, ReLU, batch norm": conv_relu_bn,
+    "conv, activation, batch norm": conv_act_norm,
     "RepVGG": repvgg,
     "GroupNorm": group_norm,
     "RegNet (grouped, SE)": regnet,

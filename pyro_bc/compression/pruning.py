@@ -34,6 +34,7 @@ from ..graph.nodes import (
     layer_groups,
     layer_name,
 )
+from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
 from ..graph.unit_rules import layer_axis
 from ..graph.units import Tracking
@@ -63,6 +64,7 @@ def shrink(
     :raises EmptyNetworkError: where the output no longer depends on the input.
     :raises UsageError: where the posterior does not fit the network, or is not finite.
     """
+    graph = in_normal_form(graph)
     layers = masked_layers(graph, posterior, thresholds)
     dead = [name for name, layer in layers.items() if not layer.mask.any()]
     removed = {
@@ -226,16 +228,71 @@ class _Pruner:
         return self.tracking.units.roots(units[~zero]).tolist()
 
     def _drop_unread(self) -> bool:
+        """Clear the weights and biases of outputs that nothing reads where they are computed."""
         changed = False
-        alive = self._alive()
+        wanted = self._wanted()
         for name, layer in self.layers.items():
-            outputs = self.tracking.units.roots(self._outputs(name))
-            computed = torch.from_numpy(np.isin(outputs, list(alive)))
+            if name in self.whole or name in self.shared:
+                continue
+            computed = torch.from_numpy(wanted[name])
             left = layer.mask & self.types[name].over_outputs(computed, layer.mask.shape)
-            if bool((left != layer.mask).any()):
-                self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+            adds = layer.bias is not None and bool(layer.bias[~computed].any())
+            if adds or bool((left != layer.mask).any()):
+                bias, codes = layer.bias, dict(layer.codes)
+                if bias is not None:
+                    bias = bias * computed
+                    if codes:
+                        codes["bias"] = replace(codes["bias"], codes=codes["bias"].codes * computed)
+                self.layers[name] = replace(layer, mask=left, weight=layer.weight * left, bias=bias, codes=codes)
                 changed = True
         return changed
+
+    def _wanted(self) -> dict[str, np.ndarray]:
+        """Which outputs of each layer matter to the network's output, from its last node to its first.
+
+        Along a residual stream a channel can be read by an early layer, but by none behind a late one that writes it.
+        """
+        roots = self.tracking.units.all_roots()
+        fixed = np.zeros(len(roots), dtype=bool)
+        fixed[list(self.tracking.units.fixed())] = True
+        wanted: dict[int, np.ndarray] = {len(self.graph.nodes) - 1: fixed.copy()}
+        found = {name: np.zeros(len(self._outputs(name)), dtype=bool) for name in self.layers}
+        for index in reversed(range(len(self.graph.nodes))):
+            if index not in wanted:
+                continue
+            node, own, axes = self._node(index), wanted.pop(index), self.tracking.values[index]
+            read: list[int] | np.ndarray = []
+            if is_layer(node):
+                axis = layer_axis(node, len(self.graph.shape(index) or ()))
+                rows = (own | fixed)[roots[self._outputs(layer_name(node))]]
+                read, rows = self._read_by(node, rows, roots)
+                found[layer_name(node)] |= rows
+                axes = {other: units for other, units in axes.items() if other != axis}
+            elif operation(node.op).statistics:
+                read = self._counted(index, node)
+            passed = np.zeros(len(roots), dtype=bool)  # what a unit becomes depends on no other
+            for units in axes.values():
+                passed[roots[units]] = True
+            passed = passed & own | fixed
+            passed[read] = True
+            for value in set(node.values()) - {-1}:
+                wanted[value] = wanted[value] | passed if value in wanted else passed.copy()
+        return found
+
+    def _read_by(self, node: Node, rows: np.ndarray, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Units that these outputs of a layer read, and the outputs; of a layer that stays whole, all."""
+        name = layer_name(node)
+        kind, mask = self.types[name], self.layers[name].mask
+        if name in self.whole or name in self.shared:
+            rows = np.ones(len(rows), dtype=bool)
+            mask = torch.ones_like(mask)
+        if name in self.whole:
+            return np.zeros(0, dtype=np.int64), rows
+        known = self.tracking.grouped.get(f"{name}.weight")
+        inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
+        left = mask & kind.over_outputs(torch.from_numpy(rows), mask.shape)
+        reads = _by_input(kind.by_output(left), layer_groups(node)).any(2).any(0).numpy()
+        return roots[inputs[reads]], rows
 
     def _read_with(self, living: list[int]) -> tuple[list[Node], set[int]]:
         """The nodes without the parts of concatenations that nothing reads, and which of them the output needs."""

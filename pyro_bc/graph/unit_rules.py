@@ -41,6 +41,10 @@ class Units:
         """:meth:`find` of each, as an array."""
         return np.array([self.find(int(unit)) for unit in units], dtype=np.int64)
 
+    def all_roots(self) -> np.ndarray:
+        """:meth:`find` of every unit."""
+        return self.roots(range(len(self._parent)))
+
     def join(self, some: np.ndarray, others: np.ndarray) -> None:
         """Make pairs of units one."""
         for a, b in zip(some.ravel(), others.ravel(), strict=True):
