@@ -9,6 +9,7 @@ layers, three priors. Groups are given huge dropout rates at random, at times al
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -22,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from common import RESULTS
+from removal import remove_normalisation_
 
 import pyro_bc
 from pyro_bc.errors import EmptyNetworkError
@@ -148,7 +150,7 @@ def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
     if guide.obstacle is not None:
         return f"refused: {guide.obstacle[:60]}", 0.0
     layers = pyro_bc.summarize(guide)
-    thresholds, expected = {}, model.skeleton
+    thresholds, expected, removed = {}, copy.deepcopy(model.skeleton), {}
     for name, layer in layers.items():
         share = float(rng.choice([0.0, 0.3, 0.6, 1.0], p=[0.25, 0.4, 0.3, 0.05]))
         dead = torch.from_numpy(rng.random(layer.statistic.shape) < share)
@@ -156,15 +158,17 @@ def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
         own = name.removeprefix("net.")
         thresholds[own] = 2.0
         module = expected.get_submodule(own)
+        if layer.layer_type.scales_outputs and not layer.per_weight:
+            removed[own] = dead
         mask = ~dead if layer.per_weight else layer.over_weights(~dead).expand_as(module.weight)
         with torch.no_grad():
             module.weight.copy_(layer.weight_mean * mask)
             if layer.bias_mean is not None:
                 kept = ~dead if layer.layer_type.scales_outputs and not layer.per_weight else 1.0
                 module.bias.copy_(layer.bias_mean * kept)
-    model._skeleton[0].eval()
+    remove_normalisation_(expected.eval(), removed, x)
     with torch.no_grad():
-        outputs = expected.eval()(x)
+        outputs = expected(x)
     try:
         small = pyro_bc.compress(model, guide, thresholds=thresholds, noise_ratio=1e-9)
     except EmptyNetworkError:
