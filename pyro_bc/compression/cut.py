@@ -26,7 +26,7 @@ from ..graph.nodes import (
     without_nodes,
 )
 from ..graph.operations import operation
-from ..graph.unit_rules import layer_axis
+from ..graph.unit_rules import layer_axis, statistics_axis
 from ..graph.units import Tracking
 from .pruned import PrunedLayer
 
@@ -236,7 +236,7 @@ class Cutter:
     def _normalised(self, node: Node, moved: Node, index: int) -> bool:
         """A normalisation whose statistics count the zeros of channels that are gone; False where none are."""
         shape = self._shape(index) or ()
-        axis = 1 if node.op == "group_norm" else len(shape) - 1
+        axis = statistics_axis(self.graph, index)
         units = self.tracking.values[index].get(axis)
         if units is None or self.units.count(units) == len(units):
             return False

@@ -52,7 +52,7 @@ def _silenced(graph: Graph, outputs: Mapping[str, np.ndarray]) -> dict[str, Tens
         known = constants[node.args[0].index] if node.args[0].index >= 0 else None
         for name in node.named():
             here = np.full(graph.tensors[name].shape[-1], np.nan) if known is None or known[0] != axis else known[1]
-            reads.setdefault(name, []).append(torch.from_numpy(here))
+            reads.setdefault(name, []).append(torch.tensor(here))
             roles.setdefault(name, set()).add(_role(node, name))
     found = {}
     for name, values in reads.items():

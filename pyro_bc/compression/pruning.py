@@ -36,7 +36,7 @@ from ..graph.nodes import (
 )
 from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
-from ..graph.unit_rules import layer_axis
+from ..graph.unit_rules import layer_axis, statistics_axis
 from ..graph.units import Tracking
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold, removed_outputs
@@ -219,7 +219,7 @@ class _Pruner:
 
     def _counted(self, index: int, node: Node) -> list[int]:
         """Units that a normalisation's statistics need: all that are not 0 whatever the input."""
-        axis = 1 if node.op == "group_norm" else len(self.graph.shape(index) or ()) - 1
+        axis = statistics_axis(self.graph, index)
         units = self.tracking.of(node.args[0]).get(axis)
         if units is None:
             return []

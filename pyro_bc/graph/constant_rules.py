@@ -139,7 +139,7 @@ def through_moves(node: Node, graph: Graph, constants: list[Constant], index: in
         known = _known(constants, leaf)
         if known is None:
             return torch.full(shape, np.nan, dtype=torch.float64)
-        along = torch.from_numpy(known[1]).reshape([-1 if axis == known[0] else 1 for axis in range(len(shape))])
+        along = torch.tensor(known[1]).reshape([-1 if axis == known[0] else 1 for axis in range(len(shape))])
         return along.expand(shape)
 
     args, kwargs = arguments(node, filled)

@@ -158,44 +158,49 @@ class _Rewriter:
         if node.op != "select" or not isinstance(node.args[0], Value):
             return None
         moved = self.moved.get(node.args[0].index)
-        if moved is None or moved.steps[0][0].op not in ("view", "reshape", "unflatten"):
+        steps = [] if moved is None else [step for step in moved.steps if step[0].op not in _SAME]
+        while steps and steps[0][0].op in _TURNS:
+            steps.pop(0)
+        if not steps or steps[0][0].op not in ("view", "reshape", "unflatten"):
             return None
-        turns = [step for step in moved.steps[1:] if step[0].op not in _SAME]
+        (split, shape), *turns = steps
         if any(step.op not in _TURNS for step, _ in turns):
             return None
-        dim, entry = node.args[1:]
-        dim %= moved.places.dim()
-        places = moved.places.select(dim, entry)
-        root = self._shape(moved.root) or ()
+        root = self._shape(split.args[0]) or ()
         numbers = torch.arange(torch.Size(_sizes(root)).numel()).reshape(_sizes(root))
+        places = numbers.reshape(_sizes(shape))
+        for step, own in turns:
+            places = places.permute(_turned(step, len(own)))
+        dim, entry = node.args[1:]
+        dim, parts = dim % places.dim(), places.shape[dim]
+        places = places.select(dim, entry)
         for axis in _axes(root):
             order = (places.flatten() // numbers.stride(axis) % root[axis]).unique()
-            if len(order) * moved.places.shape[dim] == root[axis]:
+            if len(order) * parts == root[axis]:
                 break
         else:
             return None
-        for step, _ in reversed(turns):
-            dim = _turned(step, len(_shape_of(step, moved)))[dim]
-        shape = moved.steps[0][1]
+        for step, own in reversed(turns):
+            dim = _turned(step, len(own))[dim]
         shape = (*shape[:dim], *shape[dim + 1 :])
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
         chosen = numbers.index_select(axis, order)
-        steps: list[tuple[Node, Shape]] = [(Node("reshape", (None, sizes)), shape)]
+        fewer: list[tuple[Node, Shape]] = [(Node("reshape", (None, sizes)), shape)]
         left = dim
         for step, _ in turns:
             order_of = _turned(step, len(shape) + 1)
             kept = tuple(old - (old > left) for old in order_of if old != left)
             left = order_of.index(left)
             shape = tuple(shape[old] for old in kept)
-            steps.append((Node("permute", (None, kept)), shape))
-        for step, own in steps:
+            fewer.append((Node("permute", (None, kept)), shape))
+        for step, own in fewer:
             again = _moved(step, chosen, own)
             assert again is not None
             chosen = again
         if not torch.equal(chosen, places):
             return None
-        value = self._selected(moved.root, axis, order, root)
-        for step, own in steps:
+        value = self._selected(split.args[0], axis, order, root)
+        for step, own in fewer:
             value = self._add(replace(step, args=(value, *step.args[1:])), own)
         return value
 
@@ -211,10 +216,6 @@ def _sizes(shape: Shape) -> list[int]:
 def _axes(shape: Shape) -> list[int]:
     """Axes of a known size."""
     return [axis for axis, size in enumerate(shape) if isinstance(size, int)]
-
-
-def _shape_of(step: Node, moved: _Moved) -> Shape:
-    return next(shape for node, shape in moved.steps if node is step)
 
 
 def _turned(node: Node, ndim: int) -> list[int]:

@@ -144,7 +144,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(25, "softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
     _row(26, "scaled_dot_product_attention", units=unit_rules.attention, shape=shape_rules.attention),
     _row(27, "expand", units=unit_rules.expand, constants=constant_rules.through_moves),
-    _row(28, "pad", units=unit_rules.pad, constants=constant_rules.through_moves),
+    _row(28, "pad", units=unit_rules.pad, constants=constant_rules.through_moves, per_example=True),
     _row(29, "matmul", shape=shape_rules.matmul),
     _row(30, "bmm", shape=shape_rules.bmm),
     _row(31, "sum", units=unit_rules.reduction, constants=constant_rules.through_moves, shape=shape_rules.reduction),

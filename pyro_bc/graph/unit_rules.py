@@ -245,6 +245,11 @@ def batch_norm(t: FollowedUnits, node: Node) -> Axes:
     return {1: units}
 
 
+def statistics_axis(graph: Graph, index: int) -> int:
+    """The axis of channels of which a normalisation's statistics are."""
+    return 1 if graph.nodes[index].op == "group_norm" else len(graph.shape(index) or ()) - 1
+
+
 def group_norm(t: FollowedUnits, node: Node) -> Axes:
     """Channels stay apart but in the statistics, which :attr:`~.operations.Operation.statistics` are of all of them."""
     return _normalised(t, node, 1, node.args[2:4], [axis for axis in t.of(node.args[0]) if axis != 1])
