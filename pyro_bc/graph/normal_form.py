@@ -5,6 +5,7 @@ a table, turned and put back, a shuffle, are a selection in another order. What 
 as the queries of an attention's one projection, is selected before it is split.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ _TURNS = {"permute", "transpose", "t"}
 _SAME = {"contiguous", "clone"}
 
 # Larger results are not looked at: their entries are numbered.
-_MOST = 2**24
+_MOST = 2**22
 
 Shape = tuple[Any, ...]
 
@@ -29,12 +30,10 @@ class _Moved:
 
     :param root: that result.
     :param steps: nodes between the two, and the shapes of their results.
-    :param places: for every entry, its number in the root, for a batch of 2.
     """
 
     root: Value
-    steps: tuple[tuple[Node, Shape], ...]
-    places: Tensor
+    steps: tuple[tuple[Node, Shape], ...] = ()
 
 
 def in_normal_form(graph: Graph) -> Graph:
@@ -116,31 +115,23 @@ class _Rewriter:
         x = node.args[0]
         if node.op not in _VIEWS | _TURNS | _SAME or self._shape(x) is None:
             return None
-        before = self.moved.get(x.index) or self._unmoved(x)
-        if before is None:
-            return None
-        places = _moved(node, before.places, shape)
-        if places is None:
-            return None
-        value = None
+        before = self.moved.get(x.index) or _Moved(x)
+        steps = (*before.steps, (node, shape))
         root = self._shape(before.root) or ()
-        if before.steps and shape == root:
-            numbers = torch.arange(places.numel()).reshape(places.shape)
+        if [size for size in shape if isinstance(size, str)] != [size for size in root if isinstance(size, str)]:
+            return None  # the batch became part of an axis
+        if before.steps and shape == root and torch.Size(_sizes(root)).numel() <= _MOST:
+            numbers = _numbers(root)
+            places = _moved(numbers, steps)
             if torch.equal(places, numbers):
                 return before.root
             for axis in _axes(shape):
-                stride = numbers.stride(axis)
-                order = places.movedim(axis, 0).flatten(1)[:, 0] // stride % shape[axis]
+                order = places.movedim(axis, 0).flatten(1)[:, 0] // numbers.stride(axis) % shape[axis]
                 if torch.equal(numbers.index_select(axis, order), places):
                     return self._selected(before.root, axis, order, root)
         value = self._add(node, shape)
-        self.moved[value.index] = _Moved(before.root, (*before.steps, (node, shape)), places)
+        self.moved[value.index] = _Moved(before.root, steps)
         return value
-
-    def _unmoved(self, x: Value) -> _Moved | None:
-        sizes = _sizes(self._shape(x) or ())
-        count = torch.Size(sizes).numel()
-        return None if count > _MOST else _Moved(x, (), torch.arange(count).reshape(sizes))
 
     def _selected(self, x: Value, axis: int, order: Tensor, shape: Shape) -> Value:
         """Entries of an axis: a slice where they are neighbours."""
@@ -167,10 +158,10 @@ class _Rewriter:
         if any(step.op not in _TURNS for step, _ in turns):
             return None
         root = self._shape(split.args[0]) or ()
-        numbers = torch.arange(torch.Size(_sizes(root)).numel()).reshape(_sizes(root))
-        places = numbers.reshape(_sizes(shape))
-        for step, own in turns:
-            places = places.permute(_turned(step, len(own)))
+        if torch.Size(_sizes(root)).numel() > _MOST:
+            return None
+        numbers = _numbers(root)
+        places = _moved(numbers, steps)
         dim, entry = node.args[1:]
         dim, parts = dim % places.dim(), places.shape[dim]
         places = places.select(dim, entry)
@@ -184,7 +175,6 @@ class _Rewriter:
             dim = _turned(step, len(own))[dim]
         shape = (*shape[:dim], *shape[dim + 1 :])
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
-        chosen = numbers.index_select(axis, order)
         fewer: list[tuple[Node, Shape]] = [(Node("reshape", (None, sizes)), shape)]
         left = dim
         for step, _ in turns:
@@ -193,11 +183,7 @@ class _Rewriter:
             left = order_of.index(left)
             shape = tuple(shape[old] for old in kept)
             fewer.append((Node("permute", (None, kept)), shape))
-        for step, own in fewer:
-            again = _moved(step, chosen, own)
-            assert again is not None
-            chosen = again
-        if not torch.equal(chosen, places):
+        if not torch.equal(_moved(numbers.index_select(axis, order), fewer), places):
             return None
         value = self._selected(split.args[0], axis, order, root)
         for step, own in fewer:
@@ -228,11 +214,17 @@ def _turned(node: Node, ndim: int) -> list[int]:
     return order
 
 
-def _moved(node: Node, entries: Tensor, shape: Shape) -> Tensor | None:
-    """The entries where a movement puts them; None where sizes depend on the batch in more than one way."""
-    if node.op in _TURNS:
-        return entries.permute(_turned(node, entries.dim()))
-    if node.op in _SAME:
-        return entries
+def _numbers(shape: Shape) -> Tensor:
+    """A tensor of this shape, for a batch of 2, that holds the number of each of its entries."""
     sizes = _sizes(shape)
-    return entries.reshape(sizes) if torch.Size(sizes).numel() == entries.numel() else None
+    return torch.arange(torch.Size(sizes).numel()).reshape(sizes)
+
+
+def _moved(entries: Tensor, steps: Iterable[tuple[Node, Shape]]) -> Tensor:
+    """The entries where movements put them."""
+    for node, shape in steps:
+        if node.op in _TURNS:
+            entries = entries.permute(_turned(node, entries.dim()))
+        elif node.op in _VIEWS:
+            entries = entries.reshape(_sizes(shape))
+    return entries

@@ -50,6 +50,7 @@ def interleaved(x):
         (lambda x: x[:, 3], {"select"}, {"slice", "index_select"}),
         (lambda x: x.view(x.shape[0], 4, 6, 5).transpose(1, 2), {"view", "transpose"}, {"index_select"}),
         (lambda x: x.view(-1, 4, 6, 5)[0], {"select"}, {"slice", "index_select"}),  # of the batch
+        (lambda x: x.reshape(x.shape[0] * 4, 6, 5).reshape(x.shape[0], 24, 5), {"reshape"}, {"index_select"}),
         (lambda x: x.transpose(1, 2).transpose(1, 2).exp(), {"exp"}, {"transpose"}),
     ],
 )
