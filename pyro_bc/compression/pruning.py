@@ -1,14 +1,16 @@
 r"""From posterior to a physically smaller network with the same output.
 
-Thresholds decide which weights are zero, with the bias of a filter that is zero altogether. Then units
-(:mod:`pyro_bc.graph.units`) fall away, forwards and backwards through the graph, until nothing changes:
+Thresholds decide which weights are zero, with the bias of a filter that is zero altogether, and what normalises it
+(:mod:`pyro_bc.compression.normalisation`). Then units (:mod:`pyro_bc.graph.units`) fall away, forwards and backwards
+through the graph, until nothing changes:
 
-* a unit that no layer reads is not computed, wherever it is;
+* a unit that no layer reads is not computed, wherever it is, and an output not where nothing behind reads it;
 * a unit that reads nothing is a constant, which moves through activations, pools and additions into the biases of the
   layers behind it. Where a convolution pads its input with zeros, only the constant 0 moves so;
-* inputs of a fully connected layer that none of its weights reads are not read, also where others read them.
+* inputs of a layer that none of its weights reads are not read, also where others read them.
 
 Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
+Normalisations over several channels keep their statistics: those that are gone are counted as the zeros that they are.
 """
 
 import math

@@ -25,6 +25,8 @@ from ..quantisation.rounding import on_grid
 from ..runtime import processes
 from ..runtime.devices import on_cpu
 from ..runtime.random_state import seeded
+from .normalisation import without_pruned_shifts
+from .pruned import is_coded, removed_outputs
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
@@ -273,12 +275,17 @@ def price_for(
 @on_cpu
 def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor) -> Tensor:
     """The network's outputs with the layers' means, or with the numbers that their codes stand for."""
-    tensors = dict(graph.tensors)
+    tensors, removed = dict(graph.tensors), {}
     for name, layer in posterior.items():
         for role, mean in (("weight", layer.weight_mean), ("bias", layer.bias_mean)):
             if f"{name}.{role}" in tensors and mean is not None:
                 tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
-    network = GraphNetwork(graph.nodes, tensors, graph.buffers)
+        if layer.codes:  # as they will be cut
+            removed[name] = removed_outputs(layer, is_coded(layer.codes["weight"]))
+            if f"{name}.bias" in tensors:
+                tensors[f"{name}.bias"] = tensors[f"{name}.bias"] * ~removed[name]
+    graph = without_pruned_shifts(replace(graph, tensors=tensors), removed)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
     return torch.cat([network(part) for part in x.split(_PART)])
 
 
