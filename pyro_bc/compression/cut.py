@@ -30,8 +30,9 @@ from ..graph.unit_rules import layer_axis, statistics_axis
 from ..graph.units import Tracking
 from .pruned import PrunedLayer
 
-# A convolution is cut to less than its units where that leaves this part of its weights: selecting copies pictures.
-_WORTHWHILE = 0.9
+# A layer is cut to less than its units where at most this part of its weights is left, and so many go: selecting takes
+# nodes and indices in the file, and copies what it selects from.
+_WORTHWHILE, _LEAST = 0.9, 32
 
 #: of a node's result.
 Shape = tuple[Any, ...] | None
@@ -98,11 +99,11 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
     computes = mask.any(1) if layer.bias is None else mask.any(1) | (layer.bias != 0)
     rows = outputs[computes[outputs]]
     if groups == 1:
-        if len(rows) > _WORTHWHILE * len(outputs):
-            rows = outputs
+        kernel = layer.mask[0, 0].numel()
+        rows = rows if _pays(len(rows), len(outputs), len(inputs) * kernel) else outputs
         rows = rows if len(rows) else outputs[:1]
         columns = inputs[mask[rows].any(0)[inputs]]
-        if kind.spatial and len(columns) > _WORTHWHILE * len(inputs):
+        if kind.spatial and not _pays(len(columns), len(inputs), len(rows) * kernel):
             columns = inputs
         return Part(rows, columns if len(columns) else inputs[:1], 1)
     per_out, per_in = len(mask) // groups, mask.shape[1]
@@ -126,6 +127,11 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
     if whole and len(part.outputs) * deep > _WORTHWHILE * mask.numel():
         return Part(outputs, inputs, groups)
     return part
+
+
+def _pays(left: int, of: int, each: int) -> bool:
+    """Whether it pays to leave some out, of so many weights each."""
+    return left <= _WORTHWHILE * of and (of - left) * each >= _LEAST
 
 
 def _filled(some: Tensor, count: int, spare: Tensor) -> Tensor:
