@@ -18,6 +18,7 @@ from ..graph.nodes import Graph, Node, layer_groups, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
+from ..posterior.thresholds import is_coded, removed_outputs
 from ..priors.divergence import divergence as kl_from
 from ..quantisation.conditional import CodeLengths, Factor, cheapest_entries, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
@@ -26,7 +27,6 @@ from ..runtime import processes
 from ..runtime.devices import on_cpu
 from ..runtime.random_state import seeded
 from .normalisation import without_pruned_shifts
-from .pruned import is_coded, removed_outputs
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
