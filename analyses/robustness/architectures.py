@@ -4,11 +4,12 @@
 
 Each is drawn from a seed: convolutions (grouped, depthwise, strided, padded, transposed), batch norm before and behind
 activations, residual sums, gates, concatenations, shared layers, pools of all kinds, layer norm, fully connected
-layers, three priors. Groups are given huge dropout rates at random, at times all of a layer's. Writes
-``analyses/results/architectures.md``.
+layers, what today's networks are made of (:class:`Tail`), three priors. Groups are given huge dropout rates at random,
+at times all of a layer's. Writes ``analyses/results/architectures.md``.
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -22,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from common import RESULTS
+from removal import remove_normalisation_
 
 import pyro_bc
 from pyro_bc.errors import EmptyNetworkError
@@ -78,10 +80,61 @@ class Block(nn.Module):
         return torch.cat([h, self.act(self.a(h))], 1)
 
 
+class Tail(nn.Module):
+    """What today's networks are made of, between pictures of some channels and of 8."""
+
+    FORMS = ("shuffle", "group norm", "channels last", "branches", "gated", "chomp", "attention", "instance norm")
+
+    def __init__(self, rng: np.random.Generator, channels: int):
+        super().__init__()
+        self.form = str(rng.choice(self.FORMS))
+        bias = bool(rng.random() < 0.7)
+        self.act = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]()
+        wide = 16 if self.form == "gated" else 8
+        self.a = nn.Conv2d(channels, wide, 3, padding=1, bias=bias)
+        if self.form == "shuffle":
+            self.b, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=bias), nn.BatchNorm2d(8)
+        elif self.form in ("group norm", "instance norm"):
+            grouped = self.form == "group norm"
+            self.norm = nn.GroupNorm(int(rng.choice([1, 2, 4])), 8) if grouped else nn.InstanceNorm2d(8, affine=True)
+        elif self.form == "channels last":
+            self.norm, self.b, self.c = nn.LayerNorm(8), nn.Linear(8, 6, bias=bias), nn.Linear(6, 8, bias=bias)
+        elif self.form == "branches":
+            self.b, self.c = nn.Conv2d(8, 8, 3, padding=1, bias=bias), nn.Conv2d(8, 8, 1, bias=bias)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        elif self.form == "chomp":
+            self.b = nn.Conv2d(8, 8, 3, padding=2, bias=bias)
+        elif self.form == "attention":
+            self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24, bias=bias), nn.Linear(8, 8, bias=bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.act(self.a(h))
+        if self.form == "shuffle":
+            n, c, height, width = h.shape
+            mixed = h.view(n, 2, c // 2, height, width).transpose(1, 2).reshape(n, c, height, width)
+            return self.act(self.norm(self.b(mixed)))
+        if self.form in ("group norm", "instance norm"):
+            return self.act(self.norm(h))
+        if self.form == "channels last":
+            return h + self.c(self.act(self.b(self.norm(h.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        if self.form == "branches":
+            return self.act(self.norms[0](self.b(h)) + self.norms[1](self.c(h)) + self.norms[2](h))
+        if self.form == "gated":
+            value, gate = h.chunk(2, 1)
+            return value * torch.sigmoid(gate)
+        if self.form == "chomp":
+            return self.act(self.b(h)[:, :, :-2, 1:-1])
+        x = h.flatten(2).transpose(1, 2)
+        n, length, _ = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape(n, length, 8)
+        return (x + self.proj(heads)).transpose(1, 2).reshape(h.shape)
+
+
 class Network(nn.Module):
     """Blocks, a pool, and a head of fully connected layers, one of which may be tied or follow a layer norm."""
 
-    def __init__(self, rng: np.random.Generator, extra: np.random.Generator):
+    def __init__(self, rng: np.random.Generator, extra: np.random.Generator, tail: np.random.Generator | None):
         super().__init__()
         channels = int(rng.integers(1, 4))
         self.input_shape = (channels, 8, 8)
@@ -97,6 +150,8 @@ class Network(nn.Module):
         self.extra = _extra(extra, channels)
         if isinstance(self.extra, nn.ConvTranspose2d):
             channels = self.extra.out_channels
+        self.tail = None if tail is None else Tail(tail, channels)
+        channels = channels if tail is None else 8
         features = channels * (1 if self.pool.output_size == 1 else 4)
         self.hidden = int(rng.integers(2, 9))
         self.fc = nn.Linear(features, self.hidden)
@@ -108,7 +163,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        h = self.act(self.norm(self.fc(self.pool(self.extra(x)).flatten(1))))
+        x = self.extra(x)
+        if self.tail is not None:
+            x = self.tail(x)
+        h = self.act(self.norm(self.fc(self.pool(x).flatten(1))))
         return self.head(F.linear(h, self.fc.weight.t()) if self.tied else h)
 
 
@@ -128,12 +186,18 @@ def _extra(rng: np.random.Generator, channels: int) -> nn.Module:
     return kinds[rng.integers(len(kinds))]
 
 
-def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
-    """What became of a seed's architecture (``pruned``, ``empty``, …), and the largest difference."""
+def compare(seed: int, onnx: bool = False, tail: bool = True) -> tuple[str, float]:
+    """What became of a seed's architecture (``pruned``, ``empty``, …), and the largest difference.
+
+    :param tail: whether seven in ten networks have a :class:`Tail`.
+    """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    net = Network(rng, np.random.default_rng([seed, 1]))
+    of_tail = np.random.default_rng([seed, 2])
+    net = Network(rng, np.random.default_rng([seed, 1]), of_tail if tail and of_tail.random() < 0.7 else None)
     for module in net.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm2d) and tail:
+            module.bias.data.normal_()
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight.data, module.bias.data, module.running_mean):
                 values.copy_(torch.randn_like(values))
@@ -148,7 +212,7 @@ def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
     if guide.obstacle is not None:
         return f"refused: {guide.obstacle[:60]}", 0.0
     layers = pyro_bc.summarize(guide)
-    thresholds, expected = {}, model.skeleton
+    thresholds, expected, removed = {}, copy.deepcopy(model.skeleton), {}
     for name, layer in layers.items():
         share = float(rng.choice([0.0, 0.3, 0.6, 1.0], p=[0.25, 0.4, 0.3, 0.05]))
         dead = torch.from_numpy(rng.random(layer.statistic.shape) < share)
@@ -156,15 +220,17 @@ def compare(seed: int, onnx: bool = False) -> tuple[str, float]:
         own = name.removeprefix("net.")
         thresholds[own] = 2.0
         module = expected.get_submodule(own)
+        if layer.layer_type.scales_outputs and not layer.per_weight:
+            removed[own] = dead
         mask = ~dead if layer.per_weight else layer.over_weights(~dead).expand_as(module.weight)
         with torch.no_grad():
             module.weight.copy_(layer.weight_mean * mask)
             if layer.bias_mean is not None:
                 kept = ~dead if layer.layer_type.scales_outputs and not layer.per_weight else 1.0
                 module.bias.copy_(layer.bias_mean * kept)
-    model._skeleton[0].eval()
+    remove_normalisation_(expected.eval(), removed, x)
     with torch.no_grad():
-        outputs = expected.eval()(x)
+        outputs = expected(x)
     try:
         small = pyro_bc.compress(model, guide, thresholds=thresholds, noise_ratio=1e-9)
     except EmptyNetworkError:

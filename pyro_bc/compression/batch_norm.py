@@ -21,7 +21,7 @@ def fold_batch_norm(net: nn.Module, example: Tensor) -> GraphNetwork:
     """The network in evaluation mode with batch normalisation inside the layers before it, where there is one.
 
     What to do with a pretrained network before it becomes Bayesian: normalisation over a batch would undo the scales
-    of filters, and a pruned filter would leave the normalisation's shift behind. Dropout falls away.
+    of filters. Dropout falls away.
 
     :param net: the network; it is not changed.
     :param example: a batch of inputs, ``(batch, …)``; its values do not matter.

@@ -5,17 +5,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..graph.layer_types import LayerType
+from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
+from ..graph.normal_form import in_normal_form
+from ..graph.operations import operation
 from ..graph.read import read_graph
 from ..graph.recurrent import cell_names
+from ..graph.unit_rules import statistics_axis
 from ..graph.units import Tracking
 from ..model.agreement import graph_names
 from ..model.guide import FactorizedGuide
@@ -227,6 +231,7 @@ def _groups(layer: LayerPosterior) -> str:
 
 def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[str, str]:
     """Layers that stay as they are where half of all groups are pruned, and why."""
+    graph = in_normal_form(graph)
     read = {layer_name(node): node for node in graph.nodes if is_layer(node)}
     halved, cuts = {}, {}
     for name, layer in posterior.items():
@@ -245,6 +250,10 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
         return {}
     tracking = Tracking(graph)
     stuck = {}
+    computed = {
+        n: set(tracking.units.roots(tracking.tensors[f"{n}.weight"][layer_type(read[n].op).output_axis])) for n in read
+    }
+    alone = {n for n in read if not any(computed[n] & others for other, others in computed.items() if other != n)}
     for name, layer in halved.items():
         kind: LayerType = layer.layer_type
         before = layer.weight_mean.shape[kind.group_axis]
@@ -257,7 +266,25 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
             len(graph.nodes),
         ):
             stuck[name] = f"its outputs stay: {_why(graph, tracking, name, kind.output_axis)}"
+        elif kind.scales_outputs and f"{name}_outputs" in pruned.graph.tensors and name in alone:
+            stuck[name] = f"its filters go, but what reads them stays: {_why(graph, tracking, name, kind.group_axis)}"
+        elif not kind.scales_outputs and name in pruned.layers:
+            outputs, left = (each.shape[kind.output_axis] for each in (layer.weight_mean, pruned.layers[name].weight))
+            counted = _counted_by(graph, tracking, tracking.tensors[f"{name}.weight"][kind.output_axis])
+            if counted is not None and left > 0.75 * outputs:
+                stuck[name] = f"its outputs stay: {counted}"
     return stuck
+
+
+def _counted_by(graph: Graph, tracking: Tracking, units: np.ndarray) -> str | None:
+    """The normalisation whose statistics are of units, in words."""
+    own = set(tracking.units.roots(units).tolist())
+    for index, node in enumerate(graph.nodes):
+        if operation(node.op).statistics:
+            read = tracking.of(node.args[0]).get(statistics_axis(graph, index))
+            if read is not None and own & set(tracking.units.roots(read).tolist()):
+                return f"'{node.op}' has its statistics of them, and only those that are 0 may go"
+    return None
 
 
 def _why(graph: Graph, tracking: Tracking, name: str, axis: int) -> str:
@@ -265,7 +292,8 @@ def _why(graph: Graph, tracking: Tracking, name: str, axis: int) -> str:
     units: Any = tracking.tensors[f"{name}.weight"].get(axis)
     index = tracking.units.fixed_by(units) if units is not None else None
     if index is None:
-        return "a padded convolution reads what becomes of those that are pruned, which is not 0"
+        counted = None if units is None else _counted_by(graph, tracking, units)
+        return counted or "a padded convolution reads what becomes of those that are pruned, which is not 0"
     if index == len(graph.nodes):
         return "they are the network's, or something else reads the weight, too"
     node = graph.nodes[index]

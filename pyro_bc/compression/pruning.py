@@ -1,14 +1,16 @@
 r"""From posterior to a physically smaller network with the same output.
 
-Thresholds decide which weights are zero, with the bias of a filter that is zero altogether. Then units
-(:mod:`pyro_bc.graph.units`) fall away, forwards and backwards through the graph, until nothing changes:
+Thresholds decide which weights are zero, with the bias of a filter that is zero altogether, and what normalises it
+(:mod:`pyro_bc.compression.normalisation`). Then units (:mod:`pyro_bc.graph.units`) fall away, forwards and backwards
+through the graph, until nothing changes:
 
-* a unit that no layer reads is not computed, wherever it is;
+* a unit that no layer reads is not computed, wherever it is, and an output not where nothing behind reads it;
 * a unit that reads nothing is a constant, which moves through activations, pools and additions into the biases of the
   layers behind it. Where a convolution pads its input with zeros, only the constant 0 moves so;
-* inputs of a fully connected layer that none of its weights reads are not read, also where others read them.
+* inputs of a layer that none of its weights reads are not read, also where others read them.
 
 Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
+Normalisations over several channels keep their statistics: those that are gone are counted as the zeros that they are.
 """
 
 import math
@@ -27,25 +29,25 @@ from ..graph.layer_types import LINEAR, layer_type
 from ..graph.layers_alone import shared_layers
 from ..graph.nodes import (
     Graph,
-    Named,
     Node,
     Value,
     is_layer,
     layer_arguments,
     layer_groups,
     layer_name,
-    replace_leaves,
-    without_dead_code,
-    without_nodes,
 )
-from ..graph.recurrent import cell_names
-from ..graph.unit_rules import layer_axis
+from ..graph.normal_form import in_normal_form
+from ..graph.operations import operation
+from ..graph.recurrent import cell_names, cells
+from ..graph.unit_rules import layer_axis, statistics_axis
 from ..graph.units import Tracking
 from ..posterior.summary import LayerPosterior
-from ..posterior.thresholds import Threshold
+from ..posterior.thresholds import Threshold, removed_outputs
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
+from .cut import Cutter, Units, inputs_left, part_of
+from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
 
 
@@ -65,10 +67,16 @@ def shrink(
     :raises EmptyNetworkError: where the output no longer depends on the input.
     :raises UsageError: where the posterior does not fit the network, or is not finite.
     """
+    graph = in_normal_form(graph)
     layers = masked_layers(graph, posterior, thresholds)
     dead = [name for name, layer in layers.items() if not layer.mask.any()]
+    removed = {
+        name: removed_outputs(posterior[name], layer.mask) for name, layer in layers.items() if name in posterior
+    }
+    graph = without_pruned_shifts(graph, removed)
     if batch_norm_loader is not None:
         graph = reestimate_batch_norm(with_weights(graph, layers), batch_norm_loader)
+        graph = without_pruned_shifts(graph, removed)
     graph, layers = fold_batch_norms(graph, layers)
     while True:
         pruner = _Pruner(graph, layers)
@@ -106,9 +114,10 @@ class _Pruner:
             if layer_type(graph.nodes[indices[0]].op).is_transposed and layer_groups(graph.nodes[indices[0]]) > 1
         }
         self.types = {name: layer_type(graph.nodes[indices[0]].op) for name, indices in self.uses.items()}
-        #: matrices of recurrent cells, and those of them whose units are followed.
+        #: matrices of recurrent cells, those of them whose units are followed, and the others.
         self.cells = set(cell_names(graph))
         self.followed = {name for name in self.cells if 0 in self.tracking.tensors[f"{name}.weight"]}
+        self.unfollowed = self.cells - self.followed
         self.types |= dict.fromkeys(self.cells, LINEAR)
         #: layers whose weight is used in several ways, a table that is a fully connected layer's, too.
         self.mixed = {name for name, own in self.uses.items() if len({graph.nodes[i].op for i in own}) > 1}
@@ -209,39 +218,125 @@ class _Pruner:
         """Units that are read, or fixed."""
         alive = self.tracking.units.fixed()
         for name, indices in self.uses.items():
-            if name not in self.layers or layer_groups(self.graph.nodes[indices[0]]) > 1:
+            if name not in self.layers or name in self.whole:
                 continue
-            for kind in {layer_type(self.graph.nodes[index].op) for index in indices}:
-                inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis]
-                reads = kind.by_output(self.layers[name].mask).transpose(0, 1).flatten(1).any(1).numpy()
+            node, mask = self._node(indices[0]), self.layers[name].mask
+            known = self.tracking.grouped.get(f"{name}.weight")
+            for kind in {layer_type(self._node(index).op) for index in indices}:
+                inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
+                reads = _by_input(kind.by_output(mask), layer_groups(node)).any(2).any(0).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
-        return self._with_read_by_cells(alive)
+        for index, node in enumerate(self.graph.nodes):
+            if operation(node.op).statistics:
+                alive.update(self._counted(index, node))
+        for node in reversed(self.graph.nodes):
+            alive.update(self._read_by_cells(node, alive))
+        return alive
 
-    def _with_read_by_cells(self, alive: set[int]) -> set[int]:
-        """These units and what the cells among them read: a hidden unit that only itself reads is not."""
-        axes = {name: self.tracking.tensors[f"{name}.weight"] for name in self.followed & self.layers.keys()}
-        roots = {name: [self.tracking.units.roots(own[axis]) for axis in (0, 1)] for name, own in axes.items()}
+    def _read_by_cells(self, node: Node, wanted: set[int]) -> set[int]:
+        """Units that the wanted ones of a node's recurrent cells read: a hidden unit that only itself reads is not."""
+        names = [name.removesuffix(".weight") for cell in cells(node) for name in (cell.ih, cell.hh)]
+        roots = {
+            name: [self.tracking.units.roots(self.tracking.tensors[f"{name}.weight"][axis]) for axis in (0, 1)]
+            for name in names
+            if name in self.followed and name in self.layers
+        }
+        read: set[int] = set()
         while True:
-            before = len(alive)
+            before = len(read)
             for name, (rows, columns) in roots.items():
-                computed = self.layers[name].mask.numpy()[np.isin(rows, list(alive))]
-                alive.update(columns[computed.any(0)].tolist())
-            if len(alive) == before:
-                return alive
+                computed = self.layers[name].mask.numpy()[np.isin(rows, list(wanted | read))]
+                read.update(columns[computed.any(0)].tolist())
+            if len(read) == before:
+                return read
+
+    def _counted(self, index: int, node: Node) -> list[int]:
+        """Units that a normalisation's statistics need: all that are not 0 whatever the input."""
+        axis = statistics_axis(self.graph, index)
+        units = self.tracking.of(node.args[0]).get(axis)
+        if units is None:
+            return []
+        known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
+        zero = np.zeros(len(units), dtype=bool) if known is None or known[0] != axis else known[1] == 0
+        return self.tracking.units.roots(units[~zero]).tolist()
 
     def _drop_unread(self) -> bool:
+        """Clear the weights and biases of outputs that nothing reads where they are computed."""
         changed = False
-        alive = self._alive()
+        wanted = self._wanted()
         for name, layer in self.layers.items():
-            if name in self.cells - self.followed:
+            if name in self.whole | self.shared | self.mixed | self.unfollowed:
                 continue
-            outputs = self.tracking.units.roots(self._outputs(name))
-            computed = torch.from_numpy(np.isin(outputs, list(alive)))
+            computed = torch.from_numpy(wanted[name])
             left = layer.mask & self.types[name].over_outputs(computed, layer.mask.shape)
-            if bool((left != layer.mask).any()):
-                self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+            adds = layer.bias is not None and bool(layer.bias[~computed].any())
+            if adds or bool((left != layer.mask).any()):
+                bias, codes = layer.bias, dict(layer.codes)
+                if bias is not None:
+                    bias = bias * computed
+                    if codes:
+                        codes["bias"] = replace(codes["bias"], codes=codes["bias"].codes * computed)
+                self.layers[name] = replace(layer, mask=left, weight=layer.weight * left, bias=bias, codes=codes)
                 changed = True
         return changed
+
+    def _wanted(self) -> dict[str, np.ndarray]:
+        """Which outputs of each layer matter to the network's output, from its last node to its first.
+
+        Along a residual stream a channel can be read by an early layer, but by none behind a late one that writes it.
+        """
+        roots = self.tracking.units.all_roots()
+        fixed = np.zeros(len(roots), dtype=bool)
+        fixed[list(self.tracking.units.fixed())] = True
+        wanted: dict[int, np.ndarray] = {len(self.graph.nodes) - 1: fixed.copy()}
+        found = {
+            name: np.zeros(len(self._outputs(name)), dtype=bool) for name in self.layers if name not in self.unfollowed
+        }
+        for index in reversed(range(len(self.graph.nodes))):
+            if index not in wanted:
+                continue
+            node, own, axes = self._node(index), wanted.pop(index), self.tracking.values[index]
+            read: list[int] | np.ndarray = []
+            if is_layer(node):
+                axis = layer_axis(node, len(self.graph.shape(index) or ()))
+                kind = layer_type(node.op)
+                rows = (own | fixed)[roots[self.tracking.tensors[node.args[1].name][kind.output_axis]]]
+                read, rows = self._read_by(node, rows, roots)
+                if layer_name(node) not in self.mixed:
+                    found[layer_name(node)] |= rows
+                axes = {other: units for other, units in axes.items() if other != axis}
+            elif operation(node.op).statistics:
+                read = self._counted(index, node)
+            elif cells(node):
+                wanted_here = set(np.flatnonzero(own | fixed).tolist())
+                read = list(self._read_by_cells(node, wanted_here))
+                computed = list(wanted_here.union(read))
+                for name in {tensor.removesuffix(".weight") for tensor in node.named()} & self.followed & found.keys():
+                    found[name] |= np.isin(roots[self._outputs(name)], computed)
+            passed = np.zeros(len(roots), dtype=bool)  # what a unit becomes depends on no other
+            for units in axes.values():
+                passed[roots[units]] = True
+            passed = passed & own | fixed
+            passed[read] = True
+            for value in set(node.values()) - {-1}:
+                wanted[value] = wanted[value] | passed if value in wanted else passed.copy()
+        return found
+
+    def _read_by(self, node: Node, rows: np.ndarray, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Units that these outputs of a layer read, and the outputs; of a layer that stays whole, all."""
+        name = layer_name(node)
+        kind, mask = layer_type(node.op), self.layers[name].mask
+        if name in self.whole | self.shared | self.mixed:
+            rows = np.ones(len(rows), dtype=bool)
+        if name in self.whole | self.shared:
+            mask = torch.ones_like(mask)
+        if name in self.whole:
+            return np.zeros(0, dtype=np.int64), rows
+        known = self.tracking.grouped.get(f"{name}.weight")
+        inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
+        left = mask & kind.over_outputs(torch.from_numpy(rows), mask.shape)
+        reads = _by_input(kind.by_output(left), layer_groups(node)).any(2).any(0).numpy()
+        return roots[inputs[reads]], rows
 
     def _read_with(self, living: list[int]) -> tuple[list[Node], set[int]]:
         """The nodes without the parts of concatenations that nothing reads, and which of them the output needs."""
@@ -275,11 +370,9 @@ class _Pruner:
             nodes, self.read = self._read_with(list(alive))
             names = {name for index in self.read if index >= 0 for name in nodes[index].named()}
             given = [
-                self._outputs(name)
-                for name in self.layers.keys() - (self.cells - self.followed)
-                if f"{name}.weight" in names
+                self._outputs(name) for name in self.layers if name not in self.unfollowed and f"{name}.weight" in names
             ]
-            given += [chosen for _, chosen in self._selections().values()]
+            given += [chosen for _, _, chosen in self._excerpts()]
             empty = [units.roots(some) for some in given if not np.isin(units.roots(some), list(alive)).any()]
             if not empty:
                 break
@@ -290,149 +383,78 @@ class _Pruner:
 
     def result(self) -> PrunedNetwork:
         """The graph with only what is alive."""
-        alive = self._leave_out_unread_parts()
-        units, tracked = self.tracking.units, self.tracking.tensors
-        selections = self._selections()
-        living = list(alive)
-
-        def kept(axes: Mapping[int, np.ndarray], axis: int) -> Tensor:
-            return torch.from_numpy(np.flatnonzero(np.isin(units.roots(axes[axis]), living)))
-
-        def cut(tensor: Tensor, axes: Mapping[int, np.ndarray]) -> Tensor:
-            for axis in axes:
-                tensor = tensor.index_select(axis, kept(axes, axis))
-            return tensor
-
-        tensors = {name: cut(tensor, tracked[name]) for name, tensor in self.graph.tensors.items()}
-        for name, (source, chosen) in selections.items():  # what is left of what they select, where it stands now
-            places = np.cumsum(np.isin(units.roots(source), living)) - 1
-            left = np.isin(units.roots(chosen), living)
-            tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left]])
-        layers: dict[str, PrunedLayer] = {}
-        gathers: dict[str, Tensor] = {}
+        left, tracked = Units(self.tracking, self._leave_out_unread_parts()), self.tracking.tensors
+        tensors = {name: self._cut(tensor, tracked[name], left) for name, tensor in self.graph.tensors.items()}
+        for name, (source, chosen) in self._selections().items():  # what they select, where it stands now
+            places = np.cumsum(left.are_left(source)) - 1
+            tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left.are_left(chosen)]])
+        parts, layers = {}, {}
         for name, layer in self.layers.items():
-            axes = tracked[f"{name}.weight"]
-            weight, variance, mask = (cut(t, axes) for t in (layer.weight, layer.variance, layer.mask))
-            of_outputs = {} if name in self.whole | (self.cells - self.followed) else {0: self._outputs(name)}
-            bias, bias_variance = (None if t is None else cut(t, of_outputs) for t in (layer.bias, layer.bias_variance))
-            whole = self.types[name].spatial or self.types[name].is_lookup
-            whole = whole or name in self.shared | self.mixed | self.cells
-            reads = torch.ones(1, dtype=torch.bool) if whole else mask.any(0)
-            if not reads.all():
-                reads[0] |= not reads.any()
-                gathers[name] = torch.nonzero(reads).flatten()
-                weight, variance, mask = weight[:, reads], variance[:, reads], mask[:, reads]
+            if name not in self.uses or name in self.whole | self.shared | self.mixed or self.types[name].is_lookup:
+                layers[name] = self._with_units_left(layer, left)
+                continue
+            node = self._node(self.uses[name][0])
+            inputs = inputs_left(self.tracking, left, node)
+            parts[name] = part = part_of(layer, node, left.kept(self._outputs(name)), inputs)
+            weight, variance, mask = (part.cut(t, node) for t in (layer.weight, layer.variance, layer.mask))
+            bias, bias_variance = (None if t is None else t[part.outputs] for t in (layer.bias, layer.bias_variance))
             codes = {}
             if layer.codes:
-                own = cut(layer.codes["weight"].codes * layer.mask, axes)
-                rows = kept(axes, 0) if 0 in axes else None
-                codes["weight"] = layer.codes["weight"].with_codes(own if reads.all() else own[:, reads], rows)
+                own = part.cut(layer.codes["weight"].codes * layer.mask, node)
+                rows = part.inputs if self.types[name].output_axis else part.outputs
+                codes["weight"] = layer.codes["weight"].with_codes(own, rows)
                 if bias is not None:
-                    codes["bias"] = replace(layer.codes["bias"], codes=cut(layer.codes["bias"].codes, of_outputs))
+                    codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[part.outputs])
             layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
-            tensors[f"{name}.weight"] = weight
-            if bias is not None:
-                tensors[f"{name}.bias"] = bias
-        graph = self._rewritten(tensors, gathers, kept)
+        for name, layer in layers.items():
+            tensors[f"{name}.weight"] = layer.weight
+            if layer.bias is not None:
+                tensors[f"{name}.bias"] = layer.bias
+        graph = Cutter(self.graph, self.tracking, left, self.read, parts, tensors).rewritten()
         return PrunedNetwork(graph, layers)
+
+    def _with_units_left(self, layer: PrunedLayer, left: Units) -> PrunedLayer:
+        """A layer of which whatever its units leave of its axes stays, and nothing beyond that goes."""
+        axes = self.tracking.tensors[f"{layer.name}.weight"]
+        weight, variance, mask = (self._cut(t, axes, left) for t in (layer.weight, layer.variance, layer.mask))
+        of_outputs = {} if layer.name in self.whole | self.unfollowed else {0: self._outputs(layer.name)}
+        bias, bias_variance = (
+            None if t is None else self._cut(t, of_outputs, left) for t in (layer.bias, layer.bias_variance)
+        )
+        codes = {}
+        if layer.codes:
+            own = self._cut(layer.codes["weight"].codes * layer.mask, axes, left)
+            codes["weight"] = layer.codes["weight"].with_codes(own, left.kept(axes[0]) if 0 in axes else None)
+            if bias is not None:
+                codes["bias"] = replace(
+                    layer.codes["bias"], codes=self._cut(layer.codes["bias"].codes, of_outputs, left)
+                )
+        return PrunedLayer(layer.name, weight, variance, mask, bias, bias_variance, codes)
+
+    @staticmethod
+    def _cut(tensor: Tensor, axes: Mapping[int, np.ndarray], left: Units) -> Tensor:
+        for axis, units in axes.items():
+            tensor = tensor.index_select(axis, left.kept(units))
+        return tensor
 
     def _selections(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For every tensor of indices along a followed axis, the units that it selects from, and those selected."""
         found = {}
-        for index, (node, axes) in enumerate(zip(self.graph.nodes, self.tracking.values, strict=True)):
-            if node.op == "index_select" and index in self.read:
-                source = self.tracking.of(node.args[0])
-                dim = node.args[1] % len(self.tracking.shape(node.args[0]))
-                if dim in axes:
-                    found[node.args[2].name] = (source[dim], axes[dim])
+        for node, source, chosen in self._excerpts():
+            if node.op == "index_select":
+                found[node.args[2].name] = (source, chosen)
         return found
 
-    def _rewritten(self, tensors: dict[str, Tensor], gathers: Mapping[str, Tensor], kept: Any) -> Graph:
-        """The nodes with their new sizes, and a selection of inputs before layers that read only some."""
-        nodes: list[Node] = []
-        shapes: list[Any] = [self.graph.shapes[0]]
-        new: dict[int, int] = {-1: -1}
-        for index, node in enumerate(self.graph.nodes):
-            if index not in self.read:
-                continue
-            node = _resized(node, self.graph, index, self.tracking, kept)
-            args, kwargs = (
-                replace_leaves(tree, lambda leaf: Value(new[leaf.index]) if isinstance(leaf, Value) else leaf)
-                for tree in (node.args, node.kwargs)
-            )
-            shape = list(self.graph.shape(index) or ())
-            for axis in self.tracking.values[index]:
-                shape[axis] = len(kept(self.tracking.values[index], axis))
-            if is_layer(node) and layer_name(node) in gathers:
-                name = _free_name(f"{layer_name(node)}_inputs", tensors)
-                tensors[name] = gathers[layer_name(node)]
-                nodes.append(Node("index_select", (args[0], -1, Named(name))))
-                before = self.tracking.shape(node.args[0])
-                shapes.append((*before[:-1], len(tensors[name])))
-                args = (Value(len(nodes) - 1), *args[1:])
-            new[index] = len(nodes)
-            nodes.append(Node(node.op, args, kwargs))
-            shapes.append(tuple(shape) if self.graph.shape(index) is not None else None)
-        graph = Graph(tuple(nodes), tensors, tuple(shapes), self.graph.buffers)
-        return _merge_selections(graph)
-
-
-def _free_name(name: str, taken: Mapping[str, Any]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _merge_selections(graph: Graph) -> Graph:
-    """The graph where no selection reads one that nothing else reads, and none selects everything."""
-    nodes, tensors = list(graph.nodes), dict(graph.tensors)
-    replaced: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        if node.op != "index_select" or not isinstance(node.args[2], Named) or not isinstance(node.args[0], Value):
-            continue
-        x, dim, chosen = node.args
-        before = nodes[x.index] if x.index >= 0 else None
-        ndim = len(graph.shape(index) or ())
-        if before is not None and before.op == "index_select" and (before.args[1] - dim) % ndim == 0:
-            readers = sum(other.values().count(x.index) for other in nodes)
-            if readers == 1 and isinstance(before.args[2], Named):
-                tensors[chosen.name] = tensors[before.args[2].name][tensors[chosen.name]]
-                x = before.args[0]
-                nodes[index] = replace(node, args=(x, dim, chosen))
-        if len(tensors[chosen.name]) == (graph.shape(x.index) or ())[dim] and _ascends(tensors[chosen.name]):
-            replaced[index] = x.index
-    graph = replace(graph, nodes=tuple(nodes), tensors=tensors)
-    return without_dead_code(without_nodes(graph, replaced))
-
-
-def _ascends(indices: Tensor) -> bool:
-    return bool((indices.diff() > 0).all())
-
-
-def _resized(node: Node, graph: Graph, index: int, tracking: Tracking, kept: Any) -> Node:
-    """A node whose arguments name sizes of axes that became smaller."""
-    axes = tracking.values[index]
-    if is_layer(node) and (groups := layer_groups(node)) > 1 and not layer_type(node.op).is_transposed:
-        outputs = tracking.tensors[node.args[1].name]
-        per_group = len(outputs[0]) // groups
-        return replace(node, args=(*node.args[:6], len(kept(outputs, 0)) // per_group, *node.args[7:]))
-    if node.op == "zeros":
-        sizes = tuple(len(kept(axes, axis)) if axis in axes else size for axis, size in enumerate(node.args[0]))
-        return replace(node, args=(sizes, *node.args[1:]))
-    if node.op in ("view", "reshape", "expand"):
-        sizes = tuple(
-            len(kept(axes, axis)) if axis in axes and isinstance(size, int) and size >= 0 else size
-            for axis, size in enumerate(node.args[1])
-        )
-        return replace(node, args=(node.args[0], sizes, *node.args[2:]))
-    if node.op == "unflatten":
-        start = node.args[1] % len(graph.shape(node.args[0].index) or (1,))
-        sizes = tuple(
-            len(kept(axes, start + offset)) if start + offset in axes and size >= 0 else size
-            for offset, size in enumerate(node.args[2])
-        )
-        return replace(node, args=(*node.args[:2], sizes))
-    return node
+    def _excerpts(self) -> list[tuple[Node, np.ndarray, np.ndarray]]:
+        """Nodes that are read and take some entries of a followed axis, with its units and those that they take."""
+        found = []
+        for index, (node, axes) in enumerate(zip(self.graph.nodes, self.tracking.values, strict=True)):
+            if node.op in ("index_select", "slice") and index in self.read:
+                source = self.tracking.of(node.args[0])
+                dim = node.args[1] % len(self.tracking.shape(node.args[0]))
+                if dim in axes and dim in source:
+                    found.append((node, source[dim], axes[dim]))
+        return found
 
 
 def _by_input(weight: Tensor, groups: int) -> Tensor:

@@ -18,6 +18,7 @@ from ..graph.nodes import Graph, Node, layer_groups, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, density_of
 from ..posterior.summary import LayerPosterior
+from ..posterior.thresholds import is_coded, removed_outputs
 from ..priors.divergence import divergence as kl_from
 from ..quantisation.conditional import CodeLengths, Factor, cheapest_entries, factorised, round_rows, steps_of
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
@@ -25,6 +26,7 @@ from ..quantisation.rounding import on_grid
 from ..runtime import processes
 from ..runtime.devices import on_cpu
 from ..runtime.random_state import seeded
+from .normalisation import without_pruned_shifts
 
 # How often the lengths of codes are estimated anew.
 _PASSES = 3
@@ -273,12 +275,17 @@ def price_for(
 @on_cpu
 def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor) -> Tensor:
     """The network's outputs with the layers' means, or with the numbers that their codes stand for."""
-    tensors = dict(graph.tensors)
+    tensors, removed = dict(graph.tensors), {}
     for name, layer in posterior.items():
         for role, mean in (("weight", layer.weight_mean), ("bias", layer.bias_mean)):
             if f"{name}.{role}" in tensors and mean is not None:
                 tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
-    network = GraphNetwork(graph.nodes, tensors, graph.buffers)
+        if layer.codes:  # as they will be cut
+            removed[name] = removed_outputs(layer, is_coded(layer.codes["weight"]))
+            if f"{name}.bias" in tensors:
+                tensors[f"{name}.bias"] = tensors[f"{name}.bias"] * ~removed[name]
+    graph = without_pruned_shifts(replace(graph, tensors=tensors), removed)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
     return torch.cat([network(part) for part in x.split(_PART)])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .nodes import Graph, Named, Node, Value, arguments
+from .nodes import Graph, Named, Node, Value, arguments, leaves
 from .unit_rules import align
 
 #: a node's constant entries: an axis, and for each of its entries the value or NaN.
@@ -93,10 +93,65 @@ def through_batch_norm(node: Node, graph: Graph, constants: list[Constant], inde
         return None
     named = [graph.tensors[a.name].double().numpy() if isinstance(a, Named) else None for a in node.args[1:5]]
     gain, shift, mean, variance = named
-    if mean is None or variance is None or node.args[5]:
-        return None
+    if mean is None or variance is None or node.args[5]:  # of a batch: a constant is its own mean
+        mean, variance = known[1], np.zeros(())
     values = (known[1] - mean) / np.sqrt(variance + node.args[7])
     return 1, values * (1 if gain is None else gain) + (0 if shift is None else shift)
+
+
+def through_group_norm(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
+    return _without_gain(graph, node.args[2], node.args[3], 1)
+
+
+def through_layer_norm(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
+    if len(node.args[1]) != 1:
+        return None
+    axis = len(graph.shape(index) or ()) - 1
+    if node.op == "layer_norm":
+        return _without_gain(graph, (*node.args, None)[2], (*node.args, None, None)[3], axis)
+    known = _known(constants, node.args[0])
+    if known is None or known[0] != axis:
+        return _without_gain(graph, (*node.args, None)[2], None, axis)
+    return axis, np.where(known[1] == 0, 0.0, np.nan)  # nothing is added: what is 0 stays 0
+
+
+def _without_gain(graph: Graph, gain: Any, shift: Any, axis: int) -> Constant:
+    """What is left of a normalisation whose gain is 0: its shift."""
+    if not isinstance(gain, Named):
+        return None
+    off = graph.tensors[gain.name].numpy() == 0
+    added = graph.tensors[shift.name].double().numpy() if isinstance(shift, Named) else np.zeros(off.shape)
+    return axis, np.where(off, added, np.nan)
+
+
+def through_moves(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
+    """Of operations that only move or repeat entries, or add them up: computed with NaN for what is not constant."""
+    references = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value)]
+    if not any(_known(constants, reference) for reference in references):
+        return None
+    if any(graph.shape(reference.index) is None for reference in references):
+        return None  # a size that depends on the batch
+
+    def filled(leaf: Any) -> Any:
+        if not isinstance(leaf, Value):
+            return graph.tensors[leaf.name] if isinstance(leaf, Named) else leaf
+        shape = [size if isinstance(size, int) else 2 for size in graph.shape(leaf.index) or ()]
+        known = _known(constants, leaf)
+        if known is None:
+            return torch.full(shape, np.nan, dtype=torch.float64)
+        along = torch.tensor(known[1]).reshape([-1 if axis == known[0] else 1 for axis in range(len(shape))])
+        return along.expand(shape)
+
+    args, kwargs = arguments(node, filled)
+    result = compute(*args, **kwargs)
+    best: Constant = None
+    for axis, size in enumerate(graph.shape(index) or ()):
+        if isinstance(size, int):
+            own = result.movedim(axis, 0).flatten(1)
+            values = own[:, 0].where((own == own[:, :1]).all(1), torch.tensor(np.nan, dtype=torch.float64)).numpy()
+            if best is None or np.isfinite(values).mean() > np.isfinite(best[1]).mean():
+                best = axis, values
+    return best
 
 
 def through_cat(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:

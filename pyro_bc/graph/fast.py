@@ -86,6 +86,8 @@ def keeps_examples_apart(node: Node, shapes: Sequence[tuple[int, ...]]) -> bool:
     ndim, given = len(shapes[first.index + 1]), named_arguments(node)
     if node.op in LAYERS and ndim < layer_type(node.op).spatial + 2:  # a single example, whose channels come first
         return False
+    if node.op == "pad" and len(leaves(node.args[1:2])) >= 2 * ndim:  # of the batch, too
+        return False
     dims = [leaf for name in _DIMENSIONS if name in given for leaf in leaves(given[name] or (0,))]
     return all(dim % ndim for dim in dims) and not any(given.get(name) for name in STATISTICS_OF_THE_BATCH)
 

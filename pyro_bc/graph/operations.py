@@ -26,6 +26,7 @@ class Operation:
     :param constants: which entries of its result are constant where some of its argument's are; None: not known.
     :param shape: the shape of its result, known before it is computed; None: torch is asked.
     :param elementwise: whether it keeps every element in its place, and does to one what it does to all.
+    :param statistics: whether it adds up all entries of a followed axis, so that only those that are 0 may go.
     :param monotone: whether a larger element never becomes the smaller one, so that it may follow a maximum.
     :param per_example: whether examples do not see each other, with the batch in the first dimension.
     """
@@ -37,6 +38,7 @@ class Operation:
     constants: ConstantRule | None = None
     shape: ShapeRule | None = None
     elementwise: bool = False
+    statistics: bool = False
     monotone: bool = False
     per_example: bool = False
 
@@ -119,28 +121,34 @@ OPERATIONS: tuple[Operation, ...] = (
         shape=shape_rules.reshape,
     ),
     _row(16, "reshape", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.reshape),
-    _row(17, "transpose", units=unit_rules.permute, shape=shape_rules.transpose),
-    _row(18, "permute", units=unit_rules.permute, shape=shape_rules.permute),
+    _row(
+        17, "transpose", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.transpose
+    ),
+    _row(18, "permute", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.permute),
     _row(19, "squeeze", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.squeeze),
     _row(
         20, "unsqueeze", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.unsqueeze
     ),
-    _row(21, "unflatten", units=unit_rules.reshape, shape=shape_rules.unflatten),
-    _row(22, "select", units=unit_rules.select, shape=shape_rules.select),
-    _row(23, "slice", units=unit_rules.select, shape=shape_rules.slice_),
+    _row(
+        21, "unflatten", units=unit_rules.reshape, constants=constant_rules.through_moves, shape=shape_rules.unflatten
+    ),
+    _row(22, "select", units=unit_rules.select, constants=constant_rules.through_moves, shape=shape_rules.select),
+    _row(23, "slice", units=unit_rules.slice_, constants=constant_rules.through_moves, shape=shape_rules.slice_),
     _row(
         24,
         "layer_norm",
-        units=unit_rules.mixes(lambda node, ndim: range(ndim - len(node.args[1]), ndim)),
+        units=unit_rules.layer_norm,
+        constants=constant_rules.through_layer_norm,
         shape=shape_rules.layer_norm,
+        statistics=True,
     ),
     _row(25, "softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
     _row(26, "scaled_dot_product_attention", units=unit_rules.attention, shape=shape_rules.attention),
-    _row(27, "expand", units=unit_rules.expand),
-    _row(28, "pad", units=unit_rules.pad),
+    _row(27, "expand", units=unit_rules.expand, constants=constant_rules.through_moves),
+    _row(28, "pad", units=unit_rules.pad, constants=constant_rules.through_moves, per_example=True),
     _row(29, "matmul", shape=shape_rules.matmul),
     _row(30, "bmm", shape=shape_rules.bmm),
-    _row(31, "sum", units=unit_rules.reduction, shape=shape_rules.reduction),
+    _row(31, "sum", units=unit_rules.reduction, constants=constant_rules.through_moves, shape=shape_rules.reduction),
     _row(32, "amax", units=unit_rules.reduction, constants=constant_rules.through_mean, shape=shape_rules.reduction),
     _row(
         33,
@@ -160,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         constants=constant_rules.through_pool,
         shape=shape_rules.adaptive_pool(1),
     ),
-    _row(36, "group_norm"),
+    _row(36, "group_norm", units=unit_rules.group_norm, constants=constant_rules.through_group_norm, statistics=True),
     _row(37, "log_softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
     _row(38, "upsample_nearest2d", units=unit_rules.spatial, constants=constant_rules.through_pool),
     _row(39, "adaptive_max_pool2d"),
@@ -176,14 +184,14 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
     _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
     _row(51, "prelu"),
-    _row(52, "rms_norm", units=unit_rules.mixes(lambda node, ndim: range(ndim - len(node.args[1]), ndim))),
+    _row(52, "rms_norm", units=unit_rules.layer_norm, constants=constant_rules.through_layer_norm, statistics=True),
     _row(53, "chunk"),
     _row(54, "split"),
     _row(55, "stack"),
     _row(56, "embedding"),
     _row(57, "pixel_shuffle"),
-    _row(58, "instance_norm"),
-    _row(59, "t", units=unit_rules.permute, shape=shape_rules.t),
+    _row(58, "instance_norm", units=unit_rules.batch_norm, constants=constant_rules.through_batch_norm),
+    _row(59, "t", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.t),
     _elementwise(60, "relu", monotone=True, per_example=True),
     _elementwise(61, "tanh", monotone=True, per_example=True),
     _elementwise(62, "sigmoid", monotone=True, per_example=True),

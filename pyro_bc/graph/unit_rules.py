@@ -42,6 +42,10 @@ class Units:
         """:meth:`find` of each, as an array."""
         return np.array([self.find(int(unit)) for unit in units], dtype=np.int64)
 
+    def all_roots(self) -> np.ndarray:
+        """:meth:`find` of every unit."""
+        return self.roots(range(len(self._parent)))
+
     def join(self, some: np.ndarray, others: np.ndarray) -> None:
         """Make pairs of units one."""
         for a, b in zip(some.ravel(), others.ravel(), strict=True):
@@ -77,6 +81,8 @@ class FollowedUnits:
         self.units = Units()
         self.values: list[Axes] = []
         self.tensors: dict[str, Axes] = {name: {} for name in graph.tensors}
+        #: what convolutions of several groups read, by the name of the weight: it has an axis for one group's alone.
+        self.grouped: dict[str, np.ndarray] = {}
 
     def of(self, reference: Any) -> Axes:
         """Followed axes of a node's result, of a named tensor, or (none) of a literal."""
@@ -147,11 +153,13 @@ def layer(t: FollowedUnits, node: Node) -> Axes:
         t.units.fix(outputs)
         t.fix_axes(x, axis)
         return {}
-    elif inputs is None:
-        t.units.fix(outputs)
-    else:  # a group's inputs and outputs are removed together
-        for read, computed in zip(np.split(inputs, groups), np.split(outputs, groups), strict=True):
-            t.units.join_all(np.concatenate([read, computed]))
+    else:
+        if inputs is None:
+            inputs = t.units.new(shape[into] * groups)
+            t.units.fix(inputs)
+        known = t.grouped.setdefault(weight, inputs)
+        if known is not inputs:
+            t.units.join(known, inputs)
     if bias is not None:
         t.name_axis(bias.name, 0, outputs)
     if not kind.spatial:
@@ -305,6 +313,34 @@ def batch_norm(t: FollowedUnits, node: Node) -> Axes:
     return {1: units}
 
 
+def statistics_axis(graph: Graph, index: int) -> int:
+    """The axis of channels of which a normalisation's statistics are."""
+    return 1 if graph.nodes[index].op == "group_norm" else len(graph.shape(index) or ()) - 1
+
+
+def group_norm(t: FollowedUnits, node: Node) -> Axes:
+    """Channels stay apart but in the statistics, which :attr:`~.operations.Operation.statistics` are of all of them."""
+    return _normalised(t, node, 1, node.args[2:4], [axis for axis in t.of(node.args[0]) if axis != 1])
+
+
+def layer_norm(t: FollowedUnits, node: Node) -> Axes:
+    """As :func:`group_norm`, over the last axis; over several axes at once it mixes them."""
+    ndim, over = len(t.shape(node.args[0])), len(node.args[1])
+    if over > 1:
+        t.fix_axes(node.args[0], *range(ndim - over, ndim))
+        return dict(t.of(node.args[0]))
+    return _normalised(t, node, ndim - 1, node.args[2:4], [])
+
+
+def _normalised(t: FollowedUnits, node: Node, axis: int, scales: Any, mixed: list[int]) -> Axes:
+    t.fix_axes(node.args[0], *mixed or [-1])
+    axes = {other: units for other, units in t.of(node.args[0]).items() if other not in mixed}
+    for scale in scales:
+        if isinstance(scale, Named) and axis in axes:
+            t.name_axis(scale.name, 0, axes[axis])
+    return axes
+
+
 def spatial(t: FollowedUnits, node: Node) -> Axes:
     """Acts on the last dimensions, each channel alone."""
     dims = 1 if node.op.endswith("1d") else 2
@@ -315,10 +351,19 @@ def spatial(t: FollowedUnits, node: Node) -> Axes:
 
 
 def pad(t: FollowedUnits, node: Node) -> Axes:
+    """Constants beside an axis are units of their own, which are there as long as something reads them."""
     ndim = len(t.shape(node.args[0]))
-    touched = [ndim - 1 - i for i in range(len(node.args[1]) // 2)]
-    t.fix_axes(node.args[0], *touched)
-    return {axis: units for axis, units in t.of(node.args[0]).items() if axis not in touched}
+    axes = dict(t.of(node.args[0]))
+    constant = (*node.args, "constant")[2] == "constant"
+    for i in range(len(node.args[1]) // 2):
+        axis, (before, behind) = ndim - 1 - i, node.args[1][2 * i : 2 * i + 2]
+        if axis in axes and (before or behind):
+            units = axes.pop(axis)
+            if constant and before >= 0 and behind >= 0:
+                axes[axis] = np.concatenate([t.units.new(before), units, t.units.new(behind)])
+            else:
+                t.units.fix(units)
+    return axes
 
 
 def reduction(t: FollowedUnits, node: Node) -> Axes:
@@ -442,12 +487,26 @@ def _count(sizes: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
 
 
 def select(t: FollowedUnits, node: Node) -> Axes:
-    ndim = len(t.shape(node.args[0]))
-    dim = (node.args[1] if len(node.args) > 1 else 0) % ndim
-    t.fix_axes(node.args[0], dim)
-    axes = t.of(node.args[0])
-    drops = node.op == "select"
-    return {axis - (drops and axis > dim): units for axis, units in axes.items() if axis != dim}
+    x, dim, entry = node.args
+    dim %= len(t.shape(x))
+    axes = t.of(x)
+    if dim in axes:
+        t.units.fix(axes[dim][entry] if isinstance(entry, int) else axes[dim])
+    return {axis - (axis > dim): units for axis, units in axes.items() if axis != dim}
+
+
+def slice_(t: FollowedUnits, node: Node) -> Axes:
+    """Neighbours along an axis; where they are every second or so, the axis stays."""
+    x, dim, start, end, step = (*node.args, *(None,) * 4)[:5]
+    dim = (dim or 0) % len(t.shape(x))
+    axes = dict(t.of(x))
+    if dim in axes:
+        units = axes.pop(dim)
+        if step in (None, 1) and all(bound is None or isinstance(bound, int) for bound in (start, end)):
+            axes[dim] = units[start:end]
+        else:
+            t.units.fix(units)
+    return axes
 
 
 def index_select(t: FollowedUnits, node: Node) -> Axes:
@@ -456,7 +515,8 @@ def index_select(t: FollowedUnits, node: Node) -> Axes:
     axes = dict(t.of(x))
     uses = sum(other.named().count(index.name) for other in t.graph.nodes) if isinstance(index, Named) else 0
     if dim not in axes or uses != 1:
-        return select(t, node)
+        t.fix_axes(x, dim)
+        return {axis: units for axis, units in axes.items() if axis != dim}
     axes[dim] = axes[dim][t.graph.tensors[index.name].numpy()]
     return axes
 

@@ -18,7 +18,7 @@ from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
 from ..runtime.devices import on_cpu
 from .summary import LayerPosterior
-from .thresholds import Threshold, choose_threshold, weight_mask
+from .thresholds import Threshold, choose_threshold, removed_outputs, weight_mask
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,17 @@ def pruned(layer: LayerPosterior, threshold: Threshold, also: Tensor | None = No
     mask = weight_mask(layer, threshold)
     if also is not None:
         mask = mask & also
-    # A filter's scale multiplies its bias, too.
-    has_scaled_bias = layer.statistic is not None and layer.layer_type.scales_outputs and not layer.per_weight
-    outputs = mask.movedim(layer.layer_type.output_axis, 0).flatten(1).any(1)
+    stays = ~removed_outputs(layer, mask)
     if layer.codes:
         weight = layer.codes["weight"]
         codes = {"weight": replace(weight, codes=weight.codes * mask)}
         if layer.bias_mean is not None:
             own = layer.codes["bias"]
-            codes["bias"] = replace(own, codes=own.codes * outputs) if has_scaled_bias else own
+            codes["bias"] = replace(own, codes=own.codes * stays)
         return _of_codes(codes, mask)
     weight_mean = torch.where(mask, layer.weight_mean, torch.zeros(()))  # what is pruned may have no finite mean
     bias = layer.bias_mean
-    return InPlace(weight_mean, bias * outputs if bias is not None and has_scaled_bias else bias, mask)
+    return InPlace(weight_mean, None if bias is None else bias * stays, mask)
 
 
 @on_cpu

@@ -126,7 +126,7 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
         return keep
     mask = layer.over_weights(keep).expand(shape).clone()
     if layer.codes:
-        return mask & _is_coded(layer.codes["weight"])
+        return mask & is_coded(layer.codes["weight"])
     weights = weights_kept(layer)
     if weights is not None:
         mask &= weights
@@ -138,7 +138,17 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     return mask
 
 
-def _is_coded(stored: FixedPoint) -> Tensor:
+def removed_outputs(layer: LayerPosterior, mask: Tensor) -> Tensor:
+    """Which outputs are pruned with all that belongs to them, boolean, ``(out,)``: a filter's scale multiplies its bias
+    too, and the normalisation behind it.
+    """
+    outputs = mask.movedim(layer.layer_type.output_axis, 0).flatten(1)
+    if layer.statistic is None or layer.per_weight or not layer.layer_type.scales_outputs:
+        return torch.zeros(len(outputs), dtype=torch.bool)
+    return ~outputs.any(1)
+
+
+def is_coded(stored: FixedPoint) -> Tensor:
     """Which weights a code that is not 0 says something of: all of a grid where one of its coefficients is not 0."""
     cells = math.prod(stored.grid)
     some = stored.codes.reshape(-1, cells).any(1, keepdim=True)

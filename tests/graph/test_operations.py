@@ -109,6 +109,8 @@ def recurrent(module, gates, state):
     return Example((A, state, CELL, True, 1, 0.0, False, False, False), reference, shapes, SEQUENCES)
 
 
+#: a gain that is 0 for some channels.
+HALF = torch.tensor([0.5, 0.0, 1.5, 0.0])
 ONE_POSITION = Node("mean", (A, (2, 3), True))
 TURNED = Node("transpose", (B, 1, 2))
 
@@ -176,9 +178,18 @@ EXAMPLES: dict[str, list[Example]] = {
             lambda x, w, b, m, v, own, momentum, eps, _: F.instance_norm(x, m, v, w, b, own, momentum, eps),
         )
     ],
-    "group_norm": [normalised((A, 2, W, SHIFT, 1e-5), F.group_norm)],
-    "layer_norm": [Example((A, (6, 6), W, SHIFT, 1e-5), F.layer_norm, {"w": (6, 6), "shift": (6, 6)})],
-    "rms_norm": [Example((A, (6, 6), W, 1e-5), F.rms_norm, {"w": (6, 6)})],
+    "group_norm": [
+        normalised((A, 2, W, SHIFT, 1e-5), F.group_norm),
+        Example((A, 2, W, SHIFT, 1e-5), F.group_norm, {"w": HALF, "shift": (4,)}),
+    ],
+    "layer_norm": [
+        Example((A, (6, 6), W, SHIFT, 1e-5), F.layer_norm, {"w": (6, 6), "shift": (6, 6)}),
+        Example((A, (4,), W, SHIFT, 1e-5), F.layer_norm, {"w": HALF, "shift": (4,)}, after=ROWS),
+    ],
+    "rms_norm": [
+        Example((A, (6, 6), W, 1e-5), F.rms_norm, {"w": (6, 6)}),
+        Example((A, (4,), W, 1e-5), F.rms_norm, {"w": (4,)}, after=ROWS),
+    ],
     **{
         name: [
             Example((A, B), getattr(torch, name)),
@@ -345,8 +356,9 @@ def test_the_units_of_a_row_reach_no_entry_but_their_own(row, example):
     read = {index: tracking.values[index] for index in node.values()}
     named = {name: tracking.tensors[name] for name in node.named()}
     free = roots(*read.values(), *named.values()) - units.fixed()
-    # All that a layer computes depends on a unit that its weight reads: pruning sets those weights to zero.
-    for unit in free & roots(axes) if is_layer(node) else free:
+    # All that a layer computes depends on a unit that its weight reads: pruning sets those weights to zero. Statistics
+    # depend on all units: only those that are 0 go.
+    for unit in free & roots(axes) if is_layer(node) else free if not row.statistics else ():
         others = [_changed(x, _entries(units, read.get(index, {}), unit)) for index, x in enumerate(values)]
         tensors = {name: _changed(x, _entries(units, named.get(name, {}), unit)) for name, x in case.tensors.items()}
         again = case.computed(others, tensors)[1]

@@ -42,10 +42,31 @@ def test_an_addition_makes_units_one_and_a_concatenation_puts_them_side_by_side(
     assert find("end.weight", 1).tolist() == [*find("a.weight", 0), *find("b.weight", 0)]
 
 
-def test_a_depthwise_convolution_has_the_units_of_its_input():
+def test_a_depthwise_convolution_has_units_of_its_own_for_what_it_computes():
     net = Net(lambda a, b: a, 0, nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 1, 1)))
+    tracking = Tracking(read_graph(net, torch.rand(2, 2, 6, 6)))
     find, _ = units_of(net)
-    assert find("a.weight", 0).tolist() == find("end.0.weight", 0).tolist() == find("end.1.weight", 1).tolist()
+    read = tracking.units.roots(tracking.grouped["end.0.weight"]).tolist()
+    assert read == find("a.weight", 0).tolist() != find("end.0.weight", 0).tolist()
+    assert find("end.0.weight", 0).tolist() == find("end.1.weight", 1).tolist()
+
+
+def test_parts_of_an_axis_have_its_units_and_padding_has_new_ones():
+    find, fixed = units_of(Net(lambda a, b: (a[:, 1:3] + b[:, :2]).flatten(1), 72))
+    assert find("a.weight", 0)[1:3].tolist() == find("b.weight", 0)[:2].tolist()
+    assert not set(find("a.weight", 0)) & fixed
+    find, fixed = units_of(Net(lambda a, b: F.pad(a, (0, 0, 0, 0, 1, 2)).mean((2, 3)), 7))
+    assert find("end.weight", 1)[1:5].tolist() == find("a.weight", 0).tolist()
+    assert len(set(find("end.weight", 1))) == 7 and not set(find("end.weight", 1)) & fixed
+    find, fixed = units_of(Net(lambda a, b: a[:, 2].flatten(1), 36))
+    assert set(find("a.weight", 0)) & fixed == {find("a.weight", 0)[2]}
+
+
+def test_a_normalisation_keeps_channels_apart_that_its_statistics_are_of():
+    for norm in (lambda a: F.group_norm(a, 2), lambda a: F.layer_norm(a.transpose(1, -1), (4,)).transpose(1, -1)):
+        find, fixed = units_of(Net(lambda a, b, norm=norm: norm(a).flatten(1), 144))
+        assert find("end.weight", 1).tolist() == np.repeat(find("a.weight", 0), 36).tolist()
+        assert not set(find("a.weight", 0)) & fixed
 
 
 @pytest.mark.parametrize(

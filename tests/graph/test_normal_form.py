@@ -1,0 +1,74 @@
+"""Graphs in normal form compute the same, in operations that units are followed through."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pyro_bc.graph.module import GraphNetwork
+from pyro_bc.graph.normal_form import in_normal_form
+from pyro_bc.graph.read import read_graph
+
+X = torch.randn(3, 24, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Moves(nn.Module):
+    """A layer, a function of its result, and a layer of what that gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.function = nn.Conv1d(24, 24, 1), function
+
+    def forward(self, x):
+        return self.function(self.a(x)) * 1.0
+
+
+def shuffled(x):
+    return x.view(x.shape[0], 4, 6, 5).transpose(1, 2).reshape(x.shape[0], 24, 5)
+
+
+def queries(x, entry=0):
+    """One of three parts of an attention's projection, by heads: as timm writes it."""
+    return x.transpose(1, 2).reshape(x.shape[0], 5, 3, 4, 2).permute(2, 0, 3, 1, 4)[entry]
+
+
+def interleaved(x):
+    return x.transpose(1, 2).unflatten(-1, (4, 3, 2))[:, :, :, 1].transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "function,has,has_not",
+    [
+        (shuffled, {"index_select"}, {"view", "transpose", "reshape"}),
+        (lambda x: x.reshape(x.shape[0], 24, 5, 1).squeeze(-1) + x, {"add"}, {"reshape", "squeeze"}),
+        (lambda x: x.split(10, 1)[2], {"slice"}, {"split", "getitem"}),
+        (lambda x: x.chunk(5, 1)[4] + x.chunk(6, 1)[2], {"slice"}, {"chunk", "split", "getitem"}),
+        (queries, {"slice", "permute"}, {"select"}),
+        (lambda x: queries(x, 2), {"slice", "permute"}, {"select"}),
+        (lambda x: F.scaled_dot_product_attention(*(queries(x, i) for i in range(3))), {"slice"}, {"select"}),
+        (interleaved, {"index_select"}, {"select"}),
+        (lambda x: x[:, 3], {"select"}, {"slice", "index_select"}),
+        (lambda x: x.view(x.shape[0], 4, 6, 5).transpose(1, 2), {"view", "transpose"}, {"index_select"}),
+        (lambda x: x.view(-1, 4, 6, 5)[0], {"select"}, {"slice", "index_select"}),  # of the batch
+        (lambda x: x.reshape(x.shape[0] * 4, 6, 5).reshape(x.shape[0], 24, 5), {"reshape"}, {"index_select"}),
+        (lambda x: x.transpose(1, 2).transpose(1, 2).exp(), {"exp"}, {"transpose"}),
+    ],
+)
+def test_the_same_function_with_slices_and_selections(function, has, has_not):
+    net = Moves(function)
+    graph = in_normal_form(read_graph(net, X))
+    operations = {node.op for node in graph.nodes}
+    assert has <= operations and not has_not & operations
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    values = list(network.results(graph.nodes, X))
+    assert torch.equal(values[-1], net(X))
+    for index, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            sizes = [size if isinstance(size, int) else None for size in graph.shape(index)]
+            assert len(sizes) == value.dim()
+            assert all(size in (None, own) for size, own in zip(sizes, value.shape, strict=True))
+
+
+def test_what_is_in_normal_form_stays():
+    graph = in_normal_form(read_graph(Moves(shuffled), X))
+    assert in_normal_form(graph).nodes == graph.nodes
