@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import pyro_bc
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.graph.onnx import OnnxNetwork, to_onnx
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -26,7 +26,7 @@ import torch.distributed as distributed
 from torch import nn
 
 import pyro_bc
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 
 sys.path.append(str(Path(__file__).parents[1]))
 from common import RESULTS

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_bc
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.app.settings import PRIORS
 from pyro_bc.compression.batch_norm import fold_batch_norm
 

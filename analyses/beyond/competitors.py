@@ -29,7 +29,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from pyro_bc.app.datasets import Dataset, load_dataset
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.data import Batches
 from pyro_bc.file.coder import Encoder
 from pyro_bc.inspection.diagnostics import error_percent

@@ -19,7 +19,7 @@ import pyro
 import pyro_bc
 from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.dense import load_weights
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.data.augment import Affine, ShiftAndFlip
 from pyro_bc.data.batches import Batches
 from pyro_bc.inspection.diagnostics import error_percent

@@ -22,7 +22,7 @@ import pyro
 
 import pyro_bc
 from pyro_bc.app.datasets import load_dataset
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.app.settings import PRIORS
 from pyro_bc.inference.checkpoint import load_checkpoint
 from pyro_bc.inspection.diagnostics import error_percent

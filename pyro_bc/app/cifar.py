@@ -25,6 +25,9 @@ _BINARY = ([f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.
 # What Pillow raises on damaged files, or on those of a size that it takes for an attack.
 _DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, Image.DecompressionBombError)
 
+#: endings of archives that are read.
+PACKED = ("tar.gz", "tgz", "tar", "tar.xz", "tar.bz2", "zip")
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

@@ -10,23 +10,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torch import nn
-
 from ..compression.rate import DIVERGENCE
 from ..errors import CompressedFileError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
-from ..inspection.diagnostics import error_percent
 from ..quantisation.rounding import RULES
 from ..runtime.messages import first_line
 from .compress_job import compress_trained
-from .datasets import DATASETS, Dataset, load_dataset
+from .datasets import DATASETS, Dataset
 from .job import run
+from .metrics import test_error
 from .networks import NETWORKS
+from .observed import LIKELIHOODS
+from .own_data import load_data
+from .pairing import check_same_inputs, paired
 from .report import write_report
 from .settings import PRIORS, CompressSettings, Settings, options_of
-from .tables import markdown
+from .tables import error_key, in_words, markdown
+
+_OWN_NETWORK = "your own: package.module:function, path/to/file.py:Class"
+
+_DATA = (
+    f"{', '.join(DATASETS)}; or the path of your own: a folder of pictures by class, .npz, .npy, .safetensors, .csv, "
+    f".parquet, raw idx or CIFAR files"
+)
 
 #: what ``--objective rate`` means.
 LEARNED = "learned"
@@ -60,11 +67,9 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", usage=_USAGE, help="train, compress and measure, into a folder"))
 
     small = commands.add_parser("compress", help="compress a trained network without a fit, into a folder")
-    small.add_argument("net", metavar="NET", help=f"{', '.join(NETWORKS)}; or your own: module:callable, file.py:Class")
+    small.add_argument("net", metavar="NET", help=f"{', '.join(NETWORKS)}; or {_OWN_NETWORK}")
     small.add_argument("--weights", metavar="FILE", help="its trained weights: .safetensors, or a saved state_dict")
-    small.add_argument(
-        "--data", required=True, help=f"{', '.join(DATASETS)}; or a file of inputs: .npy, .npz or .safetensors"
-    )
+    small.add_argument("--data", required=True, help=f"{_DATA}; targets are not needed")
     small.add_argument("--data-dir", help="folder with a data set's original files (default: $PYRO_BC_DATA)")
     small.add_argument("--out", required=True, help="folder for the results; must be new")
     small.add_argument("--epochs", type=int, default=0, help="train on for so many, rounded; needs targets")
@@ -79,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("evaluate", help="test error of a .pbc file")
     check.add_argument("file")
-    check.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    check.add_argument("--data", required=True, help=_DATA)
     check.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     check.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
     check.add_argument("--json", action="store_true")
@@ -92,10 +97,15 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("file")
     other.add_argument("--onnx", required=True, metavar="OUT", help="ONNX file to write")
     other.add_argument("--int8", metavar="OUT", help="ONNX file with int8 weights and activations; needs --data")
-    other.add_argument("--data", help=f"data set to measure errors on: {', '.join(DATASETS)}")
+    other.add_argument("--data", help=f"to measure errors on: {_DATA}")
     other.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     other.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
     other.add_argument("--json", action="store_true")
+
+    for command in (small, check, other):
+        command.add_argument("--likelihood", metavar="NAME", help=f"of the targets: {', '.join(LIKELIHOODS)}")
+        command.add_argument("--target", metavar="COLUMN", help="column of a table with the targets")
+    small.add_argument("--picture-size", type=int, metavar="PIXELS", help="bring a folder's pictures to this size")
 
     page = commands.add_parser("report", help="one HTML page with figures, pictures and diagnostics of a run")
     page.add_argument("dir", metavar="DIR", help="folder of a finished run")
@@ -123,8 +133,8 @@ def _add_run(job: argparse.ArgumentParser) -> None:
     """The options of ``run``: what every user needs first, the rest under headings."""
     under = {key: job.add_argument_group(heading) for key, heading in _HEADINGS.items()}
     first, data, cut = under["first"], under["data"], under["cut"]
-    first.add_argument("--net", required=True, help=f"network: {', '.join(NETWORKS)}")
-    first.add_argument("--data", required=True, help=f"data set: {', '.join(DATASETS)}")
+    first.add_argument("--net", required=True, help=f"{', '.join(NETWORKS)}; or {_OWN_NETWORK}")
+    first.add_argument("--data", required=True, help=_DATA)
     first.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}")
     first.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
     first.add_argument("--resume", action="store_true", help="continue the run in --out")
@@ -132,8 +142,8 @@ def _add_run(job: argparse.ArgumentParser) -> None:
     for stage, own in options_of(Settings("", "", "")):
         told = own.metadata
         under[stage or _OF_RUN.get(told["option"], "data")].add_argument(
-            f"--{told['option']}", type=told["type"], metavar=told["metavar"],
-            help=told["help"],
+            *(f"--{name}" for name in (told["option"], told["also"]) if name), type=told["type"],
+            metavar=told["metavar"], help=told["help"],
         )  # fmt: skip
     data.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     data.add_argument(
@@ -188,22 +198,28 @@ def _run(args: argparse.Namespace) -> None:
 
 def _compress(args: argparse.Namespace) -> None:
     settings = CompressSettings(
-        args.net, args.data, args.weights, args.epochs, args.batch_size, args.nats_per_bit, args.divergence, args.seed
-    )
+        args.net, args.data, args.weights, args.epochs, args.batch_size, args.nats_per_bit, args.divergence, args.seed,
+        args.likelihood, args.target, args.picture_size,
+    )  # fmt: skip
     metrics = compress_trained(settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=_say)
     _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
-    """The data set that the arguments name, which must be of the network's shape."""
-    data = load_dataset(args.data, args.data_dir)
+    """The data that the arguments name, which must be of the network's shape and outputs."""
+    data = load_data(
+        args.data, args.data_dir, likelihood=args.likelihood, target=args.target, input_shape=stored.input_shape
+    )
     if args.development:
         data = data.development()
     if stored.input_shape and stored.input_shape != data.picture_shape:
         raise UsageError(
             f"'{args.file}' takes inputs of shape {stored.input_shape}, but {data.name} has {data.picture_shape}"
         )
-    return data
+    if not data.has_targets:
+        raise UsageError(f"'{args.data}' has no targets to measure errors by")
+    check_same_inputs(Path(args.file), data)
+    return paired(stored.network(), data)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -212,12 +228,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         stored = compressed.CompressedNetwork.from_bytes(data_bytes)
     data = _data_for(args, stored)
     with _of_file(args.file):
-        error = error_percent(_classifier(stored, data), data.test_x, data.test_y)
-    result = {"error_percent": error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
+        error, metric = test_error(stored.network(), data), data.likelihood.metric
+    result = {error_key(metric): error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
     if args.json:
         _tell(json.dumps(result))
-    else:
-        _tell(f"error {error:.2f} % of {len(data.test_x):,} examples, file of {len(data_bytes):,} bytes")
+        return
+    which = f" ({data.test_part})" if data.is_own else ""
+    _tell(f"{in_words(metric, error)} of {len(data.test_x):,} examples{which}, file of {len(data_bytes):,} bytes")
 
 
 @contextmanager
@@ -229,19 +246,6 @@ def _of_file(path: str) -> Iterator[None]:
         raise CompressedFileError(f"'{path}': {error}") from None
     except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
         raise CompressedFileError(f"'{path}' cannot be run on these data: {first_line(error)}") from error
-
-
-def _classifier(stored: compressed.CompressedNetwork, data: Dataset) -> nn.Module:
-    """The network of a file, which has a number for each class of every example.
-
-    :raises CompressedFileError: where it has other outputs.
-    """
-    net = stored.network()
-    with torch.no_grad():
-        outputs = net(data.test_x[:2])
-    if outputs.dim() != 2 or len(outputs) != len(data.test_x[:2]):
-        raise CompressedFileError(f"it is no classifier: outputs of two examples have shape {tuple(outputs.shape)}")
-    return net
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -302,11 +306,9 @@ def _export(args: argparse.Namespace) -> None:
         networks["int8"] = OnnxNetwork(args.int8)
         result["bytes"]["int8"] = Path(args.int8).stat().st_size
     if data is not None:
+        metric = data.likelihood.metric
         with _of_file(args.file):
-            _classifier(stored, data)
-            result["error_percent"] = {
-                name: error_percent(own, data.test_x, data.test_y) for name, own in networks.items()
-            }
+            result[error_key(metric)] = {name: test_error(own, data) for name, own in networks.items()}
         result["n"] = len(data.test_x)
     if args.json:
         _tell(json.dumps(result))
@@ -314,8 +316,9 @@ def _export(args: argparse.Namespace) -> None:
     _tell(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
     if args.int8:
         _tell(f"{args.int8}: {result['bytes']['int8']:,} bytes")
-    for name, error in result.get("error_percent", {}).items():
-        _tell(f"  {name:<8} error {error:.2f} % of {result['n']:,} examples")
+    if data is not None:
+        for name, error in result[error_key(metric)].items():
+            _tell(f"  {name:<8} {in_words(metric, error)} of {result['n']:,} examples")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

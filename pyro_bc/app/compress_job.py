@@ -7,6 +7,7 @@ errors are disagreements with the dense network.
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,27 @@ from torch import Tensor, nn
 
 from ..compression.compress import compress
 from ..data.batches import Batches
-from ..data.loaders import check_inputs
+from ..data.streamed import Inputs
 from ..errors import PyroBCError, UsageError
 from ..file import compressed
 from ..graph.module import evaluating
 from ..graph.read import read_graph
-from ..inspection.diagnostics import error_percent
-from ..model.likelihoods import Categorical
+from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature import EXAMPLES
 from ..posterior.curvature_guide import CurvatureGuide
 from ..priors.standard_normal import StandardNormal
-from ..runtime.messages import first_line
 from .datasets import Dataset
 from .dense import load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, figures_of
-from .own_data import Examples, load_examples
-from .own_network import built
+from .metrics import diagnostics_of, export_posterior, figures_of, inputs_of, test_error
+from .observed import check_targets, said_by, scaled_to
+from .own_data import load_data
+from .own_network import is_own, network
+from .pairing import paired
 from .report import write_results
 from .settings import CompressSettings
+from .tables import in_words, inputs_in_words
 
 # Inputs of one pass through the network.
 _PART = 100
@@ -54,21 +56,27 @@ def compress_trained(
     """
     if settings.epochs < 0 or settings.batch_size < 1:
         raise UsageError("epochs must be at least 0, and batch_size at least 1")
-    examples = load_examples(settings.data, data_dir)
-    if settings.epochs and examples.train_y is None:
+    build = network(settings.net)
+    data = load_data(
+        settings.data, data_dir, likelihood=settings.likelihood, target=settings.target,
+        picture_size=settings.picture_size,
+    )  # fmt: skip
+    if settings.epochs and not data.has_targets:
         raise UsageError(f"'{settings.data}' has no targets, which --epochs {settings.epochs} needs: leave it out")
-    for part in (examples.train_x, examples.test_x):
-        check_inputs(part, f"'{settings.data}': inputs")
     pyro.set_rng_seed(settings.seed)
-    net = built(settings.net, tuple(examples.train_x.shape[1:]), examples.classes)
+    net = build(data.picture_shape, data.classes)
     if settings.weights is not None:
-        load_weights(net, settings.weights)
-    elif ":" not in settings.net:
+        net = load_weights(net, settings.weights)
+    elif not is_own(settings.net):
         raise UsageError(f"--weights is needed: a file of trained weights of {settings.net}")
-    data = _judged(examples, net)
+    data = paired(net, data)
+    read_graph(net, data.train_x[:2])
+    by_agreement = not data.has_targets
+    if by_agreement:
+        data = _judged_by(net, data)
 
     def job(folder: Path) -> dict[str, Any]:
-        return _compress(settings, net, data, examples, folder, progress, say)
+        return _compress(settings, net, data, by_agreement, folder, progress, say)
 
     folder = Path(out)
     was_there = folder.exists()
@@ -80,54 +88,44 @@ def compress_trained(
         raise
 
 
-def _judged(examples: Examples, net: nn.Module) -> Dataset:
-    """The examples with targets, and whether the network can be judged by them.
+def _judged_by(net: nn.Module, data: Dataset) -> Dataset:
+    """Data whose targets are what the network itself says.
 
-    :raises UsageError: where it is no classifier, or cannot be run on the inputs.
+    :raises UsageError: where its outputs say none.
     """
-    try:
-        with torch.no_grad(), evaluating(net):
-            outputs = net(examples.train_x[:2])
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = first_line(error)
-        raise UsageError(f"the network cannot be run on inputs {tuple(examples.train_x.shape)}: {reason}") from error
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        raise UsageError(
-            "the command compresses classifiers, whose output is (batch, classes); for others, Python: "
-            "pyro_bc.BayesianNetwork(net, likelihood=…), pyro_bc.CurvatureGuide, pyro_bc.compress"
-        )
-    read_graph(net, examples.train_x[:2])
-    train_y, test_y = examples.train_y, examples.test_y
-    if train_y is None or test_y is None:
-        train_y, test_y = (_predicted(net, x) for x in (examples.train_x, examples.test_x))
-    for x, y in ((examples.train_x, train_y), (examples.test_x, test_y)):
-        Categorical().check(outputs[:1].expand(len(x), -1), y)
-    return Dataset(
-        examples.name, examples.train_x, train_y, examples.test_x, test_y, classes=outputs.shape[1], held_out=0
-    )
+    train_y, test_y = (_said(net, data.likelihood, x) for x in (data.train_x, data.test_x))
+    likelihood = scaled_to(data.likelihood, train_y)
+    with torch.no_grad(), evaluating(net):
+        check_targets(likelihood, net(data.train_x[:2]), train_y[:2])
+    return replace(data, train_y=train_y, test_y=test_y, likelihood=likelihood)
 
 
 @torch.no_grad()
-def _predicted(net: nn.Module, x: Tensor) -> Tensor:
+def _said(net: nn.Module, likelihood: Likelihood, x: Inputs) -> Tensor:
     with evaluating(net):
-        return torch.cat([net(part).argmax(1) for part in x.split(_PART)])
+        return torch.cat([said_by(likelihood, net(part)) for part in x.split(_PART)])
 
 
 def _compress(
     settings: CompressSettings,
     net: nn.Module,
     data: Dataset,
-    examples: Examples,
+    by_agreement: bool,
     folder: Path,
     progress: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    dense_error = error_percent(net.eval(), data.test_x, data.test_y)
-    say(f"dense network: {sum(p.numel() for p in net.parameters()):,} parameters, error {dense_error:.2f} %")
+    inputs = inputs_of(data, net, 0)
+    if inputs:
+        say(inputs_in_words(inputs))
+    dense_error = test_error(net.eval(), data)
+    parameters = sum(p.numel() for p in net.parameters())
+    say(f"dense network: {parameters:,} parameters, {in_words(data.likelihood.metric, dense_error)}")
     order = torch.randperm(len(data.train_x))[:EXAMPLES]
-    model = BayesianNetwork(net, StandardNormal(), num_data=len(data.train_x))
-    guide = CurvatureGuide(model, data.train_x[order].split(_PART), seed=settings.seed, progress=progress)
+    model = BayesianNetwork(net, StandardNormal(), num_data=len(data.train_x), likelihood=data.likelihood)
+    some = data.train_x.index_select(0, order).split(_PART)
+    guide = CurvatureGuide(model, some, seed=settings.seed, progress=progress)
     loader = Batches(data.train_x, data.train_y, settings.batch_size) if settings.epochs else None
     small = compress(
         model, guide, nats_per_bit=settings.nats_per_bit, divergence=settings.divergence, epochs=settings.epochs,
@@ -136,8 +134,7 @@ def _compress(
     file_bytes = small.save(folder / "network.pbc")
     decoded = compressed.load(folder / "network.pbc")
     export_posterior(folder / "posterior.nc", model, guide, data, ())
-    by_agreement = examples.test_y is None
-    measured_on = f"{examples.measured_on}, beside the dense network" if by_agreement else examples.measured_on
+    measured_on = f"{data.test_part}, beside the dense network" if by_agreement else data.test_part
     metrics = {
         "net": settings.net,
         "prior": "curvature",
@@ -147,7 +144,8 @@ def _compress(
         "n": len(data.test_x),
         "seed": settings.seed,
         "recipe": {"epochs": settings.epochs, "divergence": settings.divergence, "price": settings.nats_per_bit},
-        **figures_of(small, decoded, data, dense_error, file_bytes),
+        **figures_of(small, decoded, data, dense_error, file_bytes, guide),
+        **inputs,
         "precision": "rate",
         "diagnostics": diagnostics_of(model, guide, decoded, data, 0.0, measured_on, folder),
     }

@@ -16,50 +16,86 @@ set: whatever is chosen by looking (thresholds, epochs) is chosen there.
 ``cifar-10-jpeg`` is a lossy copy of CIFAR-10, "CIFAR-10 (JPEG copy)" wherever a figure comes from it.
 """
 
-import gzip
 import hashlib
+import math
 import os
-import struct
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data.streamed import Inputs
 from ..errors import DataError, UsageError
+from ..model.likelihoods import Categorical, Likelihood
 from ..runtime.messages import first_line
-from .cifar import Arrays, read_binary, read_jpeg, read_python
+from .cifar import PACKED, Arrays, read_binary, read_jpeg, read_python
+from .idx import FILES, Published, names_of, read_idx
+
+# Numbers in the inputs of a batch that is judged at once, at most.
+_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures ``(N, C, H, W)`` in [0, 1] and class numbers ``(N,)``, for training and for the final test.
+    """Inputs and targets, for training and for the final test.
+
+    Of the sets above pictures ``(N, C, H, W)`` in [0, 1] and class numbers ``(N,)``.
 
     :param name: as it is written beside figures.
+    :param train_x: ``(N, …)``, in memory or read when they are asked for; so is ``test_x``.
+    :param classes: how many, 0 where targets are no class numbers.
     :param held_out: how many examples at the end of the training part choices are made on.
+    :param likelihood: of targets given a network's outputs; its metric is what errors are.
+    :param test_part: what the test part is.
+    :param what: the inputs are, in words.
+    :param has_targets: whether anyone knows the targets; they are 0 where not.
+    :param class_names: where classes have names.
+    :param columns: names, where inputs are columns.
+    :param is_own: whether it is a user's, and none of the sets above.
     """
 
     name: str
-    train_x: Tensor
+    train_x: Inputs
     train_y: Tensor
-    test_x: Tensor
+    test_x: Inputs
     test_y: Tensor
     classes: int
     held_out: int
+    likelihood: Likelihood = Categorical()  # noqa: RUF009 - it is frozen
+    test_part: str = "test set"
+    what: str = "pictures"
+    has_targets: bool = True
+    class_names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    is_own: bool = False
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
-        """``(C, H, W)``."""
+        """``(C, H, W)``, or whatever shape one input has."""
         return tuple(self.train_x.shape[1:])
 
     def development(self) -> "Dataset":
         """The same set for making choices: the end of the training part takes the test part's place."""
-        n = len(self.train_x) - self.held_out
+        n, held = len(self.train_x) - self.held_out, self.held_out
         return replace(
-            self, train_x=self.train_x[:n], train_y=self.train_y[:n], test_x=self.train_x[n:], test_y=self.train_y[n:]
-        )
+            self, train_x=self.train_x.narrow(0, 0, n), train_y=self.train_y[:n],
+            test_x=self.train_x.narrow(0, n, held), test_y=self.train_y[n:], test_part="held-out training data",
+        )  # fmt: skip
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test part in batches, each read when its turn comes; smaller ones of large inputs."""
+        return self._in_batches(self.test_x, self.test_y)
+
+    def train_batches(self, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first training examples, likewise, in their order."""
+        count = min(most, len(self.train_x))
+        return self._in_batches(self.train_x.narrow(0, 0, count), self.train_y[:count])
+
+    def _in_batches(self, x: Inputs, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        size = min(1000, max(1, _NUMBERS // math.prod(self.picture_shape)))
+        return zip(x.split(size), y.split(size), strict=True)
 
     def to(self, device: str | torch.device) -> "Dataset":
         """The same set on a device.
@@ -71,7 +107,7 @@ class Dataset:
         except (RuntimeError, AssertionError, ImportError) as error:  # no such device; not built in; a package it needs
             reason = first_line(error)
             raise UsageError(f"the device '{device}' cannot be used: {reason}") from None
-        if parts["train_x"].is_meta:
+        if parts["train_y"].is_meta:
             raise UsageError(f"the device '{device}' cannot be used: it holds shapes, but no numbers")
         return replace(self, **parts)
 
@@ -81,22 +117,24 @@ class Dataset:
             raise DataError(
                 f"the training set has {len(self.train_x):,} examples; {examples:,} of them cannot be taken"
             )
-        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+        return replace(self, train_x=self.train_x.narrow(0, 0, examples), train_y=self.train_y[:examples])
 
 
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-# Published md5 sums of the compressed files, in the order of _FILES.
-_MNIST = (
+_MNIST = Published(
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
      "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+    ((5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+     (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)),
+    (0.1307, 0.1325),
 )  # fmt: skip
 
-_FASHION_MNIST = (
+_FASHION_MNIST = Published(
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
      "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
+    ((6000,) * 10, (1000,) * 10),
+    (0.2860, 0.2868),
 )  # fmt: skip
 
 
@@ -112,10 +150,19 @@ def _digits(folder: str | os.PathLike[str] | None) -> Dataset:
     return Dataset("digits", train_x, train_y, test_x, test_y, classes=10, held_out=180)
 
 
-def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | os.PathLike[str] | None], Dataset]:
+def _idx_set(name: str, source: Published) -> Callable[[str | os.PathLike[str] | None], Dataset]:
     def load(folder: str | os.PathLike[str] | None) -> Dataset:
-        url, md5s = source
-        parts = [_read_idx(_find(name, f"{file}.gz", url, md5, folder)) for file, md5 in zip(_FILES, md5s, strict=True)]
+        paths = [
+            _find(name, names_of(file), source.url, md5, folder) for file, md5 in zip(FILES, source.md5s, strict=True)
+        ]
+        try:
+            parts = [read_idx(path) for path in paths]
+        except DataError as error:
+            raise DataError(
+                f"{error}. Replace it with the original from {source.url}, or give no folder to have it downloaded"
+            ) from None
+        if [hashlib.md5(path.read_bytes()).hexdigest() for path in paths] != list(source.md5s):
+            source.check(name, paths[0].parent, parts)
         train_x, test_x = (parts[i].unsqueeze(1).float() / 255 for i in (0, 2))
         train_y, test_y = (parts[i].long() for i in (1, 3))
         return Dataset(name, train_x, train_y, test_x, test_y, classes=10, held_out=5000)
@@ -123,23 +170,22 @@ def _idx_set(name: str, source: tuple[str, tuple[str, ...]]) -> Callable[[str | 
     return load
 
 
-def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike[str] | None) -> Path:
-    """The file in the user's folder or cache, its checksum verified; downloaded where it is in neither."""
+def _find(name: str, files: Sequence[str], url: str, md5: str, folder: str | os.PathLike[str] | None) -> Path:
+    """A file in the user's folder, under one of its names; or in the cache, downloaded where it is not there.
+
+    :param files: its names; the first is that of the original.
+    :param md5: of the original, by which a download is verified.
+    """
     folder = folder or os.environ.get("PYRO_BC_DATA")
+    file = files[0]
     if folder is not None:
         base = Path(folder)
         if not base.is_dir():
             raise DataError(
                 f"the data folder '{folder}' does not exist; name one that holds {file}, or none to download"
             )
-        for path in (base / file, base / name / file):
+        for path in (place / own for place in (base, base / name) for own in files):
             if path.is_file():
-                actual = hashlib.md5(path.read_bytes()).hexdigest()
-                if actual != md5:
-                    raise DataError(
-                        f"'{path}' has md5 {actual}, not {md5}: it is damaged or not the original {name} file. Replace "
-                        f"it with the original from {url}, or remove it and give no folder to have it downloaded"
-                    )
                 return path
         raise DataError(
             f"'{folder}' does not hold {file} (looked in it and in {name}/); put the original file there, or give no "
@@ -159,30 +205,15 @@ def _find(name: str, file: str, url: str, md5: str, folder: str | os.PathLike[st
         ) from None
 
 
-def _read_idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes: magic number, sizes (big-endian), data."""
-    try:
-        data = gzip.decompress(path.read_bytes())
-        dims = data[3]
-        sizes = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
-        return torch.frombuffer(bytearray(data[4 + 4 * dims :]), dtype=torch.uint8).reshape(sizes)
-    except (OSError, EOFError, zlib.error, struct.error, IndexError, RuntimeError) as error:
-        raise DataError(f"'{path}' is not a readable IDX file ({error})") from None
-
-
 def _cifar_10(folder: str | os.PathLike[str] | None) -> Dataset:
     md5 = "c58f30108f718f92721af3b95e74349a"
     file, url = "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/"
-    readers = {
-        "cifar-10-batches-py": read_python,
-        "cifar-10-batches-bin": read_binary,
-        "cifar-10-binary": read_binary,
-        "cifar-10-binary.tar.gz": read_binary,
-        file: read_python,
-    }
+    kinds = {"cifar-10-batches-py": read_python, "cifar-10-batches-bin": read_binary, "cifar-10-binary": read_binary}
+    readers = kinds | {f"cifar-10-binary.{packed}": read_binary for packed in PACKED}
+    readers |= {f"cifar-10-python.{packed}": read_python for packed in PACKED}
     found = _find_one("cifar-10", readers, folder)
     if found is None:
-        return _pictures("CIFAR-10", read_python(_find("cifar-10", file, url, md5, folder)))
+        return _pictures("CIFAR-10", read_python(_find("cifar-10", (file,), url, md5, folder)))
     return _pictures("CIFAR-10", found)
 
 
@@ -240,8 +271,9 @@ def load_dataset(name: str, folder: str | os.PathLike[str] | None = None) -> Dat
     """A data set by name.
 
     :param folder: where the original files lie, in it or in a folder named after the set; default
-        ``$PYRO_BC_DATA``, or the user's cache after a download with verified checksums.
-    :raises DataError: for an unknown name, a missing folder or file, a wrong checksum, or no network.
+        ``$PYRO_BC_DATA``, or the user's cache after a download with verified checksums. Files there may be packed
+        otherwise, or not at all: what they hold is looked at.
+    :raises DataError: for an unknown name, a missing folder or file, one that holds something else, or no network.
 
     >>> load_dataset("digits").train_x.shape
     torch.Size([1437, 1, 8, 8])

@@ -11,30 +11,45 @@ from torch import Tensor, nn
 
 from ..data.augment import Affine, ShiftAndFlip
 from ..data.batches import Batches
-from ..errors import CheckpointError, NonFiniteLossError, UsageError
+from ..errors import CheckpointError, DataError, NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
+from ..model.likelihoods import Likelihood
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
-from .datasets import Dataset, load_dataset
+from .datasets import Dataset
+from .normalised import normalised_like
+from .observed import training_loss
+from .own_data import load_data
 from .recipes import Recipe
 from .settings import Settings
 
 
 def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
-    """The data set of a run, of which it may hold out the end, and train on the first examples only."""
-    data = load_dataset(settings.data, data_dir)
+    """The data set of a run, of which it may hold out the end, and train on the first examples only.
+
+    :raises DataError: where nobody knows the targets.
+    """
+    data = load_data(
+        settings.data, data_dir, likelihood=settings.likelihood, target=settings.target_column,
+        picture_size=settings.picture_size,
+    )  # fmt: skip
+    if not data.has_targets:
+        raise DataError(f"'{settings.data}' has no targets to train with; pyro-bc compress needs none")
     if settings.development:
         data = data.development()
     return data if settings.train_limit is None else data.limited(settings.train_limit)
 
 
-def load_weights(net: nn.Module, path: str | Path) -> None:
-    """Fill a network with the tensors of a file, by their names in its ``state_dict``.
+def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
+    """The network, filled with the tensors of a file, by their names in its ``state_dict``.
+
+    What a run wrote of a network that it normalised the inputs of is such a network.
 
     :param path: of a ``.safetensors`` file, or of what ``torch.save`` wrote of a ``state_dict``.
     :raises UsageError: where the file cannot be read, or names or shapes differ.
     """
     weights = _weights(Path(path))
+    net = normalised_like(net, weights)
     # Names that a state_dict has, but that no forward pass reads.
     expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in expected.items():
@@ -48,6 +63,7 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         if name not in net.state_dict():
             raise UsageError(f"'{path}' holds '{name}', which the network does not have")
     net.load_state_dict(weights, strict=False)
+    return net
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -67,9 +83,18 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def dense_network(
-    net: nn.Module, batches: Batches, epochs: int, learning_rate: float, file: Path, progress: bool
+    net: nn.Module,
+    likelihood: Likelihood,
+    batches: Batches,
+    epochs: int,
+    learning_rate: float,
+    file: Path,
+    progress: bool,
 ) -> nn.Module:
-    """The dense network of this run, trained with Adam, or read back where the run was interrupted later."""
+    """The dense network of this run, trained with Adam, or read back where the run was interrupted later.
+
+    :raises CheckpointError: where what is read back is of another network.
+    """
     if file.exists():
         weights = load_checkpoint(file)[0]
         try:
@@ -86,7 +111,7 @@ def dense_network(
         for epoch in range(epochs):
             for x, y in batches:
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(net(x), y)
+                loss = training_loss(likelihood, net(x), y)
                 loss.backward()
                 optimizer.step()
                 schedule.step()

@@ -46,9 +46,8 @@ from ..inference.fit import fit
 from ..inference.history import Epoch
 from ..inference.schedule import Schedule
 from ..inference.tensorboard import tensorboard_log
-from ..inspection.diagnostics import error_percent
 from ..model.guide import FactorizedGuide
-from ..model.likelihoods import Categorical, SoftCategorical
+from ..model.likelihoods import SoftCategorical
 from ..model.network import BayesianNetwork
 from ..posterior.judged import held_out_batches
 from ..posterior.summary import summarize
@@ -61,18 +60,22 @@ from .folder import in_folder
 from .metrics import (
     diagnostics_of,
     export_posterior,
+    inputs_of,
     metrics_of,
     other_precision,
     target_of,
+    test_error,
     thresholds_of,
     watched_of,
 )
 from .narrow import narrowed
-from .networks import network
+from .observed import starts_of_sites
+from .own_network import is_own, network
+from .pairing import check_changes, check_network, normalised, paired
 from .recipes import Recipe, recipe
 from .report import progress_pictures, write_results
 from .settings import PRIORS, Settings
-from .tables import target_in_words
+from .tables import error_key, in_words, inputs_in_words, target_in_words
 
 _SECONDS_BETWEEN_PICTURES = 60
 # Held-out examples of a target, at least, where that is no more than a fifth of all.
@@ -90,6 +93,7 @@ class Job:
     :param widths: outputs of every layer but the last that the fit starts from; empty for those of the dense network.
     :param after_epoch: called with each new epoch of a fit.
     :param log_dir: folder of TensorBoard's logs, of which each fit has one; None for none.
+    :param data: as the network takes them.
     :param held: inputs and targets that were split off the training set to judge a target by; None without one.
     """
 
@@ -171,20 +175,29 @@ def run(
     if settings.prior not in PRIORS:
         raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
     data = chosen_data(settings, data_dir).to(device)
-    held = None
-    if settings.target is not None:
-        data, held = _split_off(data)
-    plan = _checked(settings, len(data.train_x))
+    plan = _checked(settings, len(data.train_x) - (0 if settings.target is None else _held_count(data)))
     widths = _widths(settings, plan)
     pyro.set_rng_seed(settings.seed)
     net = build(data.picture_shape, data.classes).to(device)
     if settings.dense.weights is not None:
-        load_weights(net, settings.dense.weights)  # a file that does not fit is said before anything is written
+        net = load_weights(net, settings.dense.weights)  # a file that does not fit is said before anything is written
+    data = paired(net, data)
+    check_changes(plan, data)
+    held = None
+    if settings.target is not None:
+        data, held = _split_off(data)
+    if plan.dense.epochs and settings.dense.weights is None:
+        net = normalised(net, data)
     teacher = net
     if plan.distil.teacher not in (None, settings.net):
         teacher = network(str(plan.distil.teacher))(data.picture_shape, data.classes).to(device)
         if plan.distil.weights is not None:
-            load_weights(teacher, plan.distil.weights)
+            teacher = load_weights(teacher, plan.distil.weights)
+        paired(teacher, data)
+        if plan.distil.weights is None:
+            teacher = normalised(teacher, data)
+    if is_own(settings.net):
+        check_network(net, data, PRIORS[settings.prior])
     if settings.thresholds or widths:
         graph = read_graph(net, data.train_x[:2])
         layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
@@ -217,6 +230,9 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         told(epoch)
 
     job = replace(job, after_epoch=after_epoch)
+    inputs = inputs_of(job.data, net, 0 if job.held is None else len(job.held[1]))
+    if inputs:
+        job.say(inputs_in_words(inputs))
     whole = _widest_graph(job, net)
     dense, dense_error = _dense_stage(job, net)
     taught_by, teacher_error = _teacher_stage(job, teacher, dense, dense_error)
@@ -233,9 +249,12 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     file_bytes = small.save(job.out / "network.pbc")
     decoded = compressed.load(job.out / "network.pbc").to(job.data.test_x.device)
     metrics = metrics_of(job.settings, job.data, dense, dense_error, small, decoded, file_bytes, history, fitted.guide)
+    metrics |= inputs
     metrics["started_from"] = list(job.widths)
     if job.plan.distil.share:
-        metrics["teacher"] = {"net": job.plan.distil.teacher or job.settings.net, "error_percent": teacher_error}
+        metrics["teacher"] = {
+            "net": job.plan.distil.teacher or job.settings.net, error_key(job.data.likelihood.metric): teacher_error
+        }  # fmt: skip
     if first is not None:
         metrics["pruning_thresholds"] = thresholds_of(first)
     if reached is not None and job.held is not None:
@@ -258,10 +277,14 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
 
 
 def _split_off(data: Dataset) -> tuple[Dataset, tuple[Tensor, Tensor]]:
-    """Data whose training set lacks its end, and that end: a fifth where there are few."""
-    fifth = max(1, len(data.train_x) // 5)
-    own = replace(data, held_out=min(fifth, max(data.held_out, _FEW))).development()
-    return replace(data, train_x=own.train_x, train_y=own.train_y), (own.test_x, own.test_y)
+    """Data whose training set lacks its end, and that end, in memory."""
+    own = replace(data, held_out=_held_count(data)).development()
+    return replace(data, train_x=own.train_x, train_y=own.train_y), (own.test_x[:], own.test_y)
+
+
+def _held_count(data: Dataset) -> int:
+    """How many examples judge a target: a fifth where there are few."""
+    return min(max(1, len(data.train_x) // 5), max(data.held_out, _FEW))
 
 
 def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reached | None:
@@ -343,10 +366,11 @@ def _dense_stage(job: Job, net: nn.Module) -> tuple[nn.Module, float]:
     stage = job.plan.dense
     batches = batches_of(job.data, job.plan)
     dense = dense_network(
-        net, batches, stage.epochs or 0, stage.learning_rate or 0, job.out / "dense.safetensors", job.progress
-    )
-    error = error_percent(dense, job.data.test_x, job.data.test_y)
-    job.say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, error {error:.2f} %")
+        net, job.data.likelihood, batches, stage.epochs or 0, stage.learning_rate or 0, job.out / "dense.safetensors",
+        job.progress,
+    )  # fmt: skip
+    error, metric = test_error(dense, job.data), job.data.likelihood.metric
+    job.say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, {in_words(metric, error)}")
     return dense, error
 
 
@@ -358,9 +382,10 @@ def _teacher_stage(job: Job, teacher: nn.Module, dense: nn.Module, dense_error: 
     epochs = 0 if job.plan.distil.weights is not None else job.plan.dense.epochs or _TEACHER_EPOCHS
     rate = job.plan.dense.learning_rate or 0
     file = job.out / "teacher.safetensors"
-    taught_by = dense_network(teacher, batches_of(job.data, job.plan), epochs, rate, file, job.progress)
-    error = error_percent(taught_by, job.data.test_x, job.data.test_y)
-    job.say(f"teacher, {job.plan.distil.teacher}: error {error:.2f} %")
+    batches = batches_of(job.data, job.plan)
+    taught_by = dense_network(teacher, job.data.likelihood, batches, epochs, rate, file, job.progress)
+    error = test_error(taught_by, job.data)
+    job.say(f"teacher, {job.plan.distil.teacher}: {in_words(job.data.likelihood.metric, error)}")
     return taught_by, error
 
 
@@ -391,11 +416,11 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
     pyro.clear_param_store()
     file = job.out / checkpoint
     share = plan.distil.share or 0.0
-    likelihood = SoftCategorical() if share else Categorical()
+    likelihood = SoftCategorical() if share else job.data.likelihood
     model = BayesianNetwork(
         start.net, PRIORS[job.settings.prior], num_data=len(job.data.train_x), likelihood=likelihood
     )
-    guide = FactorizedGuide(model)
+    guide = FactorizedGuide(model, init_loc_fn=starts_of_sites)
     resume = job.resume and file.exists()
     course = history_of(file, load_checkpoint(file)[1]) if resume else []
     drawn = time.monotonic()
@@ -416,7 +441,7 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
         seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress,
         after_epoch=[refresh, *log], target=job.settings.target, held_out=held_out,
     )  # fmt: skip
-    model.likelihood = Categorical()  # whoever taught it, it is judged by labels
+    model.likelihood = job.data.likelihood  # whoever taught it, it is judged by labels
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
     export_posterior(job.out / name, model, guide, job.data, result.history)
     thresholds = job.settings.thresholds if checkpoint == "checkpoint" else None
@@ -432,6 +457,7 @@ def _taught(job: Job, taught_by: nn.Module, plan: Recipe) -> Iterable[tuple[Tens
     batches = batches_of(job.data, plan)
     if not plan.distil.share:
         return batches
+    assert isinstance(job.data.train_x, Tensor)
     return TaughtBatches(
         job.data.train_x, job.data.train_y, taught_by, classes=job.data.classes, share=plan.distil.share,
         augment=batches.augment, passes=plan.distil.passes or 1, batch_size=plan.fit.batch_size or 1,

@@ -13,18 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..compression.sensitivity import blame, is_clearly_worse, sensitivity
 from ..compression.target import Reached
+from ..data.streamed import Inputs
 from ..file import compressed
 from ..inference.history import Epoch
 from ..inspection.arviz import arviz_package, save_inference_data
 from ..inspection.diagnostics import (
     calibration,
-    error_percent,
     importance_ratios,
     leave_one_out,
     mean_network,
     sampled_probabilities,
 )
 from ..model.guide import FactorizedGuide
+from ..model.likelihoods import Categorical
 from ..model.network import BayesianNetwork
 from ..posterior.guides import posterior_of
 from ..posterior.judged import held_out_batches, judge
@@ -32,11 +33,15 @@ from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..quantisation.rounding import RULES
 from .datasets import Dataset
+from .normalised import Normalised
 from .recipes import recipe
 from .settings import Settings
+from .tables import error_key
 
 # What predictions under drawn weights may cost, in floating point operations: some seconds of a processor.
 _OPERATIONS = 1e11
+# Numbers of the inputs that they are of.
+_NUMBERS = 2**25
 # Draws of codes are exported where there are no more than this.
 _MOST_CODES = 20_000
 # Examples on which every layer is compressed alone.
@@ -54,13 +59,37 @@ def export_posterior(path: Path, model: BayesianNetwork, guide: Any, data: Datas
     )  # fmt: skip
 
 
-def _effort(model: BayesianNetwork, x: Tensor) -> tuple[int, int]:
-    """Points and draws of predictions under drawn weights, by what one prediction costs; the same on any machine."""
+def test_error(net: nn.Module, data: Dataset) -> float:
+    """Error of a network on the test part, in the unit of the likelihood's metric."""
+    return judge(net, data.likelihood, data.test_batches()).error
+
+
+def inputs_of(data: Dataset, net: nn.Module, held_out: int) -> dict[str, Any]:
+    """What a user's inputs are, and how they were normalised; nothing of data sets of ours.
+
+    :param held_out: examples that were split off to judge a target.
+    """
+    if not data.is_own:
+        return {}
+    scales = net.scales() if isinstance(net, Normalised) else {}
+    parts = {"train": len(data.train_x), "held_out": held_out, "test": len(data.test_x)}
+    return {
+        "inputs": {
+            "what": data.what, "examples": parts,
+            "likelihood": type(data.likelihood).__name__ if data.has_targets else None,
+            "classes": list(data.class_names) or data.classes, "columns": list(data.columns), "normalisation": scales,
+        }
+    }  # fmt: skip
+
+
+def _effort(model: BayesianNetwork, x: Inputs) -> tuple[int, int]:
+    """Points and draws of predictions under drawn weights, by what one prediction costs and one input takes; the same
+    on any machine."""
     net = model.skeleton.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(x[:1])
     affordable = _OPERATIONS / max(1, counter.get_total_flops())
-    points = int(min(1000, max(100, affordable / 200)))
+    points = int(min(1000, max(100, affordable / 200), max(20, _NUMBERS / x[:1].numel())))
     return points, int(min(200, max(25, affordable / points)))
 
 
@@ -80,6 +109,10 @@ def diagnostics_of(
     if kl_weight > 0:
         ratios = importance_ratios(guide, x, y, draws=draws, kl_weight=kl_weight)
         found["importance"] = {"pareto_k": ratios.k, "message": ratios.message}
+    file = out / "finetune.nc"
+    found["loo"] = asdict(leave_one_out(arviz_package().from_netcdf(file if file.exists() else out / "posterior.nc")))
+    if data.likelihood != Categorical() or data.test_y.dim() != 1:
+        return found
     x, y = data.test_x[: 5 * points], data.test_y[: 5 * points]
     with torch.no_grad():
         probabilities = {
@@ -95,8 +128,6 @@ def diagnostics_of(
         }
         for label, p in probabilities.items()
     }
-    file = out / "finetune.nc"
-    found["loo"] = asdict(leave_one_out(arviz_package().from_netcdf(file if file.exists() else out / "posterior.nc")))
     return found
 
 
@@ -120,11 +151,11 @@ def metrics_of(
         "prior": settings.prior,
         "data": settings.data,
         "data_name": data.name,
-        "measured_on": "held-out training data" if settings.development else "test set",
+        "measured_on": data.test_part,
         "n": len(data.test_x),
         "seed": settings.seed,
         "recipe": asdict(recipe(settings, len(data.train_x))),
-        **figures_of(small, decoded, data, dense_error, file_bytes),
+        **figures_of(small, decoded, data, dense_error, file_bytes, guide),
         "precision": "learned" if coded else settings.precision,
         **length,
         "loss_nats": {
@@ -137,16 +168,22 @@ def metrics_of(
 
 
 def figures_of(
-    small: compressed.CompressedNetwork, decoded: nn.Module, data: Dataset, dense_error: float, file_bytes: int
+    small: compressed.CompressedNetwork,
+    decoded: nn.Module,
+    data: Dataset,
+    dense_error: float,
+    file_bytes: int,
+    guide: Any,
 ) -> dict[str, Any]:
     """Sizes and errors of a compressed network; error and loss are those of the network decoded from the file."""
+    likelihood, sites = data.likelihood, posterior_of(guide)
+    key = error_key(likelihood.metric)
+    found = judge(decoded, likelihood, data.test_batches(), sites)
     return {
-        "dense": {"error_percent": dense_error, "parameters": small.dense_parameters},
-        "compressed": {
-            "error_percent": error_percent(decoded, data.test_x, data.test_y),
-            "negative_log_likelihood": _loss(decoded, data),
-        },
-        "train_error_percent": error_percent(decoded, data.train_x[:10000], data.train_y[:10000]),
+        "metric": likelihood.metric,
+        "dense": {key: dense_error, "parameters": small.dense_parameters},
+        "compressed": {key: found.error, "negative_log_likelihood": found.loss},
+        f"train_{key}": judge(decoded, likelihood, data.train_batches(10_000), sites).error,
         "architecture": list(small.architecture),
         "bits": list(small.bits),
         "thresholds": thresholds_of(small),
@@ -199,7 +236,7 @@ def watched_of(
         model, guide, batches, thresholds=thresholds,
         precision=settings.precision if settings.precision in RULES else RULES[0],
     )  # fmt: skip
-    found = judge(decoded, model.likelihood, batches)
+    found = judge(decoded, model.likelihood, batches, posterior_of(guide))
     told: dict[str, Any] = {
         "course": {
             "measured_on": watched_on,
@@ -243,18 +280,8 @@ def other_precision(how: Callable[..., compressed.CompressedNetwork], precision:
             continue
         small = how(precision=rule)
         others[rule] = {
-            "error_percent": error_percent(small.network().to(data.test_x.device), data.test_x, data.test_y),
+            error_key(data.likelihood.metric): test_error(small.network().to(data.test_x.device), data),
             "bits": list(small.bits),
             "compression": {name: round(value, 3) for name, value in asdict(small.compression()).items()},
         }
     return others
-
-
-@torch.no_grad()
-def _loss(net: nn.Module, data: Dataset) -> float:
-    """Mean negative log-likelihood of the labels, in nats."""
-    losses = [
-        nn.functional.cross_entropy(net(x), y, reduction="sum")
-        for x, y in zip(data.test_x.split(1000), data.test_y.split(1000), strict=True)
-    ]
-    return float(sum(losses)) / len(data.test_x)

@@ -207,10 +207,3 @@ NETWORKS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "resnet-18": resnet_18,
     "wrn-16-4": wrn_16_4,
 }
-
-
-def network(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    """The function that builds a network; :raises UsageError: for an unknown name."""
-    if name not in NETWORKS:
-        raise UsageError(f"unknown network '{name}'; there are {', '.join(NETWORKS)}")
-    return NETWORKS[name]

@@ -4,34 +4,47 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..errors import UsageError
-from .networks import NETWORKS, network
+from .networks import NETWORKS
 
 
-def built(name: str, picture_shape: tuple[int, ...], classes: int | None) -> nn.Module:
-    """The network that a name stands for.
+def network(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
+    """What makes a network of the shape of one input and a number of classes, 0 where targets are no classes.
 
     :param name: one of ``pyro_bc.app.networks.NETWORKS``; or ``package.module:function``, or
         ``path/to/file.py:Class``: what is called without arguments and returns an ``nn.Module``.
-    :param picture_shape: of one input, for one of ours.
-    :param classes: likewise; None where nobody knows.
-    :raises UsageError: where there is no such network, or what is there makes none.
+    :raises UsageError: where there is no such network; what it returns raises it where none can be made.
     """
-    if ":" not in name:
-        if name not in NETWORKS:
-            raise UsageError(
-                f"unknown network '{name}'; there are {', '.join(NETWORKS)}, and your own as package.module:function "
-                f"or path/to/file.py:Class"
-            )
-        if classes is None:
-            raise UsageError(f"'{name}' is built for a number of classes, and the data have no targets that say one")
-        return network(name)(picture_shape, classes)
-    make = _found(name)
+    if ":" in name:
+        return partial(_called, name, _found(name))
+    if name not in NETWORKS:
+        raise UsageError(
+            f"unknown network '{name}'; there are {', '.join(NETWORKS)}, and your own as package.module:function "
+            f"or path/to/file.py:Class"
+        )
+    return partial(_of_ours, name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for a user's network."""
+    return ":" in name
+
+
+def _of_ours(name: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    if not classes:
+        raise UsageError(f"'{name}' is built for a number of classes, and the data have no targets that say one")
+    if len(shape) != 3 and name != "lenet-300-100":
+        raise UsageError(f"'{name}' takes pictures (channels, height, width), and one input has shape {shape}")
+    return NETWORKS[name](shape, classes)
+
+
+def _called(name: str, make: Callable[[], Any], shape: tuple[int, ...], classes: int) -> nn.Module:
     try:
         net = make()
     except Exception as error:  # whatever a user's code raises

@@ -117,7 +117,8 @@ def recipe(settings: Settings, examples: int) -> Recipe:
     if missing:
         raise UsageError(
             f"there is no recipe for {settings.net} on {settings.data} with the prior {settings.prior}: give "
-            f"{', '.join(missing)} (and other options as needed), or take one of {_like(settings)}"
+            f"{', '.join(missing)} (and other options as needed), or a target such as --max-error-rise 0.5, with "
+            f"which all is found, or take one of {_like(settings)}"
         )
     return plan
 

@@ -32,7 +32,19 @@ from ..runtime.messages import first_line
 from .folder import check_places
 from .metrics import without_nan
 from .settings import command, flat
-from .tables import cuts_in_words, markdown, rows, sensitivity_of, target_in_words, watched_in_words
+from .tables import (
+    cuts_in_words,
+    error_key,
+    figure,
+    in_words,
+    inputs_in_words,
+    markdown,
+    metric_of,
+    rows,
+    sensitivity_of,
+    target_in_words,
+    watched_in_words,
+)
 
 
 def progress_pictures(folder: Path, history: Sequence[Epoch], layers: Mapping[str, LayerPosterior]) -> None:
@@ -174,7 +186,7 @@ def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
     scaled = [name for name in layers if f"{name}.scale" in first["posterior"]]
     for name in scaled[:1]:
         add("Can it be trusted", "forest", lambda ax, name=name: plots.forest(first, name, ax=ax), plots.forest)
-    if checks:
+    if "calibration" in checks:
         found = {
             label: Calibration(c["error"], *(np.array(c[k], dtype=float) for k in ("confidence", "accuracy", "count")))
             for label, c in checks["calibration"].items()
@@ -218,12 +230,13 @@ class _Pages:
 def findings(checks: Mapping[str, Any]) -> list[str]:
     """The diagnostics in words."""
     lines = [checks["importance"]["message"]] if "importance" in checks else []
-    sampled, mean, small = (100 * checks["calibration"][key]["error"] for key in ("sampled", "mean", "compressed"))
-    lines.append(
-        f"Calibration (expected calibration error, {checks['calibration_points']:,} points of the "
-        f"{checks['measured_on']}): {sampled:.1f} % averaged over drawn weights, {mean:.1f} % at the posterior mean, "
-        f"{small:.1f} % of the compressed network."
-    )
+    if "calibration" in checks:
+        sampled, mean, small = (100 * checks["calibration"][key]["error"] for key in ("sampled", "mean", "compressed"))
+        lines.append(
+            f"Calibration (expected calibration error, {checks['calibration_points']:,} points of the "
+            f"{checks['measured_on']}): {sampled:.1f} % averaged over drawn weights, {mean:.1f} % at the posterior "
+            f"mean, {small:.1f} % of the compressed network."
+        )
     loo = checks["loo"]
     if loo["elpd"] is None:
         lines.append(
@@ -267,9 +280,12 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
 
 def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, pictures: list[Any]) -> Markup:
     figures, dense = metrics["compression"], metrics["dense"]
-    error = metrics["compressed"]["error_percent"]
+    metric = metric_of(metrics)
+    name = error_key(metric)
+    what, _, value = in_words(metric, metrics["compressed"][name]).partition(" ")
+    before = in_words(metric, dense[name]).partition(" ")[2]
     key = [
-        (f"{error:.2f} %", f"error on the {metrics['measured_on']} (dense {dense['error_percent']:.2f} %)"),
+        (value, f"{what} on the {metrics['measured_on']} (dense {before})"),
         (f"{metrics['file_bytes']:,} bytes", f"file, of {4 * dense['parameters']:,} dense"),
         (f"{figures['maximum']:.0f} times", "smaller"),
         ("-".join(map(str, metrics["architecture"])), "groups left, layer by layer"),
@@ -286,8 +302,10 @@ def _page(metrics: Mapping[str, Any], settings: Any, how_cut: str, checks: Any, 
     ]  # fmt: skip
     if "target" in metrics:
         parts.append(paragraph(target_in_words(metrics)))
+    if "inputs" in metrics:
+        parts.append(paragraph(f"{inputs_in_words(metrics)}."))
     parts += [paragraph(said) for said in watched_in_words(metrics)]
-    how_cut = f"Error is that of the network decoded from the file. {how_cut}"
+    how_cut = f"{what[:1].upper()}{what[1:]} is that of the network decoded from the file. {how_cut}"
     parts.append(markup('<p class="soft">{how_cut}</p>', how_cut=how_cut))
     for section in dict.fromkeys(section for section, *_ in pictures):
         parts.append(markup("<h2>{section}</h2>", section=section))
@@ -317,12 +335,13 @@ def _figure(name: str, how: str, picture: bytes) -> Markup:
 
 
 def _table(metrics: Mapping[str, Any]) -> Markup:
-    head = ("bits by rule", "error %", "bits", "pruning", "fast prediction", "maximum", "nonzero %")
+    head = ("bits by rule", metric_of(metrics), "bits", "pruning", "fast prediction", "maximum", "nonzero %")
     return table(
         head,
         (
             (
-                rule, f"{error:.2f}", "-".join(map(str, bits)), f"{c['pruning']:.1f}", f"{c['fast_prediction']:.1f}",
+                rule, figure(metric_of(metrics), error), "-".join(map(str, bits)), f"{c['pruning']:.1f}",
+                f"{c['fast_prediction']:.1f}",
                 f"{c['maximum']:.1f}", f"{c['nonzero_percent']:.2f}",
             )
             for rule, error, bits, c in rows(metrics)

@@ -32,14 +32,14 @@ PRIORS: dict[str, Prior] = {
 }
 
 
-def _option(name: str, kind: type, text: str, metavar: str | None = None) -> Any:
-    """A field that the option ``--name`` sets; None for the recipe's."""
-    return _target(name, kind, f"{text} (default: the recipe's)", metavar)
+def _option(name: str, kind: type, text: str, metavar: str | None = None, also: str | None = None) -> Any:
+    """A field that the option ``--name`` sets, or ``--also``; None for the recipe's."""
+    return _target(name, kind, f"{text} (default: the recipe's)", metavar, also)
 
 
-def _target(name: str, kind: type, text: str, metavar: str | None = None) -> Any:
+def _target(name: str, kind: type, text: str, metavar: str | None = None, also: str | None = None) -> Any:
     """The same where a recipe says nothing: None for none."""
-    return field(default=None, metadata={"option": name, "type": kind, "help": text, "metavar": metavar})
+    return field(default=None, metadata={"option": name, "type": kind, "help": text, "metavar": metavar, "also": also})
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Dense:
     epochs: int | None = _option("pretrain-epochs", int, "epochs of the dense network")
     learning_rate: float | None = _option("pretrain-learning-rate", float, "of the dense network")
     weights: str | None = _option(
-        "pretrained", str, "weights of a trained dense network to start from", "FILE.safetensors"
-    )
+        "pretrained", str, "weights of a trained dense network: .safetensors, or a saved state_dict", "FILE",
+        also="weights",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ class Distil:
 class Settings:
     """What a run is; two runs with equal settings give equal files on the same machine and threads.
 
-    :param net: name of a network.
+    :param net: name of a network of ours, or a user's (:func:`~pyro_bc.app.own_network.network`).
     :param prior: name of a prior, of :data:`PRIORS`.
-    :param data: name of a data set.
+    :param data: name of a data set of ours, or a path (:func:`~pyro_bc.app.own_data.load_data`).
+    :param likelihood: of the targets, by its name; None for what they look like.
+    :param target_column: of a table.
+    :param picture_size: height and width that a user's pictures are brought to.
     :param thresholds: explicit pruning thresholds by layer, of the first training.
     :param batch_norm: ``fold`` it into the layers before the Bayesian training, or ``keep`` it there, with the batch's
         own statistics, and collect them anew after pruning.
@@ -120,6 +124,17 @@ class Settings:
     fit: Fit = field(default_factory=Fit)
     finetune: Finetune = field(default_factory=Finetune)
     distil: Distil = field(default_factory=Distil)
+    likelihood: str | None = _target(
+        "likelihood", str,
+        "of the targets: categorical (default for integers, texts), normal (default for floats), bernoulli, poisson, …",
+        "NAME",
+    )  # fmt: skip
+    target_column: str | None = _target(
+        "target", str, "column of a table with the targets (default: target, label, class or y, or the last)", "COLUMN"
+    )
+    picture_size: int | None = _target(
+        "picture-size", int, "bring a folder's pictures to this height and width, the middle cut out", "PIXELS"
+    )
     max_error_rise: float | None = _target(
         "max-error-rise",
         float,
@@ -220,8 +235,11 @@ def command(settings: Mapping[str, Any]) -> str:
 class CompressSettings:
     """What a compression of a trained network is.
 
-    :param net: name of a network of ours, or a user's (:func:`~pyro_bc.app.own_network.built`).
-    :param data: name of a data set, or a file (:func:`~pyro_bc.app.own_data.load_examples`).
+    :param net: name of a network of ours, or a user's (:func:`~pyro_bc.app.own_network.network`).
+    :param data: name of a data set of ours, or a path (:func:`~pyro_bc.app.own_data.load_data`).
+    :param likelihood: of the targets, by its name; None for what they look like.
+    :param target: a table's column of targets.
+    :param picture_size: height and width that a user's pictures are brought to.
     :param weights: file of its trained weights; None where ``net`` makes a trained network.
     :param epochs: that it is trained on for, rounded.
     :param nats_per_bit: price of a bit; None for the one that ``divergence`` allows.
@@ -236,6 +254,9 @@ class CompressSettings:
     nats_per_bit: float | None = None
     divergence: float = DIVERGENCE
     seed: int = 0
+    likelihood: str | None = None
+    target: str | None = None
+    picture_size: int | None = None
 
 
 def as_json(settings: Settings | CompressSettings) -> dict[str, Any]:
@@ -246,7 +267,9 @@ def as_json(settings: Settings | CompressSettings) -> dict[str, Any]:
 def _compress_command(settings: Mapping[str, Any]) -> str:
     words = [f"pyro-bc compress {_quoted(settings['net'])} --data {_quoted(settings['data'])}"]
     plain = asdict(CompressSettings("", ""))
-    for name in ("weights", "epochs", "batch_size", "nats_per_bit", "divergence", "seed"):
+    for name in (
+        "weights", "likelihood", "target", "picture_size", "epochs", "batch_size", "nats_per_bit", "divergence", "seed"
+    ):  # fmt: skip
         value = settings.get(name, plain[name])
         if value != plain[name]:
             words.append(f"--{name.replace('_', '-')} {_quoted(value)}")

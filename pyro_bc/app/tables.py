@@ -8,34 +8,77 @@ from ..compression.sensitivity import Alone, Sensitivity
 from ..posterior.judged import Judged
 
 
+def error_key(metric: str) -> str:
+    """Under which name figures have an error, by the likelihood's metric: ``error_percent``, or ``rmse``."""
+    return "error_percent" if "%" in metric else metric.lower()
+
+
+def in_words(metric: str, error: float) -> str:
+    """An error with its unit."""
+    return f"error {error:.2f} %" if "%" in metric else f"{metric} {error:.4g}"
+
+
+def metric_of(metrics: Mapping[str, Any]) -> str:
+    """What errors are; runs of earlier versions were all of classes."""
+    return str(metrics.get("metric", "error %"))
+
+
+def figure(metric: str, error: float) -> str:
+    """An error without its unit."""
+    return in_words(metric, error).split()[1]
+
+
+def inputs_in_words(found: Mapping[str, Any]) -> str:
+    """What a user's inputs are, how many, and how they were normalised."""
+    own = found["inputs"]
+    sizes = own["examples"]
+    held_out = f", {sizes['held_out']:,} held-out" if sizes["held_out"] else ""
+    classes = own["classes"] if isinstance(own["classes"], int) else len(own["classes"])
+    targets = f"{classes} classes" if classes else f"targets of the likelihood {own['likelihood']}"
+    if own["likelihood"] is None:
+        targets = "no targets"
+    scales = own["normalisation"]
+    if not scales:
+        how = "read by the network as they are"
+    else:
+        pairs = list(zip(scales["input_mean"], scales["input_deviation"], strict=True))
+        shown = ", ".join(f"{mean:.4g} ± {deviation:.4g}" for mean, deviation in pairs[:3])
+        how = f"normalised inside the network: {shown}{f', … ({len(pairs)} in all)' if len(pairs) > 3 else ''}"
+    count = f"{sizes['train']:,} training{held_out} and {sizes['test']:,} test examples"
+    return f"Data: {count} of {targets}; {own['what']}, {how}"
+
+
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, float, list[int], Mapping[str, float]]]:
     """Rule, error, bits and compression under every rule of precision, the chosen one first."""
+    key = error_key(metric_of(metrics))
     chosen = (
         metrics.get("precision", "learned"),
-        metrics["compressed"]["error_percent"],
+        metrics["compressed"][key],
         metrics["bits"],
         metrics["compression"],
     )
     others = metrics.get("other_precision", {}).items()
-    return [chosen, *((rule, o["error_percent"], o["bits"], o["compression"]) for rule, o in others)]
+    return [chosen, *((rule, o[key], o["bits"], o["compression"]) for rule, o in others)]
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:
     """The metrics as a Markdown page."""
-    dense = metrics["dense"]
+    dense, metric = metrics["dense"], metric_of(metrics)
+    head = f"{metric[:1].upper()}{metric[1:]}".removesuffix(" %")
     lines = [
         f"# {metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}, seed {metrics['seed']}",
         "",
-        f"Error on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
-        f"Dense network: {dense['parameters']:,} parameters, {dense['error_percent']:.2f} %.",
+        f"{head} on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
+        f"Dense network: {dense['parameters']:,} parameters, "
+        f"{in_words(metric, dense[error_key(metric)]).partition(' ')[2]}.",
         "",
-        "| bits by rule | error % | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
+        f"| bits by rule | {metric} | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     shape = "-".join(map(str, metrics["architecture"]))
     for rule, error, bits, c in rows(metrics):
         lines.append(
-            f"| {rule} | {error:.2f} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
+            f"| {rule} | {figure(metric, error)} | {shape} | {'-'.join(map(str, bits))} | {c['pruning']:.1f} | "
             f"{c['fast_prediction']:.1f} | {c['maximum']:.1f} | {c['nonzero_percent']:.2f} |"
         )
     cut = cuts_in_words(metrics["thresholds"])
@@ -63,7 +106,8 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
         how.append(f"started from widths {'-'.join(map(str, metrics['started_from']))}")
     if "teacher" in metrics:
         teacher = metrics["teacher"]
-        how.append(f"taught by {teacher['net']} ({teacher['error_percent']:.2f} %)")
+        error = in_words(metric_of(metrics), teacher[error_key(metric_of(metrics))]).partition(" ")[2]
+        how.append(f"taught by {teacher['net']} ({error})")
     if again["epochs"]:
         how.append(f"{again['epochs']} epochs of what was left, KL weight {again['kl_weight']:g}")
     for phase, pixels in (("", own["shift"]), (" of what was left", again["shift"])):
@@ -78,17 +122,18 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
 
 def target_in_words(metrics: Mapping[str, Any]) -> str:
     """What had to be kept, what was reached, and what stood in the way."""
-    own = metrics["target"]
-    rises = {name: own["found"][name] - own["dense"][name] for name in ("error", "loss")}
+    own, metric = metrics["target"], metric_of(metrics)
+    name, unit = ("error", " points") if "%" in metric else (metric, "")
+    rises = {key: own["found"][key] - own["dense"][key] for key in ("error", "loss")}
     words = {
-        "max_error_rise": f"error at most {own['limit']:g} points above the dense network's",
+        "max_error_rise": f"{name} at most {own['limit']:g}{unit} above the dense network's",
         "max_loss_rise": f"loss at most {own['limit']:g} nats above the dense network's",
         "max_bytes": f"at most {own['limit']:,} bytes",
     }
     return (
         f"Target: {words[own['kind']]}. {'Kept' if own['is_met'] else 'Missed'} on {own['held_out']:,} held-out "
-        f"examples: error {own['found']['error']:.2f} % ({rises['error']:+.2f} points), loss {rises['loss']:+.3f} "
-        f"nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
+        f"examples: {in_words(metric, own['found']['error'])} ({_rise(metric, rises['error'])}{unit}), loss "
+        f"{rises['loss']:+.3f} nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
         f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried. "
         f"{own['obstacle']}"
     ).rstrip()
@@ -119,6 +164,10 @@ def watched_in_words(metrics: Mapping[str, Any]) -> list[str]:
             f"{worst.error:.2f} beside {table.mean.error:.2f}, on {own['n']:,} examples of {own['measured_on']}."
         )
     return said
+
+
+def _rise(metric: str, rise: float) -> str:
+    return f"{rise:+.2f}" if "%" in metric else f"{rise:+.4g}"
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from .augment import Affine, ShiftAndFlip
 from .batches import Batches
+from .streamed import Streamed
 from .teacher import TaughtBatches
 
-__all__ = ["Affine", "Batches", "ShiftAndFlip", "TaughtBatches"]
+__all__ = ["Affine", "Batches", "ShiftAndFlip", "Streamed", "TaughtBatches"]

@@ -1,4 +1,4 @@
-"""Mini-batches of tensors in memory, shuffled, each process its share."""
+"""Mini-batches of tensors, shuffled, each process its share."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,15 +6,17 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..runtime import processes
+from .streamed import Inputs
 
 
 class Batches:
-    """Mini-batches of tensors in memory, in a new order each time (by torch's global generator).
+    """Mini-batches of tensors, in a new order each time (by torch's global generator).
 
     A last example that would be alone joins the batch before it, since batch normalisation has no variance of one.
     On several processes (:mod:`pyro_bc.runtime.processes`), where shuffled, each has its share of one common order; up
     to ``processes - 1`` examples of an epoch are left over.
 
+    :param x: in memory, or :class:`~pyro_bc.data.streamed.Streamed`, of which each batch is read when its turn comes.
     :param shuffle: off for evaluation.
     :param augment: changes a batch of pictures at random, e.g. a :class:`ShiftAndFlip`; only where shuffled.
     :raises UsageError: where inputs and targets are not as many, or ``batch_size`` is not positive.
@@ -26,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         batch_size: int = 128,
         shuffle: bool = True,

@@ -131,7 +131,7 @@ def history_of(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> lis
 def _epoch(record: Mapping[str, Any]) -> Epoch:
     epoch = Epoch(**record)
     for name, value in asdict(epoch).items():
-        numbers = value.values() if name in ("groups_left", "kl_by_layer") else [value]
+        numbers = value.values() if name in ("groups_left", "kl_by_layer", "learning_rates") else [value]
         may_be = (type(None), bool, int, float) if name in _MAY_BE_NONE else (int, float)
         if not all(type(number) in may_be for number in numbers):
             raise TypeError(f"{name} is no number")

@@ -1,7 +1,7 @@
 """What is observed, given a network's outputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -39,6 +40,20 @@ class Likelihood(ABC):
     @abstractmethod
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """:raises UsageError: where targets cannot have come from this density."""
+
+
+def density_at(likelihood: Likelihood, outputs: Tensor, values: Mapping[str, Tensor] | None = None) -> Any:
+    """The density of targets with the likelihood's own sites, such as a noise, fixed.
+
+    :param values: of its sites; those without one are at their prior means.
+    """
+    with (
+        pyro.poutine.block(),
+        pyro.validation_enabled(False),
+        InitMessenger(init_to_mean),
+        pyro.poutine.condition(data=dict(values or {})),
+    ):
+        return likelihood(outputs)
 
 
 @dataclass(frozen=True)

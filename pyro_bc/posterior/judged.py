@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.module import evaluating
-from ..model.likelihoods import Likelihood
+from ..model.likelihoods import Likelihood, density_at
 from .guides import Posterior
 
 # Sums of single precision.
@@ -42,8 +40,11 @@ def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites:
 
     :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
     """
-    batches = list(batches)
-    return scored([computed(net, x) for x, _ in batches], batches, likelihood, sites)
+    outputs, targets = [], []
+    for x, y in batches:
+        outputs.append(computed(net, x))
+        targets.append((None, y))
+    return scored(outputs, targets, likelihood, sites)
 
 
 def computed(net: nn.Module, x: Tensor) -> Any:
@@ -54,17 +55,14 @@ def computed(net: nn.Module, x: Tensor) -> Any:
 
 @torch.no_grad()
 def scored(outputs: Iterable[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None) -> Judged:
-    """Error and loss of a network's outputs, one for every batch."""
+    """Error and loss of a network's outputs, one for every batch.
+
+    :param batches: whose targets are read; inputs are not.
+    """
     error, loss, count = 0.0, 0.0, 0
     centre = {} if sites is None else sites.centre()
     for own, (_, y) in zip(outputs, batches, strict=True):
-        with (
-            pyro.poutine.block(),
-            pyro.validation_enabled(False),
-            InitMessenger(init_to_mean),
-            pyro.poutine.condition(data=centre),
-        ):
-            density = likelihood(own)
+        density = density_at(likelihood, own, centre)
         error += float(likelihood.error(own, y).sum())
         loss -= float(density.log_prob(y).sum())
         count += len(y)

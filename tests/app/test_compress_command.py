@@ -95,7 +95,7 @@ def test_targets_train_on_and_say_the_error(folder, monkeypatch):
         (["no.such.module:small", "--data", "{f}/inputs.npy"], "could not be imported"),
         (["{f}/own_net.py:Broken", "--data", "{f}/inputs.npy"], "no such thing"),
         (["{f}/own_net.py:number", "--data", "{f}/inputs.npy"], "not an nn.Module"),
-        (["{f}/own_net.py:small", "--data", "{f}/missing.npy"], "not a readable .npy file"),
+        (["{f}/own_net.py:small", "--data", "{f}/missing.npy"], "unknown data"),
         (["{f}/own_net.py:small", "--data", "{f}/own_net.py"], "unknown data"),
         (["{f}/own_net.py:small", "--data", "{f}/net.safetensors"], "holds no inputs 'x'"),
         (["{f}/own_net.py:small", "--data", "{f}/inputs.npy", "--epochs", "2"], "has no targets"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyro_bc.app.networks import NETWORKS, Normalize, lenet_5_caffe, lenet_300_100, network, resnet_18, vgg_16, wrn_16_4
+from pyro_bc.app.networks import NETWORKS, Normalize, lenet_5_caffe, lenet_300_100, resnet_18, vgg_16, wrn_16_4
+from pyro_bc.app.own_network import network
 from pyro_bc.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_bc import GroupNormalJeffreys, LayerPosterior, LogUniform
-from pyro_bc.app.networks import network
+from pyro_bc.app.own_network import network
 from pyro_bc.compression.batch_norm import fold_batch_norm
 from pyro_bc.compression.pruning import shrink
 from pyro_bc.errors import EmptyNetworkError, UsageError

@@ -1,0 +1,168 @@
+"""Inputs and targets in files of numpy's or of safetensors; those of a large set stay where they are until asked for.
+
+``.npy`` holds inputs; ``.npz`` and ``.safetensors`` hold ``x``, and where they are known targets ``y``, and likewise
+``test_x`` and ``test_y`` (or ``x_train``, ``y_train``, ``x_test``, ``y_test``). Bytes (uint8) of three or four
+dimensions are pictures: they become floats in [0, 1], ``(N, channels, height, width)``, whether channels come first,
+last or not at all. Other integers are the network's own, such as tokens, or numbers, which the network decides.
+"""
+
+import struct
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from ..data.streamed import Inputs, Streamed
+from ..errors import DataError
+from .examples import Examples, fits_memory, in_memory
+
+ENDINGS = (".npy", ".npz", ".safetensors")
+
+# Under which names parts are found.
+_NAMES = {
+    "x": ("x", "train_x", "x_train", "inputs"),
+    "y": ("y", "train_y", "y_train", "targets"),
+    "test_x": ("test_x", "x_test"),
+    "test_y": ("test_y", "y_test"),
+}
+
+
+def read_arrays(path: Path) -> Examples:
+    """What a file holds.
+
+    :raises DataError: where it is damaged, holds no such parts, or they do not go together.
+    """
+    arrays = _arrays(path)
+    parts = {part: next((arrays[name] for name in names if name in arrays), None) for part, names in _NAMES.items()}
+    if parts["x"] is None:
+        raise DataError(f"'{path}' holds no inputs 'x', but {', '.join(arrays) or 'nothing'}")
+    for part in ("", "test_"):
+        x, y = parts[f"{part}x"], parts[f"{part}y"]
+        if x is not None and (x.ndim < 2 or not len(x)):
+            raise DataError(f"'{path}': {part}x has shape {tuple(x.shape)}, not (examples, …)")
+        if y is not None and (x is None or not y.ndim or len(y) != len(x)):
+            inputs = 0 if x is None else len(x)
+            raise DataError(f"'{path}': {part}y are {len(y) if y.ndim else 0} targets, of {inputs} inputs")
+    x, test_x = parts["x"], parts["test_x"]
+    if test_x is not None and (x.shape[1:] != test_x.shape[1:] or x.dtype != test_x.dtype):
+        raise DataError(f"'{path}': x holds {_told(x)}, but test_x {_told(test_x)}")
+    is_small = fits_memory([own.shape for own in (x, test_x) if own is not None])
+    own_x, own_test_x = (None if own is None else _inputs(path, own, is_small) for own in (x, test_x))
+    assert own_x is not None
+    targets, test_targets = (None if parts[own] is None else _numbers(parts[own]) for own in ("y", "test_y"))
+    return Examples(_what(x, own_x), own_x, targets, own_test_x, test_targets)
+
+
+def _what(array: Any, x: Inputs) -> str:
+    sizes = " x ".join(map(str, x.shape[1:]))
+    if _are_pictures(array):
+        return f"pictures of {sizes}, in [0, 1]"
+    return f"{'numbers' if x.is_floating_point() else 'integers'}, {sizes} of an example"
+
+
+def _told(array: Any) -> str:
+    return f"{array.dtype} of shape {tuple(array.shape)}"
+
+
+def _are_pictures(array: Any) -> bool:
+    return array.dtype == np.uint8 and array.ndim in (3, 4)
+
+
+def _arrays(path: Path) -> Mapping[str, Any]:
+    """Arrays by their names, on the disk where the file's format allows it."""
+    try:
+        if path.suffix == ".npy":
+            return {"x": _checked(np.load(path, mmap_mode="r", allow_pickle=False))}
+        if path.suffix == ".npz":
+            return {name.removesuffix(".npy"): _checked(array) for name, array in _of_archive(path).items()}
+        with safetensors.safe_open(path, framework="pt") as file:  # tensors of a file that is mapped into memory
+            return {name: _checked(_of_tensor(file.get_tensor(name))) for name in file.keys()}  # noqa: SIM118
+    except (
+        OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as error:  # fmt: skip
+        raise DataError(f"'{path}' is not a readable {path.suffix} file of numbers ({error})") from None
+
+
+def _of_tensor(tensor: Tensor) -> Any:
+    return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+
+
+def _of_archive(path: Path) -> dict[str, Any]:
+    """Arrays of a ``.npz`` file; those that are stored as they are stay on the disk."""
+    found: dict[str, Any] = {}
+    with np.load(path, allow_pickle=False) as loaded, zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        for name in loaded.files:
+            member = members.get(f"{name}.npy") or members[name]
+            is_stored = member.compress_type == zipfile.ZIP_STORED and member.file_size > 2**20
+            found[name] = _mapped(path, archive, member) if is_stored else loaded[name]
+    return found
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+        start = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        file.seek(start)
+        shape, is_fortran, dtype = _header(file)
+        offset = file.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _checked(array: Any) -> Any:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise ValueError(f"an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers")
+    return array
+
+
+def _inputs(path: Path, array: Any, is_small: bool) -> Inputs:
+    """Inputs as a network takes them, read where the set is small."""
+    shape = tuple(array.shape[1:])
+    if _are_pictures(array):
+        shape = (1, *shape) if array.ndim == 3 else shape
+        is_last = shape[2] in (1, 3) and shape[0] not in (1, 3)
+        shape = (shape[2], shape[0], shape[1]) if is_last else shape
+    is_floating = array.dtype.kind == "f" or _are_pictures(array)
+    dtype = torch.float32 if is_floating else torch.int64
+    lazy = Streamed(partial(_rows, path, array, shape), torch.arange(len(array)), shape, dtype)
+    return in_memory(lazy) if is_small else lazy
+
+
+def _rows(path: Path, array: Any, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+    chosen = _numbers(array[rows.numpy()])
+    if _are_pictures(array):
+        if chosen.dim() == 4 and tuple(chosen.shape[1:]) != shape:
+            chosen = chosen.movedim(-1, 1)
+        return chosen.reshape(len(rows), *shape).float() / 255
+    if chosen.is_floating_point():
+        chosen = chosen.float()
+        is_finite = chosen.flatten(1).isfinite().all(1)
+        if not bool(is_finite.all()):
+            row = int(rows[~is_finite][0])
+            raise DataError(f"'{path}': inputs hold NaN or infinite numbers, the first in row {row}; clean the data")
+    return chosen
+
+
+def _numbers(array: Any) -> Tensor:
+    """An array as a tensor: floats as they are, integers and truth values as int64."""
+    if array.dtype.kind == "f":
+        wide = np.float64 if array.dtype.itemsize > 4 else np.float32
+        return torch.from_numpy(np.array(array, dtype=wide))
+    return torch.from_numpy(np.array(array, dtype=np.int64))

@@ -1,0 +1,144 @@
+"""Tables with a target column, from CSV or Parquet, as numbers.
+
+Numbers stay as they are, in their units; truth values become 0 and 1; a column of texts becomes a column of 0 and 1 for
+each of them (one of two where there are two), in the order of the texts. Nothing is filled in: a missing value is an
+error. Classes are numbered in the order of the targets' values, unless these are 0, 1, 2, … themselves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..runtime.messages import first_line
+from .examples import Examples
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+
+# The target, where nobody names it, is the column of such a name, or the last.
+_TARGETS = ("target", "label", "class", "y")
+
+# More different texts than that are no categories.
+_MOST_CATEGORIES = 100
+
+
+def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examples:
+    """What a table holds: inputs ``(rows, columns)``, and targets.
+
+    :param target: name of its column; None for one that is called target, label, class or y, or the last.
+    :param is_class: whether targets are to be classes; None where their values say it.
+    :raises DataError: where the file is damaged, has no such column, or values are missing, or neither numbers nor
+        categories.
+    """
+    frame = _frame(path)
+    if len(frame.columns) < 2 or not len(frame):
+        raise DataError(f"'{path}' holds {len(frame):,} rows of {len(frame.columns)} columns: too few to learn from")
+    name = _target_of(path, frame, target)
+    for column in frame.columns:
+        missing = int(frame[column].isna().sum())
+        if missing:
+            raise DataError(
+                f"'{path}': {missing:,} of {len(frame):,} values of column '{column}' are missing, the first in row "
+                f"{int(np.argmax(frame[column].isna().to_numpy())) + 1}: fill them in, or leave rows or column out"
+            )
+    y, classes = _targets(path, name, frame[name], is_class)
+    columns: list[str] = []
+    values: list[np.ndarray] = []
+    for column in frame.columns:
+        if column != name:
+            for label, own in _encoded(path, str(column), frame[column]):
+                columns.append(label)
+                values.append(own)
+    x = torch.from_numpy(np.stack(values, 1))
+    return Examples(f"{len(columns)} columns of numbers", x, y, classes=classes, columns=tuple(columns))
+
+
+def _frame(path: Path) -> Any:
+    import pandas  # half a second, and only tables need it
+
+    try:
+        if path.suffix == ".parquet":
+            return pandas.read_parquet(path)
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        separator = max("\t;,", key=head.count)
+        frame = pandas.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
+    except ImportError:
+        raise DataError(f"'{path}': Parquet is read by pyarrow: pip install 'pyro-bc[parquet]'") from None
+    except (OSError, ValueError, LookupError, MemoryError) as error:  # also what pandas and pyarrow derive from these
+        raise DataError(f"'{path}' is not a readable {path.suffix} file ({first_line(error)})") from None
+    if all(_is_number(str(column)) for column in frame.columns):
+        raise DataError(f"'{path}' has no names in its first line, but numbers: give the columns names")
+    return frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _target_of(path: Path, frame: Any, target: str | None) -> Any:
+    names = list(frame.columns)
+    if target is not None:
+        if target not in names:
+            raise DataError(f"'{path}' has no column '{target}'; it has {', '.join(map(str, names))}")
+        return target
+    usual = [column for column in names if str(column).lower() in _TARGETS]
+    return usual[0] if len(usual) == 1 else names[-1]
+
+
+def _is_text(column: Any) -> bool:
+    return column.dtype.kind not in "iufb"
+
+
+def _numbers_of(path: Path, name: str, column: Any) -> np.ndarray:
+    values = np.array(column, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(f"'{path}': column '{name}' holds infinite numbers; clean the data")
+    return values
+
+
+def _encoded(path: Path, name: str, column: Any) -> list[tuple[str, np.ndarray]]:
+    """A column's names and float32 values."""
+    if not _is_text(column):
+        values = _numbers_of(path, name, column)
+        single = values.astype(np.float32)
+        if not np.isfinite(single).all() or np.abs(single - values).max() > 1e-3 * max(values.std(), 1e-300) > 0:
+            raise DataError(
+                f"'{path}': float32 cannot tell the numbers of column '{name}' apart, about {values.mean():g} and "
+                f"{values.std():g} around it: subtract a number from them"
+            )
+        return [(name, single)]
+    texts = column.astype(str)
+    levels = sorted(texts.unique())
+    if len(levels) > _MOST_CATEGORIES:
+        raise DataError(
+            f"'{path}': column '{name}' holds {len(levels):,} different texts, such as '{levels[0]}': at most "
+            f"{_MOST_CATEGORIES} are categories; leave it out, or make numbers of it"
+        )
+    shown = levels[1:] if len(levels) == 2 else levels
+    return [(f"{name}={level}", (texts == level).to_numpy(dtype=np.float32)) for level in shown]
+
+
+def _targets(path: Path, name: Any, column: Any, is_class: bool | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Targets, and the names of classes where they are some."""
+    is_text = _is_text(column)
+    if is_class is None:
+        is_class = column.dtype.kind != "f"
+    if not is_class:
+        if is_text:
+            raise DataError(f"'{path}': target column '{name}' holds texts, such as '{column.iloc[0]}', not numbers")
+        return torch.from_numpy(_numbers_of(path, name, column)), ()
+    if not is_text and column.dtype.kind == "f" and not (column == column.round()).all():
+        raise DataError(f"'{path}': target column '{name}' holds no classes, but numbers such as {column.iloc[0]:g}")
+    levels = sorted(column.unique(), key=lambda value: str(value) if is_text else value)
+    if column.dtype.kind in "iu" and levels == list(range(len(levels))):
+        return torch.from_numpy(np.array(column, dtype=np.int64)), ()
+    numbers = {level: number for number, level in enumerate(levels)}
+    return torch.tensor([numbers[value] for value in column]), tuple(map(str, levels))

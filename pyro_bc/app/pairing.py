@@ -1,0 +1,165 @@
+"""A network and data that go together, found out before anything is trained or written."""
+
+import json
+import warnings
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..data.streamed import Inputs, Streamed
+from ..errors import UnsupportedNetworkError, UsageError
+from ..graph.module import evaluating
+from ..graph.read import read_graph
+from ..model.guide import FactorizedGuide
+from ..model.likelihoods import Categorical, NegativeBinomial, Normal, Poisson
+from ..model.network import BayesianNetwork
+from ..priors.base import Prior
+from ..runtime.devices import device_of
+from ..runtime.messages import first_line
+from ..runtime.random_state import same_random_state
+from .datasets import Dataset
+from .normalised import Normalised, Scales
+from .observed import check_targets, fitting, scaled_to
+from .recipes import Recipe
+
+
+def paired(net: nn.Module, data: Dataset) -> Dataset:
+    """Data as a network takes them; nothing of the network or of torch's generators is changed.
+
+    Integers that the network does not take are numbers, and where outputs count classes is found.
+
+    :raises UsageError: where it cannot be run on the inputs, or its outputs do not fit the targets.
+    :raises UnsupportedNetworkError: where it gives no tensor.
+    """
+    with same_random_state(device_of(net)), torch.no_grad():
+        data, outputs = _run(net, data)
+        if data.has_targets:
+            data = replace(data, likelihood=fitting(data.likelihood, outputs, data.train_y))
+            for y in (data.train_y, data.test_y):
+                check_targets(data.likelihood, outputs, y)
+            _check_classes(data, outputs)
+    return replace(data, likelihood=scaled_to(data.likelihood, data.train_y)) if data.is_own else data
+
+
+def _check_classes(data: Dataset, outputs: Tensor) -> None:
+    """Classes that have names are numbered by them: with fewer of them than outputs the numbers would be others."""
+    if isinstance(data.likelihood, Categorical) and data.class_names:
+        count, names = outputs.shape[data.likelihood.class_dim], data.class_names
+        if count != len(names):
+            shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            raise UsageError(
+                f"'{data.name}' has {len(names)} classes ({shown}), but the network {count} outputs; give as many"
+            )
+
+
+def normalised(net: nn.Module, data: Dataset) -> nn.Module:
+    """The network for a user's inputs and targets in their own units; itself for integers, and for data sets of ours.
+
+    :param data: as :func:`paired` gives them.
+    """
+    if not data.is_own or not data.train_x.is_floating_point():
+        return net
+    return Normalised(net, Scales.of(data.train_x), _output_scales(data))
+
+
+def _run(net: nn.Module, data: Dataset) -> tuple[Dataset, Tensor]:
+    """Data as the network takes them, and its outputs for a few."""
+    try:
+        return data, _outputs(net, data)
+    except UsageError as error:
+        if data.train_x.is_floating_point():
+            raise
+        numbers = replace(data, train_x=_as_floats(data.train_x), test_x=_as_floats(data.test_x))
+        try:
+            return numbers, _outputs(net, numbers)
+        except UsageError:
+            raise error from None
+
+
+def _as_floats(x: Inputs) -> Inputs:
+    if isinstance(x, Tensor):
+        return x.float()
+    read = x.read
+    return Streamed(lambda rows: read(rows).float(), x.rows, x.shape[1:], torch.float32, x.device)
+
+
+def _outputs(net: nn.Module, data: Dataset) -> Tensor:
+    x = data.train_x[:2]
+    try:
+        with evaluating(net):
+            outputs = net(x)
+    except Exception as error:  # whatever a user's forward raises
+        raise UsageError(
+            f"the network cannot be run on inputs {tuple(data.train_x.shape)}, {data.what}: {first_line(error)}"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise UnsupportedNetworkError(f"the network's output is a {type(outputs).__name__}; one tensor is needed")
+    return outputs
+
+
+def _output_scales(data: Dataset) -> Scales | None:
+    """Scales that outputs are brought to, so that a training begins near the targets."""
+    y = data.train_y
+    if isinstance(data.likelihood, Normal):
+        return Scales.of(y)
+    if isinstance(data.likelihood, Poisson | NegativeBinomial):  # outputs are logarithms of rates
+        mean = y.mean(0).clamp(min=1e-3).log()
+        return Scales((4 * mean).round() / 4, torch.ones_like(mean))
+    return None
+
+
+def check_same_inputs(file: Path, data: Dataset) -> None:
+    """Whether a user's data have the columns and classes of the run that a file is of, where that lies beside it.
+
+    :raises UsageError: where they have others.
+    """
+    beside = file.parent / "metrics.json"
+    if not data.is_own or not beside.is_file():
+        return
+    try:
+        found = json.loads(beside.read_text())["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for what, own in (("columns", data.columns), ("classes", data.class_names)):
+        before = found.get(what)
+        if isinstance(before, list) and before and own and before != list(own):
+            other = next((a, b) for a, b in zip_longest(before, own) if a != b)
+            raise UsageError(
+                f"'{data.name}' has other {what} than '{file}' was made for: '{other[1]}' in place of '{other[0]}'"
+            )
+
+
+def check_network(net: nn.Module, data: Dataset, prior: Prior) -> None:
+    """Whether a network can be fitted and stored; nothing of it, of Pyro's store or of torch's generators is changed.
+
+    :raises PyroBCError: where it cannot.
+    """
+    x, y = data.train_x[:2], data.train_y[:2]
+    with same_random_state(device_of(net)), pyro.get_param_store().scope(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the fit begins
+        read_graph(net, x)
+        model = BayesianNetwork(net, prior, num_data=len(data.train_x), likelihood=data.likelihood)
+        guide = FactorizedGuide(model)
+        guide(x, y)
+        if guide.obstacle is not None:
+            raise UnsupportedNetworkError(guide.obstacle)
+
+
+def check_changes(plan: Recipe, data: Dataset) -> None:
+    """Whether training inputs can be changed as the recipe says.
+
+    :raises UsageError: where they cannot.
+    """
+    shifts = (plan.fit.shift, plan.fit.flip, plan.fit.affine, plan.finetune.shift)
+    if any(shifts) and (len(data.picture_shape) != 3 or not data.train_x.is_floating_point()):
+        raise UsageError(f"shift and affine move pictures (channels, height, width); the data are {data.what}")
+    if not plan.distil.share:
+        return
+    if data.likelihood != Categorical() or data.train_y.dim() != 1:
+        raise UsageError("a teacher gives probabilities of classes; leave teacher-share out for other targets")
+    if not isinstance(data.train_x, Tensor) or not (data.train_x.min() >= 0 and data.train_x.max() <= 1):
+        raise UsageError("a teacher looks at pictures in [0, 1] that fit into memory; leave teacher-share out")

@@ -1,0 +1,110 @@
+"""Arrays of numpy's and safetensors: every type as a network takes it, mapped where a file allows; each refusal."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pyro_bc.app import examples
+from pyro_bc.app.own_data import load_data
+from pyro_bc.data import Streamed
+from pyro_bc.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(30, 4))
+Y = np.arange(30) % 3
+
+
+def saved(path, **arrays):
+    if path.suffix == ".npy":
+        np.save(path, arrays["x"])
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        save_file({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, path)
+    return str(path)
+
+
+def rows(data):
+    return torch.cat([data.train_x[:], data.test_x[:]])
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_inputs_and_targets_stay_together(tmp_path, monkeypatch, ending, is_large):
+    if is_large:
+        monkeypatch.setattr(examples, "_IN_MEMORY", 10)
+    path = saved(tmp_path / f"set{ending}", x=X.astype(np.float32), y=Y, test_x=X[:5].astype(np.float32), test_y=Y[:5])
+    data = load_data(path)
+    assert isinstance(data.train_x, Streamed) is is_large and data.classes == 3 and data.test_part == "test set"
+    assert torch.equal(data.test_x[:], torch.from_numpy(X[:5]).float()) and data.test_y.tolist() == Y[:5].tolist()
+    where = {tuple(row): int(y) for row, y in zip(X.astype(np.float32).tolist(), Y, strict=True)}
+    assert [where[tuple(row)] for row in data.train_x[:].tolist()] == data.train_y.tolist()
+
+
+def test_large_stored_archives_are_mapped_and_packed_ones_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "_IN_MEMORY", 10)
+    large = RANDOM.normal(size=(5000, 40))
+    np.savez(tmp_path / "stored.npz", x=large)
+    np.savez_compressed(tmp_path / "packed.npz", x=large)
+    np.save(tmp_path / "alone.npy", np.asfortranarray(large))
+    for name, is_mapped in (("stored.npz", True), ("packed.npz", False), ("alone.npy", True)):
+        data = load_data(str(tmp_path / name))
+        assert isinstance(data.train_x, Streamed)
+        assert isinstance(data.train_x.read.args[1], np.memmap) is is_mapped
+        assert torch.equal(rows(data).sort(0)[0], torch.from_numpy(large).float().sort(0)[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "shape", "dtype"),
+    [
+        (RANDOM.integers(0, 256, (30, 4, 6), dtype=np.uint8), (1, 4, 6), torch.float32),
+        (RANDOM.integers(0, 256, (30, 3, 4, 6), dtype=np.uint8), (3, 4, 6), torch.float32),
+        (RANDOM.integers(0, 256, (30, 4, 6, 3), dtype=np.uint8), (3, 4, 6), torch.float32),
+        (RANDOM.integers(0, 9, (30, 7), dtype=np.int32), (7,), torch.int64),
+        (RANDOM.integers(0, 9, (30, 7), dtype=np.uint8), (7,), torch.int64),
+        (X.astype(np.float16), (4,), torch.float32),
+        (X.astype(">f8"), (4,), torch.float32),
+    ],
+)
+def test_bytes_are_pictures_and_other_types_stay_numbers(tmp_path, x, shape, dtype):
+    data = load_data(saved(tmp_path / "set.npy", x=x))
+    assert data.picture_shape == shape and data.train_x.dtype == dtype and not data.has_targets
+    found = rows(data)
+    if x.dtype == np.uint8 and x.ndim > 2:
+        assert found.max() <= 1
+        found = (found * 255).round()
+    assert found.double().sum().item() == pytest.approx(x.astype(float).sum())
+
+
+def test_channels_that_come_last_are_moved_pixel_by_pixel(tmp_path):
+    x = RANDOM.integers(0, 256, (30, 4, 6, 3), dtype=np.uint8)
+    data = load_data(saved(tmp_path / "set.npz", x=x, y=np.arange(30)))
+    assert np.array_equal((data.train_x * 255).round().numpy(), x.transpose(0, 3, 1, 2)[data.train_y.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": X}, "holds no inputs 'x', but z"),
+        ({"x": X[:, 0]}, r"shape \(30,\), not \(examples"),
+        ({"x": X, "y": Y[:4]}, "4 targets, of 30 inputs"),
+        ({"x": X, "test_x": X[:, :2]}, r"float64 of shape \(30, 4\), but test_x float64 of shape \(30, 2\)"),
+        ({"x": np.where(X[3, 1] == X, np.nan, X)}, "NaN or infinite numbers, the first in row 3"),
+        ({"x": X.astype(str)}, "holds no numbers"),
+        ({"x": np.array([{}])}, "not a readable"),
+        ({"x": X, "y": np.where(Y == 0, np.inf, Y)}, "targets hold NaN or infinite"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path / "set.npz"))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".safetensors"])
+def test_damaged_files_are_one_error(tmp_path, ending):
+    path = tmp_path / f"set{ending}"
+    path.write_bytes(b"\x93NUMPY\x01 torn")
+    with pytest.raises(DataError, match=f"not a readable {ending} file"):
+        load_data(str(path))

@@ -1,0 +1,161 @@
+"""``pyro-bc run`` on a user's network and data: one command, a file that takes raw inputs, a report; each refusal."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pyro_bc
+from pyro_bc.app import examples
+from pyro_bc.app.cli import main
+from pyro_bc.app.own_data import load_data
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+SECTION = README.split("## Your own network and pictures")[1].split("\n## ")[0]
+CODES = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+
+NETWORKS = """
+from torch import nn
+
+def table():
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+
+def two():
+    return nn.Linear(3, 2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr("pyro_bc.app.metrics._OPERATIONS", 1e6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """README's network and pictures, as written; others, and a table whose columns have very different units."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "net.py").write_text(NETWORKS)
+    (folder / "my_net.py").write_text(CODES[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(CODES[1], {})
+    x = np.random.default_rng(0).normal(size=(600, 3))
+    price = 3e5 + 1e5 * np.maximum(x[:, 0], 0) - 5e4 * x[:, 1]
+    pandas.DataFrame({"a": x[:, 0] * 1e4, "b": 5 + x[:, 1], "c": x[:, 2] / 1e3, "price": price}).to_csv(
+        folder / "table.csv", index=False
+    )
+    return folder
+
+
+def run(folder, *words, out):
+    return main(["run", *map(str, words), "--out", str(folder / out)])
+
+
+def test_own_pictures_and_an_own_network_become_a_file_and_a_report(folder, capsys, monkeypatch):
+    (command,) = re.findall(r"```\npyro-bc run (.*) --out .*\n```", SECTION)
+    monkeypatch.chdir(folder)
+    words = [*command.split(), "--epochs", 5, "--pretrain-epochs", 6]
+    assert run(folder, *words, out="pictures-out") == 0
+    said = capsys.readouterr()
+    found = json.loads((folder / "pictures-out" / "metrics.json").read_text())
+    inputs = found["inputs"]
+    assert inputs["examples"] == {"train": 1295, "held_out": 323, "test": 179}
+    assert inputs["classes"] == [f"digit {label}" for label in range(10)]
+    assert "1,295 training, 323 held-out and 179 test examples of 10 classes; grey pictures of 8 x 8 pixels" in said.err
+    assert inputs["normalisation"] == {"input_mean": [0.25], "input_deviation": [0.5]}
+    assert found["dense"]["error_percent"] < 30 and found["compressed"]["error_percent"] < 40  # chance is 90
+    file = folder / "pictures-out" / "network.pbc"
+    data = load_data(str(folder / "pictures"))
+    wrong = (pyro_bc.load(file)(data.test_x).argmax(1) != data.test_y).sum()  # raw pictures in [0, 1]
+    assert 100 * int(wrong) / 179 == pytest.approx(found["compressed"]["error_percent"])
+    assert main(["evaluate", str(file), "--data", str(folder / "pictures"), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated == {
+        "error_percent": found["compressed"]["error_percent"],
+        "n": 179,
+        "file_bytes": file.stat().st_size,
+    }
+    page = (folder / "pictures-out" / "report.html").read_text()
+    assert "normalised inside the network" in page and "Calibration" in page
+    (folder / "pictures" / "digit 5").rename(
+        folder / "pictures" / "digit five"
+    )  # classes of other names are other classes
+    assert main(["evaluate", str(file), "--data", str(folder / "pictures")]) == 2
+    assert "other classes than" in capsys.readouterr().err
+    (folder / "pictures" / "digit five").rename(folder / "pictures" / "digit 5")
+
+
+def test_a_regression_speaks_of_its_own_metric_streams_and_resumes(folder, capsys, monkeypatch):
+    words = (
+        "--net", f"{folder}/net.py:table", "--prior", "gnj", "--data", folder / "table.csv", "--epochs", 30,
+        "--pretrain-epochs", 60, "--pretrain-learning-rate", 0.01, "--kl-weight", 0.1, "--learning-rate", 0.01,
+    )  # fmt: skip
+    assert run(folder, *words, out="table-out") == 0
+    assert "RMSE" in capsys.readouterr().out
+    out = folder / "table-out"
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["metric"] == "RMSE" and found["inputs"]["columns"] == ["a", "b", "c"]
+    assert 0 < found["compressed"]["rmse"] < 3e4 and found["dense"]["rmse"] < 3e4  # the prices' deviation is 77,000
+    text = (out / "report.md").read_text() + (out / "report.html").read_text()
+    assert "error %" not in text and "Calibration" not in text and "RMSE" in text
+    assert main(["report", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "network.pbc"), "--data", str(folder / "table.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rmse"] == pytest.approx(found["compressed"]["rmse"])
+    # A dense network of that run is one for the next, of arrays that are read when asked for.
+    data = load_data(str(folder / "table.csv"))
+    np.savez(folder / "table.npz", x=data.train_x, y=data.train_y, test_x=data.test_x, test_y=data.test_y)
+    monkeypatch.setattr(examples, "_IN_MEMORY", 10)
+    again = (
+        "--net", f"{folder}/net.py:table", "--prior", "gnj", "--data", folder / "table.npz", "--epochs", 2,
+        "--kl-weight", 0.1, "--weights", out / "dense.safetensors", "--likelihood", "gaussian",
+    )  # fmt: skip
+    assert run(folder, *again, out="again") == 0
+    second = json.loads((folder / "again" / "metrics.json").read_text())
+    assert second["dense"]["rmse"] == pytest.approx(found["dense"]["rmse"], rel=1e-5)
+    file = (folder / "again" / "network.pbc").read_bytes()
+    (folder / "again" / "metrics.json").unlink()
+    assert run(folder, *again, "--resume", out="again") == 0
+    assert (folder / "again" / "network.pbc").read_bytes() == file
+    assert main(["compress", f"{folder}/net.py:table", "--weights", str(out / "dense.safetensors"), "--data",
+                 str(folder / "table.csv"), "--out", str(folder / "small")]) == 0  # fmt: skip
+    small = json.loads((folder / "small" / "metrics.json").read_text())
+    assert small["metric"] == "RMSE" and small["dense"]["rmse"] == pytest.approx(found["dense"]["rmse"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:two"), "does not fit targets of shape"),
+        (("--data", "{f}/table.csv", "--net", "{f}/my_net.py:Net"), "cannot be run on inputs"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:three"), "it has table, two"),
+        (("--data", "{f}/table.csv", "--net", "lenet-300-100"), "built for a number of classes"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--target", "cost"), "no column 'cost'"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--likelihood", "categorical"), "holds no classes"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--likelihood", "cauchy"), "unknown likelihood"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--affine", "0.5"), "move pictures"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--teacher-share", "0.5"), "probabilities of"),
+        (
+            ("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--weights", "{f}/no.safetensors"),
+            "holds no '0.weight'",
+        ),
+        (("--data", "{f}/inputs.npy", "--net", "{f}/net.py:table"), "no targets to train with"),
+        (("--data", "{f}/pictures", "--net", "{f}/net.py:table"), "cannot be run on inputs"),
+        (("--data", "{f}/nowhere", "--net", "{f}/net.py:table"), "unknown data"),
+        (("--data", "digits", "--net", "{f}/my_net.py:Net", "--likelihood", "normal"), "classes: leave out"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--device", "nowhere"), "cannot be used"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_written(folder, capsys, words, message):
+    np.save(folder / "inputs.npy", np.zeros((20, 3), np.float32))
+    save_file({"weight": torch.zeros(2)}, folder / "no.safetensors")
+    given = [str(word).format(f=folder) for word in words]
+    assert run(folder, "--prior", "ghs", "--max-error-rise", 1, *given, out="refused") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("pyro-bc: ")
+    assert not (folder / "refused").exists()
