@@ -241,7 +241,10 @@ class HeaderReader:
         return unzigzag(self.varint())
 
     def node(self, index: int) -> Node:
-        op = BY_CODE[self.at_most(len(BY_CODE) - 1)].name
+        code = self.varint()
+        if code not in BY_CODE:
+            raise CompressedFileError(f"the file's header holds an operation that is not known here, {code}")
+        op = BY_CODE[code].name
         count = self.at_most(127)
         args: list[Any] = []
         for position in range(count // 2):

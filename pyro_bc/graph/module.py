@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .layer_types import layer_type
 from .nodes import Named, Node, Value, arguments, is_layer, layer_arguments, layer_groups, layer_name
-from .operations import function
+from .operations import operation
 
 
 @contextmanager
@@ -88,9 +88,9 @@ class GraphNetwork(nn.Module):
                 results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
             else:
                 args, kwargs = arguments(node, lookup)
-                if node.op == "zeros":  # where the input is, wherever that was when the network was read
+                if operation(node.op).creates:  # where the input is, wherever that was when the network was read
                     kwargs["device"] = x.device
-                results[index] = function(node.op)(*args, **kwargs)
+                results[index] = operation(node.op).function(*args, **kwargs)
             yield results[index]
             for finished in self._done[index]:
                 del results[finished]

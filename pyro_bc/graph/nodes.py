@@ -10,7 +10,12 @@ from torch import Tensor
 from .layer_types import LAYER_TYPES, layer_type
 
 #: types of tensors as a graph's literals name them.
-DTYPE_NAMES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+DTYPE_NAMES = {
+    getattr(torch, name): name
+    for name in (
+        *("float32", "int64", "bool", "float16", "bfloat16", "float64", "int32", "int16", "int8", "uint8", "complex64"),
+    )
+}
 
 DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
