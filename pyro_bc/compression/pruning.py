@@ -322,13 +322,19 @@ class _Pruner:
         """The nodes with their new sizes, and a selection of inputs before layers that read only some."""
         nodes: list[Node] = []
         shapes: list[Any] = [self.graph.shapes[0]]
-        new: dict[int, int] = {-1: -1}
+        new: dict[int, int] = {}
+
+        def moved(leaf: Any) -> Any:
+            return Value(new.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
+
         for index, node in enumerate(self.graph.nodes):
             if index not in self.read:
                 continue
             node = _resized(node, self.graph, index, self.tracking, kept)
             args, kwargs = (
-                replace_leaves(tree, lambda leaf: Value(new[leaf.index]) if isinstance(leaf, Value) else leaf)
+                replace_leaves(
+                    tree, lambda leaf: Value(new.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
+                )
                 for tree in (node.args, node.kwargs)
             )
             shape = list(self.graph.shape(index) or ())
@@ -344,7 +350,7 @@ class _Pruner:
             new[index] = len(nodes)
             nodes.append(Node(node.op, args, kwargs))
             shapes.append(tuple(shape) if self.graph.shape(index) is not None else None)
-        graph = Graph(tuple(nodes), tensors, tuple(shapes), self.graph.buffers)
+        graph = replace(self.graph, nodes=tuple(nodes), tensors=tensors, shapes=tuple(shapes))
         return _merge_selections(graph)
 
 

@@ -16,7 +16,7 @@ from ..graph.fast import PredictionNetwork
 from ..graph.nodes import Graph
 from ..graph.read import read_graph
 from ..runtime.files import write_atomically
-from .contents import Contents, Numbers, values
+from .contents import Contents, Input, Numbers, values
 from .format import decode, encode
 
 
@@ -75,16 +75,16 @@ class CompressedNetwork(Contents):
 
         It predicts fastest under ``torch.no_grad()``.
         """
-        return PredictionNetwork(
-            self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers
-        )
+        tensors = {name: values(tensor) for name, tensor in self.tensors.items()}
+        names = tuple(own.name for own in self.inputs) if self.further_inputs else ()
+        return PredictionNetwork(self.nodes, tensors, self.buffers, names)
 
     def to_bytes(self, net: nn.Module | None = None) -> bytes:
         """The file's content; the same network always gives the same bytes.
 
         :param net: as for :meth:`save`.
         """
-        return encode(self, None if net is None else _dense_graph(net)(self.input_shape, self.input_dtype))
+        return encode(self, None if net is None else _dense_graph(net)(self.inputs))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -113,11 +113,13 @@ def _bits_to_multiply(tensor: Numbers) -> int:
     return 32 if tensor.grid else tensor.bits
 
 
-def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...], torch.dtype], Graph]:
-    """The graph of a network for inputs of a shape and type, heads as in a Bayesian network."""
+def _dense_graph(net: nn.Module) -> Callable[[tuple[Input, ...]], Graph]:
+    """The graph of a network for inputs of some shapes and types, heads as in a Bayesian network."""
 
-    def graph(shape: tuple[int, ...], dtype: torch.dtype) -> Graph:
-        return read_graph(separate_heads(copy.deepcopy(net).cpu()), torch.zeros(2, *shape, dtype=dtype, device="cpu"))
+    def graph(inputs: tuple[Input, ...]) -> Graph:
+        tensors = {own.name: torch.zeros(2, *own.shape, dtype=own.dtype, device="cpu") for own in inputs}
+        example = tensors if len(inputs) > 1 else tensors[inputs[0].name]
+        return read_graph(separate_heads(copy.deepcopy(net).cpu()), example)
 
     return graph
 

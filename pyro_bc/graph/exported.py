@@ -73,18 +73,12 @@ class UnknownOperationError(UnsupportedNetworkError):
 
 
 def graph_of(program: Any, kept: set[str]) -> Graph:
-    """The graph of an exported program of one input.
+    """The graph of an exported program of a :class:`~pyro_bc.graph.interface.OneOutput`.
 
     :param kept: names of the tensors that nothing is folded of (:mod:`~pyro_bc.graph.folding`).
     :raises UnknownOperationError: where there are operations that no graph holds.
     :raises UnsupportedNetworkError: where there is no graph of the input and one output.
     """
-    signature = program.graph_signature
-    if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
-        raise UnsupportedNetworkError(
-            f"the network has {len(signature.user_inputs)} inputs and {len(signature.user_outputs)} outputs; one of "
-            f"each is needed"
-        )
     _drop_checks(program.graph)
     reader = _Reader(program, kept)
     (result,) = reader.read(program.graph_module, reader.placed)
@@ -93,9 +87,10 @@ def graph_of(program: Any, kept: set[str]) -> Graph:
         raise UnknownOperationError(next(iter(reader.unknown.values())), set(reader.unknown))
     if not isinstance(output, Value) or output.index < 0:
         raise UnsupportedNetworkError("the network's output is its input, or does not depend on it")
-    nodes, shapes = reader.nodes[: output.index + 1], reader.shapes[: output.index + 2]
+    nodes, shapes = reader.nodes[: output.index + 1], (reader.inputs[0], *reader.shapes[: output.index + 1])
     buffers = frozenset(reader.tensors).difference(reader.parameters)
-    return layers_alone(without_dead_code(Graph(tuple(nodes), reader.tensors, tuple(shapes), buffers)))
+    graph = Graph(tuple(nodes), reader.tensors, shapes, buffers, tuple(reader.inputs[1:]), frozenset(reader.folded))
+    return layers_alone(without_dead_code(graph))
 
 
 def simpler(program: Any, operations: set[Any]) -> Any:
@@ -136,8 +131,13 @@ class _Reader:
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names |= signature.inputs_to_lifted_tensor_constants
         state = {**program.state_dict, **program.constants}
-        self.tensors = {name: state[name].detach().cpu() for name in names.values()}
-        self.parameters = set(signature.inputs_to_parameters.values())
+        tensors = {name: state[name].detach().cpu() for name in names.values()}
+        names = {placeholder: _own_name(name) for placeholder, name in names.items()}
+        self.tensors = {_own_name(name): tensor for name, tensor in tensors.items()}
+        self.parameters = {_own_name(name) for name in signature.inputs_to_parameters.values()}
+        self.inputs: list[Any] = []
+        #: parameters that a folded tensor is computed from.
+        self.folded: set[str] = set()
         self.nodes: list[Node] = []
         self.shapes: list[Any] = []
         self.references: dict[torch.fx.Node, Any] = {}
@@ -151,8 +151,8 @@ class _Reader:
                 is_own = node.name not in signature.inputs_to_lifted_tensor_constants
                 self.constants.add(node, self.tensors[names[node.name]], names[node.name] if is_own else None)
             else:
-                self.references[node] = Value(-1)
-                self.shapes.insert(0, _shape(node))
+                self.inputs.append(_shape(node))
+                self.references[node] = Value(-len(self.inputs))
 
         self.placed = placed
 
@@ -230,12 +230,13 @@ class _Reader:
         key = content(value.detach())
         sources = self.constants.sources(node)
         if key not in self._named or sources:
-            name = f"{_module(node)}.{role}" if role and _module(node) else f"constants.{node.name}"
+            name = f"{_module(node)}.{role}" if role and _module(node) else f"constants.of_{node.name}"
             while name in self.tensors:
                 name = f"{name.rpartition('.')[0]}_.{name.rpartition('.')[2]}"
             self.tensors[name] = value.detach().clone()
             self._named[key] = name
             if self.parameters.intersection(sources):
+                self.folded |= self.parameters.intersection(sources)
                 self.parameters.add(name)
         return Named(self._named[key])
 
@@ -302,6 +303,24 @@ class _Reader:
         x, *rest = (self._argument(argument) for argument in node.args)
         return self._add(Node("batch_norm", (x, *rest[:4], False, *rest[4:], False)), node)
 
+    def _shaped_as(self, node: torch.fx.Node, name: str) -> Any:
+        sizes = tuple(size if isinstance(size, int) else -1 for size in _shape(node) or ())
+        if sizes.count(-1) > 1:
+            return self._unknown(node)
+        return self._add(Node("reshape", (self.reference(node.args[0]), sizes)), node)  # type: ignore[arg-type]
+
+    def _joined(self, node: torch.fx.Node, name: str) -> Any:
+        """Without the parts that are known to be empty, such as what a cache held before."""
+        parts: Any = node.args[0]
+        kept = [part for part in parts if not self._is_empty(part)]
+        if len(kept) == 1:
+            return self.reference(kept[0])
+        return self._add(Node(name, (self._argument(kept), *map(self._argument, node.args[1:]))), node)
+
+    def _is_empty(self, part: torch.fx.Node) -> bool:
+        value = part.meta.get("val")
+        return part in self.constants and isinstance(value, Tensor) and 0 in value.shape
+
     def _expand_as(self, node: torch.fx.Node, name: str) -> Any:
         before, after = (_shape(part) or () for part in node.args)  # type: ignore[arg-type]
         new = len(after) - len(before)
@@ -343,6 +362,9 @@ _REWRITTEN: Mapping[str, Callable[[_Reader, torch.fx.Node, str], Any]] = {
     "rsub": _Reader._subtracted_from,
     "_native_batch_norm_legit_no_training": _Reader._batch_norm,
     "expand_as": _Reader._expand_as,
+    "cat": _Reader._joined,
+    "reshape_as": _Reader._shaped_as,
+    "view_as": _Reader._shaped_as,
 }
 
 
@@ -437,8 +459,14 @@ def _writes_in_place(node: torch.fx.Node) -> bool:
 
 
 def _module(node: torch.fx.Node) -> str:
-    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return modules[-1] if modules else ""
+    """The path of the module of the network that computes a node; empty for the network itself."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path not in ("", "net")]
+    return _own_name(modules[-1]) if modules else ""
+
+
+def _own_name(name: str) -> str:
+    """What a tensor or module of a :class:`~pyro_bc.graph.interface.OneOutput` is called in the network itself."""
+    return name.removeprefix("net.")
 
 
 def _source(node: torch.fx.Node) -> str:

@@ -32,11 +32,19 @@ class GraphNetwork(nn.Module):
     their old names, so that it can be made Bayesian again.
 
     :param buffers: names of the floating point tensors that are no parameters.
+    :param inputs: names of the inputs, where there are several: they go in by position or by name.
     """
 
-    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor], buffers: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        tensors: Mapping[str, Tensor],
+        buffers: frozenset[str] = frozenset(),
+        inputs: tuple[str, ...] = (),
+    ):
         super().__init__()
         self._nodes = nodes
+        self._inputs = inputs
         self._layers = _layers(nodes)
         built: set[str] = set()
         for name, node in self._layers.items():
@@ -67,16 +75,26 @@ class GraphNetwork(nn.Module):
             owner = getattr(owner, parent)
         return owner, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self._nodes, x)
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        return self.run(self._nodes, *self._in_order(tensors, named))
 
-    def run(self, nodes: tuple[Node, ...], x: Tensor) -> Tensor:
+    def _in_order(self, tensors: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The inputs by their positions."""
+        if not named:
+            return tensors
+        missing = [name for name in self._inputs[len(tensors) :] if name not in named]
+        if missing or len(named) + len(tensors) != max(1, len(self._inputs)):
+            takes = ", ".join(self._inputs) or "one tensor"
+            raise TypeError(f"the network's inputs are {takes}; not {', '.join(named)}")
+        return (*tensors, *(named[name] for name in self._inputs[len(tensors) :] or named))
+
+    def run(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Tensor:
         """The output of this network's nodes, or of the same ones with other literals."""
-        return deque(self.results(nodes, x), maxlen=1).pop()
+        return deque(self.results(nodes, *inputs), maxlen=1).pop()
 
-    def results(self, nodes: tuple[Node, ...], x: Tensor) -> Iterator[Any]:
+    def results(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Iterator[Any]:
         """What each node of :meth:`run` comes to, one after the other."""
-        results: dict[int, Any] = {-1: x}
+        results: dict[int, Any] = {-1 - position: x for position, x in enumerate(inputs)}
 
         def lookup(leaf: Any) -> Any:
             if isinstance(leaf, Value):
@@ -89,7 +107,7 @@ class GraphNetwork(nn.Module):
             else:
                 args, kwargs = arguments(node, lookup)
                 if operation(node.op).creates:  # where the input is, wherever that was when the network was read
-                    kwargs["device"] = x.device
+                    kwargs["device"] = inputs[0].device
                 results[index] = operation(node.op).function(*args, **kwargs)
             yield results[index]
             for finished in self._done[index]:

@@ -22,7 +22,7 @@ DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True)
 class Value:
-    """What node ``index`` computed; index −1 is the network's input."""
+    """What node ``index`` computed; index −1 is the network's input, −2 its second one, and so on."""
 
     index: int
 
@@ -65,16 +65,20 @@ class Graph:
     :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
         a string. None for what is no tensor.
     :param buffers: names of the tensors that training leaves alone.
+    :param further_inputs: shapes of the inputs behind the first.
+    :param folded: names of the network's parameters that tensors of the graph were computed from.
     """
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
     shapes: tuple[tuple[Any, ...] | None, ...]
     buffers: frozenset[str] = frozenset()
+    further_inputs: tuple[tuple[Any, ...], ...] = ()
+    folded: frozenset[str] = frozenset()
 
     def shape(self, index: int) -> tuple[Any, ...] | None:
-        """Shape of a node's result, or of the input (−1)."""
-        return self.shapes[index + 1]
+        """Shape of a node's result, or of an input (−1, −2, …)."""
+        return self.shapes[index + 1] if index >= -1 else self.further_inputs[-2 - index]
 
 
 #: operations that are layers, where their weight is a tensor of the network.
@@ -151,10 +155,10 @@ def without_dead_code(graph: Graph) -> Graph:
 
 def select_nodes(graph: Graph, kept: list[int]) -> Graph:
     """The graph with only these nodes, renumbered, and the tensors that they use."""
-    new = {-1: -1} | {index: position for position, index in enumerate(kept)}
+    new = {index: position for position, index in enumerate(kept)}
 
     def renumber(leaf: Any) -> Any:
-        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(new[leaf.index]) if isinstance(leaf, Value) and leaf.index >= 0 else leaf
 
     nodes = []
     for index in kept:
@@ -162,7 +166,8 @@ def select_nodes(graph: Graph, kept: list[int]) -> Graph:
         nodes.append(Node(node.op, replace_leaves(node.args, renumber), replace_leaves(node.kwargs, renumber)))
     names = dict.fromkeys(name for node in nodes for name in node.named())
     shapes = (graph.shapes[0], *(graph.shapes[index + 1] for index in kept))
-    return Graph(tuple(nodes), {name: graph.tensors[name] for name in names}, shapes, graph.buffers.intersection(names))
+    tensors = {name: graph.tensors[name] for name in names}
+    return replace(graph, nodes=tuple(nodes), tensors=tensors, shapes=shapes, buffers=graph.buffers.intersection(names))
 
 
 def without_nodes(graph: Graph, replaced: Mapping[int, int]) -> Graph:

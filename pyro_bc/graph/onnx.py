@@ -66,10 +66,10 @@ def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
     Windows that reach beyond the edge (``ceil_mode``) are as they were: the export then says that outputs differ.
     """
     nodes: list[Node] = []
-    moved = {-1: -1}
+    moved: dict[int, int] = {}
 
     def redirect(leaf: Any) -> Any:
-        return Value(moved[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(moved.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
 
     for index, node in enumerate(net._nodes):
         node = replace(node, args=replace_leaves(node.args, redirect), kwargs=replace_leaves(node.kwargs, redirect))

@@ -15,28 +15,32 @@ from ..errors import UnsupportedNetworkError
 from ..runtime.messages import first_line
 from .exported import UnknownOperationError, graph_of, simpler, writes_in_place
 from .folding import weights_of_layers
+from .interface import Batch, OneOutput, Output, names_of, random_like, tensors_of
 from .module import GraphNetwork, evaluating
 from .nodes import Graph, is_layer, layer_name
 
 
-def read_graph(net: nn.Module, example: Tensor) -> Graph:
+def read_graph(net: nn.Module, example: Batch, output: Output = None) -> Graph:
     """The graph that a network computes in evaluation mode; dropout falls away.
 
-    :param net: the network, of one input and one output; it is not changed.
-    :param example: a batch of inputs, ``(batch, …)``; its values do not matter.
+    :param net: the network; it is not changed.
+    :param example: a batch of inputs, ``(batch, …)``, or a tuple or a dictionary of several; numbers do not matter.
+    :param output: which of several outputs is the network's: its name or position; None for the only one, or
+        ``logits``. Others fall away.
     :raises UnsupportedNetworkError: where the network has no fixed graph, or an operation that a file cannot hold;
         it is named, with the module that holds it.
     """
-    example = example[:1].expand(2, *example.shape[1:]).contiguous()
+    names = names_of(example)
+    tensors = tuple(x[:1].expand(2, *x.shape[1:]).contiguous() for x in tensors_of(example))
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels hide the layers
     try:
         with warnings.catch_warnings(), torch.no_grad(), evaluating(net):
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                net, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
-            )
-            graph = _read(program, net, example)
+            whole = OneOutput(net, names, output)
+            dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors),)
+            program = torch.export.export(whole, tensors, dynamic_shapes=dynamic, strict=False)
+            graph = _read(program, whole, random_like(tensors, 3))
             if any(is_layer(node) and layer_name(node) == "weight" for node in graph.nodes):
                 raise UnsupportedNetworkError(
                     "the network is a single layer, without a name for it; put it into an nn.Sequential"
@@ -48,20 +52,20 @@ def read_graph(net: nn.Module, example: Tensor) -> Graph:
         if reason.startswith("Constraints violated"):
             reason = "its forward fixes the batch size, as len(x) does; write x.shape[0], or -1 in a view"
         raise UnsupportedNetworkError(
-            f"the network cannot be read as a fixed graph of one input, for any batch size: {reason}"
+            f"the network cannot be read as a fixed graph of its inputs, for any batch size: {reason}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return graph
 
 
-def _read(program: Any, net: nn.Module, example: Tensor) -> Graph:
+def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:
     """The program as a graph that computes what the network does.
 
     An operation that no graph holds, and what is written into a part of a tensor, is first replaced by what torch
     itself says that it consists of.
     """
-    kept = weights_of_layers(net)
+    kept = weights_of_layers(net.net)
     unknown: set[Any] = set()
     first: UnknownOperationError | None = None
     while True:
@@ -74,7 +78,7 @@ def _read(program: Any, net: nn.Module, example: Tensor) -> Graph:
             if simplified is None:
                 raise first from None
         else:
-            if _computes(net, graph, example):
+            if _computes(net, graph, examples):
                 return graph
             if not writes_in_place(program):
                 raise UnsupportedNetworkError(
@@ -84,13 +88,10 @@ def _read(program: Any, net: nn.Module, example: Tensor) -> Graph:
         program = simplified
 
 
-def _computes(net: nn.Module, graph: Graph, example: Tensor) -> bool:
-    """Whether network and graph are one for random inputs of another batch size."""
-    if example.is_floating_point():
-        x = torch.rand(3, *example.shape[1:], dtype=example.dtype).to(example.device)
-    else:
-        x = torch.cat([example, example])[:3]
-    expected = net(x)
-    found = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(example.device)(x)
+def _computes(net: nn.Module, graph: Graph, examples: tuple[Tensor, ...]) -> bool:
+    """Whether network and graph are one for inputs of another batch size."""
+    expected = net(*examples)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(examples[0].device)
+    found = network(*examples)
     largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
     return torch.allclose(expected, found, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
