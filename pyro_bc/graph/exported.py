@@ -211,26 +211,29 @@ class _Reader:
         part = getattr(module, str(node.args[at].target))  # type: ignore[union-attr]
         self.references[node] = self.read(part, placed)
 
-    def reference(self, node: torch.fx.Node, role: str = "") -> Any:
-        """What a node's result is called: a tensor's name, a node of the graph, or a literal."""
+    def reference(self, node: torch.fx.Node, name: str = "") -> Any:
+        """What a node's result is called: a tensor's name, a node of the graph, or a literal.
+
+        :param name: for a layer's weight or bias, what it is to be called where it is computed.
+        """
         if node in self.references:
             return self.references[node]
         if node not in self.constants:  # pieces that are used all at once
             self.references[node] = self._operation(node)
             return self.references[node]
-        if not self.constants.may_fold(node, bool(role) or _row_name(node) is None):
+        if not self.constants.may_fold(node, bool(name) or _row_name(node) is None):
             self.references[node] = self._operation(node)
             return self.references[node]
         value = self.constants.value(node)
         if not isinstance(value, Tensor):
             return _literal(value)
-        return self._named_constant(node, value, role)
+        return self._named_constant(node, value, name)
 
-    def _named_constant(self, node: torch.fx.Node, value: Tensor, role: str) -> Any:
+    def _named_constant(self, node: torch.fx.Node, value: Tensor, name: str) -> Any:
         key = content(value.detach())
         sources = self.constants.sources(node)
         if key not in self._named or sources:
-            name = f"{_module(node)}.{role}" if role and _module(node) else f"constants.of_{node.name}"
+            name = name or f"constants.of_{node.name}"
             while name in self.tensors:
                 name = f"{name.rpartition('.')[0]}_.{name.rpartition('.')[2]}"
             self.tensors[name] = value.detach().clone()
@@ -265,18 +268,15 @@ class _Reader:
 
     def _plain(self, node: torch.fx.Node, name: str) -> Any:
         args, kwargs = _with_types_by_name(node)
-        roles = ("", "weight", "bias") if name.partition(".")[0] in _READS_WEIGHTS else ()
-        arguments = tuple(
-            self._argument(argument, role) for argument, role in zip_longest(args, roles[: len(args)], fillvalue="")
-        )
+        owner = _module(node) if name.partition(".")[0] in _READS_WEIGHTS else ""
+        names = ("", f"{owner}.weight", f"{owner}.bias")[: len(args)] if owner else ()
+        arguments = tuple(self._argument(argument, own) for argument, own in zip_longest(args, names, fillvalue=""))
         kept = {key: value for key, value in kwargs.items() if key not in _PLACEMENT}
         options = tuple((key, self._argument(value)) for key, value in kept.items())
         return self._add(Node(name, arguments, options), node)
 
     def _slice(self, node: torch.fx.Node, name: str) -> Any:
         x, *bounds = (self._argument(argument) for argument in node.args)
-        # To the end, as torch.export writes it.
-        bounds = [None if isinstance(bound, int) and bound >= 2**62 else bound for bound in bounds]
         if tuple(bounds[1:]) in ((0, None), (None, None), ()):
             return x
         return self._add(Node(name, (x, *bounds)), node)
@@ -309,6 +309,14 @@ class _Reader:
             return self._unknown(node)
         return self._add(Node("reshape", (self.reference(node.args[0]), sizes)), node)  # type: ignore[arg-type]
 
+    def _copied(self, node: torch.fx.Node, name: str) -> Any:
+        """What is written over a tensor, which has its shape and type afterwards."""
+        source: Any = node.args[1]
+        written, found = source.meta["val"], node.meta["val"]
+        if written.dtype != found.dtype or _shape(source) != _shape(node):
+            return self._unknown(node)
+        return self.reference(source)
+
     def _joined(self, node: torch.fx.Node, name: str) -> Any:
         """Without the parts that are known to be empty, such as what a cache held before."""
         parts: Any = node.args[0]
@@ -334,10 +342,10 @@ class _Reader:
         self.shapes.append(_shape(source))
         return Value(len(self.nodes) - 1)
 
-    def _argument(self, tree: Any, role: str = "") -> Any:
+    def _argument(self, tree: Any, name: str = "") -> Any:
         if isinstance(tree, tuple | list):
             return tuple(self._argument(branch) for branch in tree)
-        return self.reference(tree, role) if isinstance(tree, torch.fx.Node) else _literal(tree)
+        return self.reference(tree, name) if isinstance(tree, torch.fx.Node) else _literal(tree)
 
     def _unknown(self, node: torch.fx.Node) -> None:
         """Note an operation that no graph holds, and go on, to find all of them."""
@@ -365,6 +373,7 @@ _REWRITTEN: Mapping[str, Callable[[_Reader, torch.fx.Node, str], Any]] = {
     "cat": _Reader._joined,
     "reshape_as": _Reader._shaped_as,
     "view_as": _Reader._shaped_as,
+    "copy": _Reader._copied,
 }
 
 
@@ -411,7 +420,7 @@ def _with_types_by_name(node: torch.fx.Node) -> tuple[tuple[Any, ...], dict[str,
     args, kwargs = list(node.args), dict(node.kwargs)
     if isinstance(node.target, torch._ops.OpOverload):
         for position, argument in enumerate(node.target._schema.arguments[: len(args)]):
-            if "ScalarType" in str(argument.type):
+            if "ScalarType" in str(argument.real_type):
                 kwargs[argument.name] = args[position]
                 args = args[:position]  # what follows are options of no consequence
                 break
@@ -434,7 +443,7 @@ def _literal(value: Any) -> Any:
         return DTYPE_NAMES[value]
     if isinstance(value, list | tuple):
         return tuple(map(_literal, value))
-    return value
+    return None if isinstance(value, int) and value >= 2**62 else value  # to the end, as torch.export writes it
 
 
 def _shape(node: torch.fx.Node) -> tuple[Any, ...] | None:

@@ -75,7 +75,7 @@ def of_schema(name: str) -> Callable[..., Any]:
     """ATen's overload of this name (``max.dim``), with no other arguments than its schema has."""
     packet, _, overload = name.partition(".")
     aten = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    types = {argument.name: str(argument.type) for argument in aten._schema.arguments}
+    types = {argument.name: str(argument.real_type) for argument in aten._schema.arguments}
     positions = [argument.name for argument in aten._schema.arguments if not argument.kwarg_only]
     # A number in the place of a type would be taken for the type's position in a list of torch's, however long that is.
     numbered = {argument for argument, kind in types.items() if "ScalarType" in kind or "Layout" in kind}
