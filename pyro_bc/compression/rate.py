@@ -24,6 +24,7 @@ from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..quantisation.rounding import on_grid
 from ..runtime import processes
 from ..runtime.devices import on_cpu
+from ..runtime.inputs import Batch, tensors_of
 from ..runtime.random_state import seeded
 
 # How often the lengths of codes are estimated anew.
@@ -271,7 +272,7 @@ def price_for(
 
 @torch.no_grad()
 @on_cpu
-def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor) -> Tensor:
+def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Batch) -> Tensor:
     """The network's outputs with the layers' means, or with the numbers that their codes stand for."""
     tensors = dict(graph.tensors)
     for name, layer in posterior.items():
@@ -279,7 +280,8 @@ def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor)
             if f"{name}.{role}" in tensors and mean is not None:
                 tensors[f"{name}.{role}"] = layer.codes[role].values() if role in layer.codes else mean
     network = GraphNetwork(graph.nodes, tensors, graph.buffers)
-    return torch.cat([network(part) for part in x.split(_PART)])
+    parts = zip(*(part.split(_PART) for part in tensors_of(x)), strict=True)
+    return torch.cat([network(*part) for part in parts])
 
 
 def _independent(layer: LayerPosterior, groups: int, nats_per_bit: float) -> CodedRows:

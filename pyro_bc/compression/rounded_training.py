@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data.loaders import first_batch, loader_steps
 from ..errors import NonFiniteLossError
+from ..graph.interface import called
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, layer_groups, layer_nodes
@@ -107,7 +108,7 @@ def train_rounded(
     for layer in layers.values():
         layer.to_(x.device)
     with torch.no_grad():
-        likelihood.check(network(x), y)
+        likelihood.check(called(network, x), y)
     bar = Progress(
         TextColumn("training, rounded"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"), disable=not progress or processes.rank() > 0,

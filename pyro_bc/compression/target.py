@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..graph.interface import Output, called
 from ..graph.module import evaluating
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
@@ -30,6 +31,7 @@ from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
+from ..runtime.inputs import Batch
 from .compress import compress
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
@@ -93,8 +95,8 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        before = [_computed(model.skeleton, x) for x, _ in batches]
-        count = sum(len(x) for x, _ in batches)
+        before = [_computed(model.skeleton, x, model.output) for x, _ in batches]
+        count = sum(len(y) for _, y in batches)
 
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
@@ -180,19 +182,26 @@ class Reached:
 
 
 @torch.no_grad()
-def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
+def judge(
+    net: nn.Module,
+    likelihood: Likelihood,
+    batches: Iterable[Any],
+    sites: Posterior | None = None,
+    output: Output = None,
+) -> Judged:
     """Error and loss of a network on batches ``(x, y)``.
 
     :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
+    :param output: which of several outputs the likelihood is of.
     """
     batches = list(batches)
-    return _scored([_computed(net, x) for x, _ in batches], batches, likelihood, sites)
+    return _scored([_computed(net, x, output) for x, _ in batches], batches, likelihood, sites)
 
 
-def _computed(net: nn.Module, x: Tensor) -> Any:
+def _computed(net: nn.Module, x: Batch, output: Output = None) -> Any:
     """A network's outputs in evaluation mode."""
     with torch.no_grad(), evaluating(net) as network:
-        return network(x)
+        return called(network, x, output)
 
 
 @torch.no_grad()
@@ -250,7 +259,7 @@ def compress_to(
     held_out = list(held_out)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
-    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted)
+    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted, model.output)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError
+from ..runtime.inputs import Batch, names_of, random_like, tensors_of
 from ..runtime.messages import first_line
 from .exported import UnknownOperationError, graph_of, simpler, writes_in_place
 from .folding import weights_of_layers
-from .interface import Batch, OneOutput, Output, names_of, random_like, tensors_of
+from .interface import OneOutput, Output
 from .module import GraphNetwork, evaluating
 from .nodes import Graph, is_layer, layer_name
 
