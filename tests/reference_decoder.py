@@ -144,7 +144,7 @@ class File:
     """Reads the header; :attr:`tensors` has the codes of every tensor, :attr:`values` its numbers as fractions."""
 
     def __init__(self, data: bytes) -> None:
-        assert data[:3] == b"PBC" and data[3] in (2, 3, 4, 5)
+        assert data[:3] == b"PBC" and data[3] in (2, 3, 4, 5, 6)
         self.data, self.position = data[8:], 0
         assert zlib.crc32(self.data) == struct.unpack("<I", data[4:8])[0]
         self.described: list[dict] = []
@@ -178,6 +178,12 @@ class File:
         self.dense_parameters = self.varint()
         self.input_shape = [self.varint() for _ in range(self.varint())]
         self.input_type = self.varint() if self.version > 3 else 0
+        self.further_inputs = []
+        if self.version > 5:
+            self.input_name = self.name()
+            for _ in range(self.varint()):
+                name = self.name()
+                self.further_inputs.append((name, [self.varint() for _ in range(self.varint())], self.varint()))
         for _ in range(self.varint()):
             operation, count = self.varint(), self.varint()
             for position in range(count // 2):
@@ -186,6 +192,11 @@ class File:
                     self.varint(), self.varint()
             for _ in range(2 * self.varint() if count % 2 else 0):
                 self.argument()
+
+    def name(self) -> str:
+        length = self.varint()
+        self.position += length
+        return self.data[self.position - length : self.position].decode()
 
     def argument(self) -> tuple[int, int]:
         byte = self.byte()

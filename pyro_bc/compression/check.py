@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..graph.interface import Output, called
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
@@ -29,6 +30,7 @@ from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import device_of
 from ..runtime.html import paragraph, table
+from ..runtime.inputs import Batch, described, head, moved, tensors_of
 from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .compress import compress, layer_posteriors
@@ -107,12 +109,13 @@ class Check:
 
 def check(
     net: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor | None = None,
     prior: PriorRule | None = None,
     *,
     likelihood: Likelihood | None = None,
     deterministic: Iterable[Choice] = (),
+    output: Output = None,
 ) -> Check:
     """What a network would become, before any training: seconds instead of a surprise after hours.
 
@@ -121,11 +124,12 @@ def check(
     generators is changed.
 
     :param net: as :class:`~pyro_bc.BayesianNetwork` takes it.
-    :param x: a batch of inputs, ``(batch, …)``.
+    :param x: a batch of inputs, ``(batch, …)``, or a tuple or a dictionary of several.
     :param y: its targets, if they are to be looked at, too.
     :param prior: as for the model.
     :param likelihood: as for the model.
     :param deterministic: as for the model.
+    :param output: as for the model.
 
     >>> import pyro_bc, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -139,7 +143,8 @@ def check(
     with state[0], state[1], warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            found = _checked(net, x[:_EXAMPLES], None if y is None else y[:_EXAMPLES], prior, likelihood, deterministic)
+            few = None if y is None else y[:_EXAMPLES]
+            found = _checked(net, head(x, _EXAMPLES), few, prior, likelihood, deterministic, output)
         except PyroBCError as error:
             found = Check((), (str(error),), (), None)
     notes = dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning))
@@ -148,31 +153,32 @@ def check(
 
 def _checked(
     net: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor | None,
     prior: PriorRule | None,
     likelihood: Likelihood | None,
     deterministic: Iterable[Choice],
+    output: Output,
 ) -> Check:
-    model = BayesianNetwork(net, prior, num_data=len(x), likelihood=likelihood, deterministic=deterministic)
+    model = BayesianNetwork(
+        net, prior, num_data=len(tensors_of(x)[0]), likelihood=likelihood, deterministic=deterministic, output=output
+    )
     guide = FactorizedGuide(model, init_log_variance=-20.0)
     try:
         with torch.no_grad(), evaluating(model.skeleton) as dense:
-            outputs = dense(x)
+            outputs = called(dense, x, output)
+    except UnsupportedNetworkError:
+        raise
     except Exception as error:  # whatever a user's forward raises
         reason = first_line(error)
-        raise UsageError(
-            f"the network cannot be run on inputs of shape {tuple(x.shape)}, {x.dtype}: {reason}"
-        ) from error
-    if not isinstance(outputs, Tensor):
-        raise UnsupportedNetworkError(f"the network's output is a {type(outputs).__name__}; one tensor is needed")
+        raise UsageError(f"the network cannot be run on inputs of shape {described(x)}: {reason}") from error
     if y is None:
         with pyro.poutine.block():
             y = model.likelihood(outputs).sample()
     else:
         model.likelihood.check(outputs, y)
     guide(x, y)
-    graph = read_graph(model.skeleton, x)
+    graph = read_graph(model.skeleton, x, output)
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
     posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
     if guide.obstacle is not None:
@@ -185,7 +191,8 @@ def _checked(
         data = small.to_bytes()
         size = len(data)
         with torch.no_grad():
-            stored, loaded = (read.network()(x.cpu()) for read in (small, CompressedNetwork.from_bytes(data)))
+            inputs, again = tensors_of(moved(x, "cpu")), CompressedNetwork.from_bytes(data)
+            stored, loaded = (read.network()(*inputs) for read in (small, again))
         if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
             problems.append("the network that is loaded from the file computes something else")
     except EmptyNetworkError:

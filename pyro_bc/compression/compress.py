@@ -1,5 +1,6 @@
 """The compressed network: what :func:`compress` makes of a posterior, and what a ``.pbc`` file gives back."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from ..data.loaders import loader_steps
 from ..errors import EmptyNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..file.contents import Floats, Numbers, Selection, Stored, integers_of
+from ..file.contents import Floats, Input, Numbers, Selection, Stored, integers_of
+from ..graph.interface import Output
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
@@ -27,6 +29,7 @@ from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
+from ..runtime.inputs import Batch, head, moved, names_of, tensors_of, with_tensors
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
@@ -108,7 +111,7 @@ def compress(
             )
         net = model.skeleton
     example = _example(fitted, net)
-    graph = read_graph(net, example)
+    graph = read_graph(net, example, getattr(model, "output", None))
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     prefix = _prefix(model)
     in_graph = graph_names([name.removeprefix(prefix) for name in fitted.layers], graph, net)
@@ -135,10 +138,10 @@ def compress(
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     steps: dict[str, float] = {}
     if nats_per_bit is not None or fitted.curvature is not None:
-        num_data = int(getattr(model, "num_data", len(example)))
+        num_data = int(getattr(model, "num_data", len(tensors_of(example)[0])))
         graph, posterior, prices = _prices(graph, posterior, fitted, of_sites, num_data)
         if nats_per_bit is None:
-            x = example if fitted.examples is None else fitted.examples
+            x: Any = example if fitted.examples is None else fitted.examples
             nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
             if epochs:
                 nats_per_bit = price_with_training(nats_per_bit, epochs * loader_steps(loader))
@@ -150,7 +153,7 @@ def compress(
             )  # fmt: skip
         else:
             posterior = rate_coded(graph, posterior, prices, nats_per_bit)
-        x = example[:_EXAMPLES].cpu()
+        x = moved(head(example, _EXAMPLES), "cpu")
         if _differ(x) and not _differ(outputs_of(graph, posterior, x)):
             raise EmptyNetworkError(
                 f"at {nats_per_bit:g} nats a bit so few weights are worth their bits that the network computes the "
@@ -172,15 +175,18 @@ def compress(
             raise UsageError("dense=… is not the compression that this model's network came from: layers differ")
         dense_shapes, dense_parameters = dict(dense.dense_shapes), dense.dense_parameters
     elif dense is not None:
-        dense_shapes, dense_parameters = _dense_network(dense, example, list(shapes))
+        dense_shapes, dense_parameters = _dense_network(dense, example, list(shapes), getattr(model, "output", None))
+    first, *further = inputs_as_stored(net, example)
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, transformed, precision, noise_ratio, steps),
         dense_shapes={name: shape for name, shape in dense_shapes.items() if name in pruned.graph.tensors},
         dense_parameters=dense_parameters,
-        input_shape=tuple(example.shape[1:]),
+        input_shape=first.shape,
         buffers=pruned.graph.buffers,
-        input_dtype=torch.float32 if example.is_floating_point() else example.dtype,
+        input_dtype=first.dtype,
+        input_name=first.name,
+        further_inputs=tuple(further),
         thresholds=chosen,
     )
     _check_not_constant(small, pruned, example)
@@ -259,9 +265,11 @@ def _dense_shapes(graph: Graph) -> dict[str, tuple[int, int]]:
     return {name: kind.dense_shape(graph.tensors[name].shape) for name, kind in weights.items()}
 
 
-def _dense_network(dense: nn.Module, example: Tensor, names: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
+def _dense_network(
+    dense: nn.Module, example: Batch, names: list[str], output: Output
+) -> tuple[dict[str, tuple[int, int]], int]:
     """Outputs and inputs of every layer of a wider network with the same layers, and how many parameters it has."""
-    graph = read_graph(dense, example.to(device_of(dense)))
+    graph = read_graph(dense, moved(example, device_of(dense)), output)
     missing = [name for name in names if name not in graph.tensors]
     if missing:
         raise UsageError(f"dense=… has no '{missing[0]}': it is no wider network with the same layers")
@@ -269,10 +277,12 @@ def _dense_network(dense: nn.Module, example: Tensor, names: list[str]) -> tuple
 
 
 @on_cpu
-def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example: Tensor) -> None:
+def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example: Batch) -> None:
     """:raises EmptyNetworkError: where what is left computes the same for every input."""
-    x = example[:_EXAMPLES].cpu()
-    x = x.float() if x.is_floating_point() else x  # what is stored computes in single precision
+    x = tuple(part[:_EXAMPLES].cpu() for part in tensors_of(example))
+    x = tuple(
+        part.float() if part.is_floating_point() else part for part in x
+    )  # what is stored computes in single precision
     if not _differ(x) or not _is_constant(small.network(), x):
         return
     zero = [layer.name for layer in small.layers if not layer.weight.codes.any()]
@@ -288,14 +298,28 @@ def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example
     )
 
 
-def _is_constant(network: nn.Module, x: Tensor) -> bool:
+def _is_constant(network: nn.Module, x: tuple[Tensor, ...]) -> bool:
     with torch.no_grad():
-        outputs = network(x)
+        outputs = network(*x)
     return bool(outputs.isfinite().all()) and not _differ(outputs)
 
 
-def _differ(examples: Tensor) -> bool:
-    return bool((examples != examples[:1]).any())
+def _differ(examples: Batch) -> bool:
+    return any(bool((part != part[:1]).any()) for part in tensors_of(examples))
+
+
+def inputs_as_stored(net: nn.Module, example: Batch) -> list[Input]:
+    """What a file says of the network's inputs; several have the names that its ``forward`` gives them."""
+    tensors, names = tensors_of(example), names_of(example)
+    if len(tensors) == 1:
+        names = ("",)
+    elif not names:
+        taken = [
+            p.name for p in inspect.signature(net.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        names = tuple(taken[: len(tensors)] if len(taken) >= len(tensors) else (f"x{i}" for i in range(len(tensors))))
+    types = [torch.float32 if part.is_floating_point() else part.dtype for part in tensors]
+    return [Input(name, tuple(part.shape[1:]), dtype) for name, part, dtype in zip(names, tensors, types, strict=True)]
 
 
 def _prefix(model: Any) -> str:
@@ -375,12 +399,17 @@ def _selections(graph: Graph) -> dict[str, int]:
 def _arguments(posterior: Posterior, net: nn.Module) -> tuple[Any, ...]:
     """What the model was called with first, on the network's device."""
     device = device_of(net)
-    return tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in posterior.arguments)
+    first, *rest = posterior.arguments or (None,)
+    inputs = first if first is None else with_tensors(first, [x.detach().to(device) for x in tensors_of(first)])
+    return (inputs, *(a.detach().to(device) if isinstance(a, Tensor) else a for a in rest))
 
 
-def _example(posterior: Posterior, net: nn.Module) -> Tensor:
+def _example(posterior: Posterior, net: nn.Module) -> Batch:
     """One batch of what the model was called with, on the network's device."""
-    arguments = _arguments(posterior, net)
-    if not arguments or not isinstance(arguments[0], Tensor) or arguments[0].dim() < 1:
-        raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")
-    return arguments[0]
+    try:
+        (example, *_) = _arguments(posterior, net)
+        if tensors_of(example)[0].dim():
+            return example
+    except UsageError:
+        pass
+    raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")

@@ -173,12 +173,14 @@ class Cutter:
 
     def rewritten(self) -> Graph:
         """The new graph."""
-        new: dict[int, int] = {-1: -1}
+        new: dict[int, int] = {}
         for index, node in enumerate(self.graph.nodes):
             if index not in self.read:
                 continue
             args, kwargs = (
-                replace_leaves(tree, lambda leaf: Value(new[leaf.index]) if isinstance(leaf, Value) else leaf)
+                replace_leaves(
+                    tree, lambda leaf: Value(new.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
+                )
                 for tree in (self._resized(node, index), node.kwargs)
             )
             moved = Node(node.op, args, kwargs)
@@ -187,7 +189,7 @@ class Cutter:
             elif not operation(node.op).statistics or not self._normalised(node, moved, index):
                 self._add(moved, self._shape(index))
             new[index] = len(self.nodes) - 1
-        graph = Graph(tuple(self.nodes), self.tensors, tuple(self.shapes), self.graph.buffers)
+        graph = replace(self.graph, nodes=tuple(self.nodes), tensors=self.tensors, shapes=tuple(self.shapes))
         return _merge_selections(graph)
 
     def _shape(self, index: int) -> Shape:

@@ -25,6 +25,7 @@ from ..quantisation.fixed_point import STEPS_PER_OCTAVE, FixedPoint
 from ..quantisation.rounding import on_grid
 from ..runtime import processes
 from ..runtime.devices import on_cpu
+from ..runtime.inputs import Batch, tensors_of
 from ..runtime.random_state import seeded
 from .normalisation import without_pruned_shifts
 
@@ -273,7 +274,7 @@ def price_for(
 
 @torch.no_grad()
 @on_cpu
-def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor) -> Tensor:
+def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Batch) -> Tensor:
     """The network's outputs with the layers' means, or with the numbers that their codes stand for."""
     tensors, removed = dict(graph.tensors), {}
     for name, layer in posterior.items():
@@ -286,7 +287,8 @@ def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Tensor)
                 tensors[f"{name}.bias"] = tensors[f"{name}.bias"] * ~removed[name]
     graph = without_pruned_shifts(replace(graph, tensors=tensors), removed)
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-    return torch.cat([network(part) for part in x.split(_PART)])
+    parts = zip(*(part.split(_PART) for part in tensors_of(x)), strict=True)
+    return torch.cat([network(*part) for part in parts])
 
 
 def _independent(layer: LayerPosterior, groups: int, nats_per_bit: float) -> CodedRows:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.loaders import first_batch, loader_steps
 from ..errors import NonFiniteLossError
+from ..graph.interface import called
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, layer_groups, layer_nodes
@@ -103,18 +104,18 @@ def train_rounded(
     optimizer = torch.optim.Adam([*groups, {"params": list(others.values()), "lr": _OTHER_RATE}])
     rates = [group["lr"] for group in optimizer.param_groups]
     x, y = first_batch(loader)
-    network = network.to(x.device)
+    network = network.to(y.device)
     for layer in layers.values():
-        layer.to_(x.device)
+        layer.to_(y.device)
     with torch.no_grad():
-        likelihood.check(network(x), y)
+        likelihood.check(called(network, x), y)
     with progress_bar("training, rounded", steps, shown=progress) as bar:
         for step, (x, y) in enumerate(chain.from_iterable(repeat(loader, epochs))):
             done = step / steps
             rising = nats_per_bit * _FIRST_PRICE ** max(0.0, 1 - done / _RISES)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - done)
-            length = torch.zeros((), device=x.device)
+            length = torch.zeros((), device=y.device)
             rounded = {}
             for name, layer in layers.items():
                 if step % _RECOUNT == 0:

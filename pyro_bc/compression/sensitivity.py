@@ -146,13 +146,13 @@ def sensitivity(
         raise UsageError(f"sensitivity is that of a BayesianNetwork, not of a {type(model).__name__}")
     fitted, batches = posterior_of(guide), list(held_out)
     layers = summarize(fitted)
-    mean = judge(network_with(model, layers, {}), model.likelihood, batches, fitted)
+    mean = judge(network_with(model, layers, {}), model.likelihood, batches, fitted, model.output)
     rows = []
     for name, layer in layers.items():
         short = name.removeprefix("net.")
         threshold = choose_threshold(layer, (thresholds or {}).get(short))
         for own, is_chosen in _ways(layer, threshold, noise_ratio, precision):
-            found = judge(network_with(model, layers, {name: own}), model.likelihood, batches, fitted)
+            found = judge(network_with(model, layers, {name: own}), model.likelihood, batches, fitted, model.output)
             groups, of = _groups(layer, own)
             bits = own.codes["weight"].bits if "weight" in own.codes else None
             rows.append(Alone(short, groups, of, bits, own.code_bytes(), found.error, found.loss, is_chosen))
@@ -237,11 +237,11 @@ def warn_where_worse(
             values = {f"{name}.weight": weight, f"{name}.bias": bias}
             tensors |= {key: value for key, value in values.items() if value is not None and key in tensors}
         net = GraphNetwork(graph.nodes, tensors, graph.buffers)
-        return judge(net.to(batches[0][0].device), likelihood, batches, sites)
+        return judge(net.to(batches[0][1].device), likelihood, batches, sites)
 
     if not batches:
         raise UsageError("there are no held-out examples to judge by")
-    found = judge(small.network().to(batches[0][0].device), likelihood, batches, sites)
+    found = judge(small.network().to(batches[0][1].device), likelihood, batches, sites)
     mean = judged({})
     if is_clearly_worse(found, mean, sum(len(x) for x, _ in batches)):
         alone = {name: judged({name: own}) for name, own in left.items()}

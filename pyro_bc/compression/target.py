@@ -88,8 +88,8 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        before = [computed(model.skeleton, x) for x, _ in batches]
-        count = sum(len(x) for x, _ in batches)
+        before = [computed(model.skeleton, x, model.output) for x, _ in batches]
+        count = sum(len(y) for _, y in batches)
 
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
@@ -208,7 +208,7 @@ def compress_to(
     held_out = list(held_out)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
-    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted)
+    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted, model.output)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:

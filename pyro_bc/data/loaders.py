@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError
+from ..runtime.inputs import Batch, tensors_of
 
 
 def loader_steps(loader: Any) -> int:
@@ -24,14 +25,15 @@ def loader_steps(loader: Any) -> int:
     return steps
 
 
-def first_batch(loader: Any) -> tuple[Tensor, Tensor]:
+def first_batch(loader: Any) -> tuple[Any, Tensor]:
     """The first batch.
 
-    :raises UsageError: where it is no pair of tensors.
+    :raises UsageError: where it is no pair of inputs and a tensor of targets.
     """
     batch = next(iter(loader))
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
         raise UsageError(f"the training loader gives pairs (inputs, targets) of tensors, not {type(batch).__name__}")
+    tensors_of(batch[0])
     return batch[0], batch[1]
 
 
@@ -40,7 +42,7 @@ def inputs_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
 
 
-def check_inputs(x: Tensor, what: str) -> None:
+def check_inputs(x: Batch, what: str) -> None:
     """:raises UsageError: where inputs are not finite; begins with ``what``."""
-    if x.is_floating_point() and not bool(x.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in tensors_of(x) if part.is_floating_point()):
         raise UsageError(f"{what} hold NaN or infinite numbers; clean the data")

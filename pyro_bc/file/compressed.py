@@ -19,7 +19,7 @@ from ..graph.nodes import Graph
 from ..graph.read import read_graph
 from ..runtime.files import write_atomically
 from ..runtime.html import paragraph, table
-from .contents import Contents, Numbers, values
+from .contents import Contents, Input, Numbers, values
 from .format import decode, encode
 
 
@@ -102,9 +102,9 @@ class CompressedNetwork(Contents):
 
         It predicts fastest under ``torch.no_grad()``.
         """
-        return PredictionNetwork(
-            self.nodes, {name: values(tensor) for name, tensor in self.tensors.items()}, self.buffers
-        )
+        tensors = {name: values(tensor) for name, tensor in self.tensors.items()}
+        names = tuple(own.name for own in self.inputs) if self.further_inputs else ()
+        return PredictionNetwork(self.nodes, tensors, self.buffers, names)
 
     def to_bytes(self, net: nn.Module | None = None) -> bytes:
         """The file's content; the same network always gives the same bytes.
@@ -113,7 +113,7 @@ class CompressedNetwork(Contents):
         :raises UnsupportedNetworkError: where it computes what no file may ask for.
         """
         check_program(self.nodes)
-        return encode(self, None if net is None else _dense_graph(net)(self.input_shape, self.input_dtype))
+        return encode(self, None if net is None else _dense_graph(net)(self.inputs))
 
     @staticmethod
     def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
@@ -142,12 +142,13 @@ def _bits_to_multiply(tensor: Numbers) -> int:
     return 32 if tensor.grid else tensor.bits
 
 
-def _dense_graph(net: nn.Module) -> Callable[[tuple[int, ...], torch.dtype], Graph]:
-    """The graph of a network for inputs of a shape and type, heads as in a Bayesian network."""
+def _dense_graph(net: nn.Module) -> Callable[[tuple[Input, ...]], Graph]:
+    """The graph of a network for inputs of some shapes and types, heads as in a Bayesian network."""
 
-    def graph(shape: tuple[int, ...], dtype: torch.dtype) -> Graph:
-        ready = separate_bags(separate_heads(copy.deepcopy(net).cpu()))
-        return read_graph(ready, torch.zeros(2, *shape, dtype=dtype, device="cpu"))
+    def graph(inputs: tuple[Input, ...]) -> Graph:
+        tensors = {own.name: torch.zeros(2, *own.shape, dtype=own.dtype, device="cpu") for own in inputs}
+        example = tensors if len(inputs) > 1 else tensors[inputs[0].name]
+        return read_graph(separate_bags(separate_heads(copy.deepcopy(net).cpu())), example)
 
     return graph
 

@@ -94,6 +94,20 @@ class StoredLayer:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One of several inputs of a network.
+
+    :param name: under which it may go in.
+    :param shape: of one of a batch.
+    :param dtype: one of :data:`DTYPES`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Contents:
     """What a file holds.
 
@@ -104,6 +118,8 @@ class Contents:
     :param input_shape: shape of one input, or empty where unknown.
     :param buffers: names of the tensors that are no parameters.
     :param input_dtype: of the input.
+    :param input_name: of the input, where there are several.
+    :param further_inputs: those behind the first.
     """
 
     nodes: tuple[Node, ...]
@@ -113,6 +129,13 @@ class Contents:
     input_shape: tuple[int, ...]
     buffers: frozenset[str]
     input_dtype: torch.dtype = field(default=torch.float32, kw_only=True)
+    input_name: str = field(default="", kw_only=True)
+    further_inputs: tuple[Input, ...] = field(default=(), kw_only=True)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs."""
+        return (Input(self.input_name, self.input_shape, self.input_dtype), *self.further_inputs)
 
     @property
     def layers(self) -> tuple[StoredLayer, ...]:

@@ -1,20 +1,24 @@
 r"""The file format ``.pbc``: a compressed network to bytes and back.
 
-Byte layout, versions 3 to 5; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats
+Byte layout, versions 3 to 6; integers are unsigned LEB128 varints, signed ones zigzag-coded, floats
 little-endian IEEE:
 
 ==============  ====================================================================================
 bytes           content
 ==============  ====================================================================================
 3               ``PBC``
-1               version: 5 where there are tensors of kinds 8 and 9; else 4 where something is in the file that
-                version 3 does not know (an input that is not float32, tensors of kinds 6 and 7); else 3
+1               version: 6 where there are several inputs; else 5 where there are tensors of kinds 8 and 9; else 4
+                where something is in the file that version 3 does not know (an input that is not float32, tensors of
+                kinds 6 and 7); else 3
 4               CRC-32 (little-endian) of everything after it
 varint          form of the header: 0 for a graph, as follows here; from 1 on for a chain, see below. Version 2 knows
                 graphs only and leaves this out
 varint          parameters of the dense network, for the compression figures
 varint, …       number of dimensions of one input, and each of them (0 where unknown)
-varint          versions 4 and 5 only: type of the input, its position in :data:`~pyro_bc.file.contents.DTYPES`
+varint          from version 4 on: type of the input, its position in :data:`~pyro_bc.file.contents.DTYPES`
+varint, …       from version 6 on: length of the input's name, and that many bytes of UTF-8; number of further inputs,
+                at most 63, and for each of them its name in the same way, number of dimensions of one, each of them,
+                and its type
 varint          number of nodes, then each node of the graph (:mod:`pyro_bc.graph.read`): a varint, its code in
                 :data:`~pyro_bc.graph.operations.OPERATIONS`; a varint, two times the number of arguments, plus 1 where
                 there are keyword arguments; the arguments; where there are any, the number of keyword
@@ -33,7 +37,8 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
 * 2 a float64: 8 bytes follow;
 * 3 text: that many bytes of UTF-8 follow;
 * 4 a tuple of that many arguments;
-* 5 the result of the node that many nodes before this one, where the input precedes the first;
+* 5 the result of the node that many nodes before this one, where the input precedes the first, the second input
+  precedes that, and so on;
 * 6 a tensor, counted from the first; one that has not occurred before is described here (payload = number of tensors
   so far): a byte ``16 · kind + dimensions``, each of them, and
 
@@ -114,11 +119,13 @@ from ..runtime.devices import on_cpu
 from ..runtime.messages import first_line
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
-from .contents import DTYPES, Contents, Integers, Numbers, Stored, values
+from .contents import DTYPES, Contents, Input, Integers, Numbers, Stored, values
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
 from .tensors import SINCE_4, SINCE_5, Plan, decode_tensor, encode_tensor, plans_of
 
-_MAGIC, _VERSION, _OLDEST = b"PBC", 5, 2
+_MAGIC, _VERSION, _OLDEST = b"PBC", 6, 2
+
+_MOST_INPUTS = 64
 
 # Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
 _MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
@@ -136,8 +143,9 @@ def encode(contents: Contents, dense: Graph | None = None) -> bytes:
     """
     plans = plans_of(contents.tensors, contents.buffers)
     kinds = {plan.kind for plan in plans.values()}
-    plain = contents.input_dtype == torch.float32 and not kinds.intersection((*SINCE_4, *SINCE_5))
-    version = 5 if kinds.intersection(SINCE_5) else 3 if plain else 4
+    several = len(contents.inputs) > 1
+    plain = contents.input_dtype == torch.float32 and not several and not kinds.intersection((*SINCE_4, *SINCE_5))
+    version = 6 if several else 5 if kinds.intersection(SINCE_5) else 3 if plain else 4
     headers = []
     chain = _chain(contents, plans)
     if chain is not None:
@@ -157,6 +165,8 @@ def _chain(contents: Contents, plans: Mapping[str, Plan]) -> tuple[Chain, tuple[
     """The chain that the contents are, if they are one and a chain's header can say how its tensors are coded."""
     numbers = {name: tensor for name, tensor in contents.tensors.items() if isinstance(tensor, FixedPoint)}
     if contents.buffers or len(numbers) < len(contents.tensors) or contents.input_dtype != torch.float32:
+        return None
+    if contents.further_inputs:
         return None
     if any(tensor.rows is not None for tensor in numbers.values()):
         return None
@@ -178,6 +188,13 @@ def _graph_header(contents: Contents, plans: Mapping[str, Plan], dense: Graph | 
         header.varint(size)
     if typed:
         header.varint(DTYPES.index(contents.input_dtype))
+    if contents.further_inputs:
+        name = contents.input_name.encode()
+        header.varint(len(name))
+        header.data += name
+        header.varint(len(contents.further_inputs))
+        for own in contents.further_inputs:
+            header.input(own)
     if dense is None:
         header.nodes()
         return header
@@ -231,12 +248,10 @@ def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
 
 
 @on_cpu
-def decode(
-    data: bytes, dense: Callable[[tuple[int, ...], torch.dtype], Graph] | None = None
-) -> tuple[Contents, dict[str, float]]:
+def decode(data: bytes, dense: Callable[[tuple[Input, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
     """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
 
-    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of a given shape and type.
+    :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of given shapes and types.
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
     if data[:3] != _MAGIC or len(data) < 8:
@@ -251,12 +266,12 @@ def decode(
         raise CompressedFileError("the file is damaged: its checksum does not fit its content")
     reader = HeaderReader(body, version=data[3])
     form = reader.varint() if data[3] > 2 else 0
-    dtype = torch.float32
     if form:
         input_shape, pruned, dense_parameters = reader.chain(form)
         outer, nodes = reader, pruned.nodes
+        inputs: tuple[Input, ...] = (Input("", input_shape, torch.float32),)
     else:
-        outer, nodes, dense_parameters, input_shape, dtype, reader = _read_graph(reader, dense)
+        outer, nodes, dense_parameters, inputs, reader = _read_graph(reader, dense)
     sections = {"header": 8.0 + outer.position}
     coder = Decoder(body[outer.position :])
     tensors: dict[str, Stored] = {}
@@ -269,9 +284,11 @@ def decode(
             tensors,
             reader.dense_shapes,
             dense_parameters,
-            input_shape,
+            inputs[0].shape,
             frozenset(reader.buffers),
-            input_dtype=dtype,
+            input_dtype=inputs[0].dtype,
+            input_name=inputs[0].name,
+            further_inputs=inputs[1:],
         )
     )
     _check(contents)
@@ -279,17 +296,21 @@ def decode(
 
 
 def _read_graph(
-    reader: "HeaderReader", dense: Callable[[tuple[int, ...], torch.dtype], Graph] | None
-) -> tuple["HeaderReader", tuple[Node, ...], int, tuple[int, ...], torch.dtype, "HeaderReader"]:
-    """What a header of form 0 says: the reader behind it, nodes, dense parameters, the input's shape and type, and
-    the reader of the nodes."""
+    reader: "HeaderReader", dense: Callable[[tuple[Input, ...]], Graph] | None
+) -> tuple["HeaderReader", tuple[Node, ...], int, tuple[Input, ...], "HeaderReader"]:
+    """What a header of form 0 says: the reader behind it, nodes, dense parameters, inputs, and the nodes' reader."""
     dense_parameters = reader.varint()
     input_shape = tuple(reader.at_most(1 << 24) for _ in range(reader.at_most(8)))
     dtype = DTYPES[reader.at_most(len(DTYPES) - 1)] if reader.version > 3 else torch.float32
+    inputs = [Input("", input_shape, dtype)]
+    if reader.version > 5:
+        inputs[0] = Input(reader.name(), input_shape, dtype)
+        inputs += [reader.input() for _ in range(reader.at_most(_MOST_INPUTS - 1))]
     outer, count = reader, reader.at_most(MOST_NODES)
     if not count:
-        reader = _inflated(outer, dense(input_shape, dtype) if dense is not None else None)
+        reader = _inflated(outer, dense(tuple(inputs)) if dense is not None else None)
         count = reader.at_most(MOST_NODES)
+    reader.further_inputs = len(inputs) - 1
     nodes = tuple(reader.node(index) for index in range(count))
     if not nodes or dense_parameters < 1:
         raise CompressedFileError("the file claims an empty network")
@@ -297,7 +318,7 @@ def _read_graph(
         check_program(nodes)
     except UnsupportedNetworkError as error:
         raise CompressedFileError(f"the file asks for what no network does: {error}") from None
-    return outer, nodes, dense_parameters, input_shape, dtype, reader
+    return outer, nodes, dense_parameters, tuple(inputs), reader
 
 
 def _with_layer_names(contents: Contents) -> Contents:
@@ -332,7 +353,8 @@ def _check(contents: Contents) -> None:
         tensors = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
         network = GraphNetwork(contents.nodes, tensors, contents.buffers)
         most, shape = _EXAMPLES * _MOST_OF_A_RESULT, (_EXAMPLES, *contents.input_shape)
-        known: Any = contents.input_dtype == torch.float32 and shapes_by_rules(contents.nodes, tensors, shape, most)
+        plain = contents.input_dtype == torch.float32 and not contents.further_inputs
+        known: Any = plain and shapes_by_rules(contents.nodes, tensors, shape, most)
         if contents.input_shape and not known:
             known = _run_without_storage(contents, network)
         _check_indices(contents, [shape, *known] if known else None)
@@ -361,7 +383,7 @@ def _check_indices(contents: Contents, shapes: Sequence[tuple[int, ...] | None] 
     def shape_of(leaf: Any) -> tuple[int, ...] | None:
         if isinstance(leaf, Named):
             return tuple(values(contents.tensors[leaf.name]).shape)
-        return None if shapes is None else shapes[leaf.index + 1]
+        return None if shapes is None or leaf.index < -1 else shapes[leaf.index + 1]
 
     for node in contents.nodes:
         if node.op not in ("index_select", "embedding"):
@@ -378,11 +400,11 @@ def _check_indices(contents: Contents, shapes: Sequence[tuple[int, ...] | None] 
 
 def _run_without_storage(contents: Contents, network: GraphNetwork) -> list[tuple[int, ...] | None]:
     """The shapes of all results, None of what is no tensor."""
-    x = torch.empty(_EXAMPLES, *contents.input_shape, dtype=contents.input_dtype, device="meta")
+    inputs = [torch.empty(_EXAMPLES, *own.shape, dtype=own.dtype, device="meta") for own in contents.inputs]
     # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
     recurrent = {node.values()[0] for node in contents.nodes if node.op in GATES and node.values()}
     shapes: list[tuple[int, ...] | None] = []
-    for index, result in enumerate(itertools.chain([x], network.results(contents.nodes, x)), -1):
+    for index, result in enumerate(itertools.chain(inputs[:1], network.results(contents.nodes, *inputs)), -1):
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor) and tensor.numel() > _EXAMPLES * _MOST_OF_A_RESULT:
                 raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")

@@ -16,7 +16,7 @@ from ..graph.nodes import LAYERS, Named, Node, Value
 from ..graph.operations import BY_CODE, operation
 from ..quantisation.grids import MOST_ADAPTIVE, MOST_SIDE, is_grid
 from .chain import KNOWN, MOST, MOST_STEPS, PLAIN, Chain, Layer, Pruned, prune
-from .contents import DTYPES, Contents
+from .contents import DTYPES, Contents, Input
 from .tensors import (
     ADAPTIVE,
     BIT_BY_BIT,
@@ -123,6 +123,16 @@ class HeaderWriter:
                 self.argument(index, key)
                 self.argument(index, argument)
 
+    def input(self, own: Input) -> None:
+        """Description of one of several inputs."""
+        name = own.name.encode()
+        self.varint(len(name))
+        self.data += name
+        self.varint(len(own.shape))
+        for size in own.shape:
+            self.varint(size)
+        self.varint(DTYPES.index(own.dtype))
+
     def argument(self, index: int, argument: Any) -> None:
         if argument is None or isinstance(argument, bool):
             self.tagged(0, _CONSTANTS.index(argument))
@@ -206,7 +216,7 @@ class HeaderReader:
     :param version: of the format.
     """
 
-    def __init__(self, data: bytes, file_bytes: int | None = None, version: int = 5) -> None:
+    def __init__(self, data: bytes, file_bytes: int | None = None, version: int = 6) -> None:
         self.data, self.position, self.version = data, 0, version
         size = len(data) if file_bytes is None else file_bytes
         self.most = min(_MOST_PARAMETERS, _FREE + _PER_BYTE * size)
@@ -215,6 +225,7 @@ class HeaderReader:
         self.dense_shapes: dict[str, tuple[int, int]] = {}
         self.buffers: set[str] = set()
         self.parameters = self.adaptive = 0
+        self.further_inputs = 0
 
     def take(self, count: int) -> bytes:
         if self.position + count > len(self.data):
@@ -241,9 +252,9 @@ class HeaderReader:
         return unzigzag(self.varint())
 
     def node(self, index: int) -> Node:
-        code = self.at_most(max(BY_CODE))
+        code = self.varint()
         if code not in BY_CODE:
-            raise CompressedFileError(f"the file's header holds an unknown operation, {code}")
+            raise CompressedFileError(f"the file's header holds an operation that is not known here, {code}")
         op = BY_CODE[code].name
         count = self.at_most(127)
         args: list[Any] = []
@@ -263,6 +274,19 @@ class HeaderReader:
     def layer(self, weight: Named) -> None:
         self.dense_shapes[weight.name] = (self.at_most(1 << 24), self.at_most(1 << 24))
 
+    def name(self) -> str:
+        """The name of an input."""
+        text = self.take(self.at_most(64)).decode("utf-8", "replace")
+        if not text.isidentifier():
+            raise CompressedFileError("the file's header names an input as no input is named")
+        return text
+
+    def input(self) -> Input:
+        """One of several inputs."""
+        text = self.name()
+        shape = tuple(self.at_most(1 << 24) for _ in range(self.at_most(8)))
+        return Input(text, shape, DTYPES[self.at_most(len(DTYPES) - 1)])
+
     def argument(self, index: int, depth: int) -> Any:
         byte = self.take(1)[0]
         kind, payload = byte >> 4, byte & 15
@@ -278,7 +302,7 @@ class HeaderReader:
             return self.take(payload).decode("utf-8", "replace")
         if kind == _TUPLE and payload <= 4096 and depth < 4:
             return tuple(self.argument(index, depth + 1) for _ in range(payload))
-        if kind == _RESULT and 0 < payload <= index + 1:
+        if kind == _RESULT and 0 < payload <= index + 1 + self.further_inputs:
             return Value(index - payload)
         if kind == _TENSOR and payload <= min(len(self.plans), _MOST_TENSORS):
             name = f"tensor{payload}"

@@ -6,6 +6,7 @@ one value in a network that only predicts, and which integers may be results of 
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,7 +71,13 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "padding": ("valid", "same"),
     "rounding_mode": ("trunc", "floor"),
     "indexing": ("ij", "xy"),
+    "norm": ("forward", "backward", "ortho"),
+    "side": ("left", "right"),
+    "ord": ("fro", "nuc"),
 }
+
+#: which indices a product runs over, of operations that take it as a text.
+_EQUATION = re.compile(r"[A-Za-z,. ]{1,64}(->[A-Za-z. ]{0,32})?")
 
 #: what has one value in a network that predicts the same twice.
 _FIXED: Mapping[str, Any] = {"dropout_p": 0.0, "train": False}
@@ -84,11 +91,13 @@ STATISTICS_OF_THE_BATCH = ("training", "use_input_stats")
 # Overloads with such arguments belong to other ways of writing a network: packed sequences, named dimensions.
 _FOREIGN = {"batch_sizes"}
 
+_ON_INTEGERS = ("add", "sub", "mul", "floordiv", "mod", "max", "min")
+
 #: operations of our own, as torch writes schemas.
 _OWN: Mapping[str, str] = {
     "lookup": "own::lookup(Tensor index, Tensor weight, Tensor? bias=None, int? padding_idx=None) -> Tensor",
     "getitem": "own::getitem(Tensor[] pieces, int index) -> Tensor",
-    **{f"int_{name}": f"own::int_{name}(int a, int b) -> int" for name in ("add", "sub", "mul", "floordiv")},
+    **{f"int_{name}": f"own::int_{name}(int a, int b) -> int" for name in _ON_INTEGERS},
 }
 
 _TENSOR, _TENSORS, _INTEGER = "Tensor", "List[Tensor]", "int"
@@ -106,6 +115,7 @@ class Parameter:
     :param has_default: whether it may be left out.
     :param default: what it is then.
     :param by_name: whether it may be given by its name only.
+    :param has_gaps: whether some of a list may be None.
     """
 
     name: str
@@ -116,6 +126,7 @@ class Parameter:
     has_default: bool
     default: Any
     by_name: bool
+    has_gaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,8 @@ def signatures(op: str) -> tuple[Signature, ...]:
 def _schemas(compute: Callable[..., Any]) -> list[Any]:
     if isinstance(compute, torch._ops.OpOverload):
         return [compute._schema]
+    if hasattr(compute, "overload"):
+        return [compute.overload._schema]
     if compute.__name__ in _OWN:
         return [torch._C.parse_schema(_OWN[compute.__name__])]
     packet = getattr(torch.ops.aten, compute.__name__)
@@ -162,12 +175,15 @@ def _signature(schema: Any) -> Signature | None:
         kind = kind[len("Optional[") : -1] if is_optional else kind
         is_list = kind.startswith("List[")
         kind = kind[len("List[") : -1] if is_list else kind
+        has_gaps = kind.startswith("Optional[")
+        kind = kind[len("Optional[") : -1] if has_gaps else kind
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if argument.is_out or writes or argument.name in _FOREIGN or kind == "Dimname":
             return None
         default = argument.default_value if argument.has_default_value() else None
         own = argument.has_default_value(), tuple(default) if isinstance(default, list) else default
-        parameters.append(Parameter(argument.name, kind, is_list, argument.N, is_optional, *own, argument.kwarg_only))
+        others = argument.kwarg_only, has_gaps
+        parameters.append(Parameter(argument.name, kind, is_list, argument.N, is_optional, *own, *others))
     return Signature(tuple(parameters), result)
 
 
@@ -256,7 +272,8 @@ def _check_value(own: Parameter, value: Any, kinds: Sequence[str] | None) -> Non
         _check_one(own, value, kinds)
     elif isinstance(value, tuple):
         for part in value:
-            _check_one(own, part, kinds)
+            if part is not None or not own.has_gaps:
+                _check_one(own, part, kinds)
         # Of a list of one, such as the dimensions of a sum, there may be more.
         if (own.count or 1) > 1 and len(value) not in (1, own.count) and not (own.has_default and not value):
             raise _Refused(f"{name!r} are {own.count} numbers, not {len(value)}")
@@ -299,7 +316,9 @@ def _check_one(own: Parameter, value: Any, kinds: Sequence[str] | None) -> None:
         fits = what is bool
     elif kind == "str":
         fits = what is str and value in _WORDS.get(name, ())
-        if what is str and not fits:
+        if name == "equation":
+            fits = what is str and _EQUATION.fullmatch(value) is not None
+        elif what is str and not fits:
             raise _Refused(f"{name!r} is one of {', '.join(_WORDS.get(name, ('nothing',)))}, not {_told(value)}")
     else:
         fits = kind == "ScalarType" and what is str and value in DTYPES_BY_NAME

@@ -41,9 +41,11 @@ class PredictionNetwork(GraphNetwork):
         self._function: Callable[..., Tensor] | None = None
         self._parts: dict[tuple[int, ...], int | None] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._is_plain(x):
-            return super().forward(x)
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        inputs = self._in_order(tensors, named)
+        x = inputs[0]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(inputs) > 1 or not self._is_plain(x):
+            return super().forward(*inputs)
         if self._function is None:
             self._function = _function(arranged(self._nodes), self._layers)
         shape = tuple(x.shape[1:])
@@ -97,7 +99,7 @@ def arranged(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     result = list(nodes)
     readers: list[list[int]] = [[] for _ in nodes]
     for at, node in enumerate(nodes):
-        for index in set(node.values()) - {-1}:
+        for index in {value for value in node.values() if value >= 0}:
             readers[index].append(at)
     for index in range(len(result)):
         node = result[index]

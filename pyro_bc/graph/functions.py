@@ -13,6 +13,9 @@ ON_NUMBERS: dict[Any, str] = {
     operator.sub: "int_sub",
     operator.mul: "int_mul",
     operator.floordiv: "int_floordiv",
+    operator.mod: "int_mod",
+    torch.sym_max: "int_max",
+    torch.sym_min: "int_min",
     operator.getitem: "getitem",
 }
 
@@ -112,3 +115,32 @@ def _pieces(op: str, x: Tensor, size: Any, dim: int = 0) -> int:
     if not isinstance(size, int):
         return len(size)  # the size of each
     return size if op == "chunk" else x.shape[dim] // max(1, size)
+
+
+def of_schema(name: str) -> Callable[..., Any]:
+    """ATen's overload of this name (``max.dim``), with no other arguments than its schema has."""
+    packet, _, overload = name.partition(".")
+    aten = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    types = {argument.name: str(argument.real_type) for argument in aten._schema.arguments}
+    positions = [argument.name for argument in aten._schema.arguments if not argument.kwarg_only]
+    # A number in the place of a type would be taken for the type's position in a list of torch's, however long that is.
+    numbered = {argument for argument, kind in types.items() if "ScalarType" in kind or "Layout" in kind}
+    indices = positions.index("indices") if packet in ("index", "index_put") else None
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(positions) or not kwargs.keys() <= types.keys():
+            raise TypeError(f"{name} does not take these arguments")
+        given = dict(zip(positions, args, strict=False)) | kwargs
+        if any(isinstance(given.get(argument), int) for argument in numbered):
+            raise TypeError(f"{name} takes a type by its name")
+        # As many entries as there are truths would be a shape that depends on the numbers.
+        if indices is not None and any(x is not None and x.dtype not in _INDICES for x in given["indices"]):
+            raise TypeError(f"{name} takes indices that are integers")
+        return aten(*args, **kwargs)
+
+    checked.__name__ = packet
+    checked.overload = aten  # type: ignore[attr-defined]
+    return checked
+
+
+_INDICES = (torch.int64, torch.int32)

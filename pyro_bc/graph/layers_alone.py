@@ -65,10 +65,10 @@ def _added_behind(graph: Graph, own: Mapping[str, str]) -> Graph:
     """The graph where biases that are no layer's own are added to its result."""
     nodes: list[Node] = []
     shapes: list[Any] = [graph.shapes[0]]
-    new = {-1: -1}
+    new: dict[int, int] = {}
 
     def moved(leaf: Any) -> Any:
-        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(new[leaf.index]) if isinstance(leaf, Value) and leaf.index >= 0 else leaf
 
     for index, node in enumerate(graph.nodes):
         node = Node(node.op, replace_leaves(node.args, moved), replace_leaves(node.kwargs, moved))

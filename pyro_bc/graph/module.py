@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .layer_types import layer_type
 from .nodes import Named, Node, Value, arguments, is_layer, layer_arguments, layer_groups, layer_name
-from .operations import function
+from .operations import operation
 
 
 @contextmanager
@@ -33,11 +33,19 @@ class GraphNetwork(nn.Module):
     their old names, so that it can be made Bayesian again.
 
     :param buffers: names of the floating point tensors that are no parameters.
+    :param inputs: names of the inputs, where there are several: they go in by position or by name.
     """
 
-    def __init__(self, nodes: tuple[Node, ...], tensors: Mapping[str, Tensor], buffers: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        tensors: Mapping[str, Tensor],
+        buffers: frozenset[str] = frozenset(),
+        inputs: tuple[str, ...] = (),
+    ):
         super().__init__()
         self._nodes = nodes
+        self._inputs = inputs
         self._layers = _layers(nodes)
         built: set[str] = set()
         for name, node in self._layers.items():
@@ -68,16 +76,26 @@ class GraphNetwork(nn.Module):
             owner = getattr(owner, parent)
         return owner, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self._nodes, x)
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        return self.run(self._nodes, *self._in_order(tensors, named))
 
-    def run(self, nodes: tuple[Node, ...], x: Tensor) -> Tensor:
+    def _in_order(self, tensors: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The inputs by their positions."""
+        if not named:
+            return tensors
+        missing = [name for name in self._inputs[len(tensors) :] if name not in named]
+        if missing or len(named) + len(tensors) != max(1, len(self._inputs)):
+            takes = ", ".join(self._inputs) or "one tensor"
+            raise TypeError(f"the network's inputs are {takes}; not {', '.join(named)}")
+        return (*tensors, *(named[name] for name in self._inputs[len(tensors) :] or named))
+
+    def run(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Tensor:
         """The output of this network's nodes, or of the same ones with other literals."""
-        return deque(self.results(nodes, x), maxlen=1).pop()
+        return deque(self.results(nodes, *inputs), maxlen=1).pop()
 
-    def results(self, nodes: tuple[Node, ...], x: Tensor) -> Iterator[Any]:
+    def results(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Iterator[Any]:
         """What each node of :meth:`run` comes to, one after the other."""
-        results: dict[int, Any] = {-1: x}
+        results: dict[int, Any] = {-1 - position: x for position, x in enumerate(inputs)}
 
         def lookup(leaf: Any) -> Any:
             if isinstance(leaf, Value):
@@ -89,9 +107,9 @@ class GraphNetwork(nn.Module):
                 results[index] = self.get_submodule(layer_name(node))(lookup(node.args[0]))
             else:
                 args, kwargs = arguments(node, lookup)
-                if node.op == "zeros":  # where the input is, wherever that was when the network was read
-                    kwargs["device"] = x.device
-                results[index] = function(node.op)(*args, **kwargs)
+                if operation(node.op).creates:  # where the input is, wherever that was when the network was read
+                    kwargs["device"] = inputs[0].device
+                results[index] = operation(node.op).function(*args, **kwargs)
             yield results[index]
             for finished in self._done[index]:
                 del results[finished]

@@ -10,14 +10,19 @@ from torch import Tensor
 from .layer_types import LAYER_TYPES, layer_type
 
 #: types of tensors as a graph's literals name them.
-DTYPE_NAMES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+DTYPE_NAMES = {
+    getattr(torch, name): name
+    for name in (
+        *("float32", "int64", "bool", "float16", "bfloat16", "float64", "int32", "int16", "int8", "uint8", "complex64"),
+    )
+}
 
 DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Value:
-    """What node ``index`` computed; index −1 is the network's input."""
+    """What node ``index`` computed; index −1 is the network's input, −2 its second one, and so on."""
 
     index: int
 
@@ -60,6 +65,8 @@ class Graph:
     :param shapes: shape of every node's result, of the input first; a dimension that depends on the batch size is
         a string. None for what is no tensor.
     :param buffers: names of the tensors that training leaves alone.
+    :param further_inputs: shapes of the inputs behind the first.
+    :param folded: names of the network's parameters that tensors of the graph were computed from.
     :param origins: what tensors are called in the network that was read, where that is another name.
     :param turned: names of the tensors that are a matrix of that network turned over.
     """
@@ -68,12 +75,14 @@ class Graph:
     tensors: Mapping[str, Tensor]
     shapes: tuple[tuple[Any, ...] | None, ...]
     buffers: frozenset[str] = frozenset()
+    further_inputs: tuple[tuple[Any, ...], ...] = ()
+    folded: frozenset[str] = frozenset()
     origins: Mapping[str, str] = field(default_factory=dict)
     turned: frozenset[str] = frozenset()
 
     def shape(self, index: int) -> tuple[Any, ...] | None:
-        """Shape of a node's result, or of the input (−1)."""
-        return self.shapes[index + 1]
+        """Shape of a node's result, or of an input (−1, −2, …)."""
+        return self.shapes[index + 1] if index >= -1 else self.further_inputs[-2 - index]
 
 
 #: operations that are layers, where their weight is a tensor of the network.
@@ -155,10 +164,10 @@ def without_dead_code(graph: Graph) -> Graph:
 
 def select_nodes(graph: Graph, kept: list[int]) -> Graph:
     """The graph with only these nodes, renumbered, and the tensors that they use."""
-    new = {-1: -1} | {index: position for position, index in enumerate(kept)}
+    new = {index: position for position, index in enumerate(kept)}
 
     def renumber(leaf: Any) -> Any:
-        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(new[leaf.index]) if isinstance(leaf, Value) and leaf.index >= 0 else leaf
 
     nodes = []
     for index in kept:

@@ -51,10 +51,10 @@ class _Rewriter:
         self.moved: dict[int, _Moved] = {}
 
     def rewritten(self) -> Graph:
-        new: dict[int, Value] = {-1: Value(-1)}
+        new: dict[int, Value] = {}
         for index, node in enumerate(self.graph.nodes):
             args, kwargs = (
-                replace_leaves(tree, lambda leaf: new[leaf.index] if isinstance(leaf, Value) else leaf)
+                replace_leaves(tree, lambda leaf: new.get(leaf.index, leaf) if isinstance(leaf, Value) else leaf)
                 for tree in (node.args, node.kwargs)
             )
             node = Node(node.op, args, kwargs)
@@ -68,7 +68,8 @@ class _Rewriter:
         if output < 0:
             return self.graph
         nodes, shapes = tuple(self.nodes[: output + 1]), tuple(self.shapes[: output + 2])
-        return without_dead_code(Graph(nodes, self.tensors, shapes, frozenset(self.buffers)))
+        graph = replace(self.graph, nodes=nodes, tensors=self.tensors, shapes=shapes, buffers=frozenset(self.buffers))
+        return without_dead_code(graph)
 
     def _add(self, node: Node, shape: Shape | None) -> Value:
         self.nodes.append(node)
@@ -77,7 +78,9 @@ class _Rewriter:
 
     def _shape(self, value: Any) -> Shape | None:
         """Its shape, where all sizes but that of the batch are known."""
-        shape = self.shapes[value.index + 1] if isinstance(value, Value) else None
+        if not isinstance(value, Value):
+            return None
+        shape = self.shapes[value.index + 1] if value.index >= -1 else self.graph.shape(value.index)
         return shape if _is_known(shape) else None
 
     def _piece(self, node: Node) -> Value | None:

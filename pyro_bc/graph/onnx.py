@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .module import GraphNetwork
 from .nodes import Graph, Named, Node, Value, is_layer, replace_leaves, without_dead_code
 
 
-def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
+def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
     """A copy that multiplies by zeros instead of selecting the inputs of its fully connected layers.
 
     For runtimes that gather numbers one by one (ONNX Runtime), slower than they multiply.
@@ -36,7 +36,8 @@ def without_selections(net: GraphNetwork, example: Tensor) -> GraphNetwork:
     :param example: a batch of inputs; its values do not matter.
     """
     nodes, tensors = list(net._nodes), dict(net.state_dict())
-    shapes = (tuple(example.shape), *(getattr(value, "shape", None) for value in net.results(net._nodes, example)))
+    results = net.results(net._nodes, *example)
+    shapes = (tuple(example[0].shape), *(getattr(value, "shape", None) for value in results))
     for index, node in enumerate(nodes):
         if not is_layer(node) or layer_type(node.op) is not LINEAR or not isinstance(node.args[0], Value):
             continue
@@ -66,10 +67,10 @@ def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
     Windows that reach beyond the edge (``ceil_mode``) are as they were: the export then says that outputs differ.
     """
     nodes: list[Node] = []
-    moved = {-1: -1}
+    moved: dict[int, int] = {}
 
     def redirect(leaf: Any) -> Any:
-        return Value(moved[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(moved.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
 
     for index, node in enumerate(net._nodes):
         node = replace(node, args=replace_leaves(node.args, redirect), kwargs=replace_leaves(node.kwargs, redirect))
@@ -86,7 +87,7 @@ def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
 class OnnxNetwork(nn.Module):
     """An ONNX file as a module, run by ONNX Runtime on the CPU.
 
-    :param path: a file with one input, named ``input``, and one output.
+    :param path: a file with one output, as :func:`to_onnx` writes it.
     :param threads: of ONNX Runtime; None for its choice.
     """
 
@@ -99,8 +100,10 @@ class OnnxNetwork(nn.Module):
             options.intra_op_num_threads = threads
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        (outputs,) = self._session.run(None, {"input": x.detach().cpu().numpy()})
+    def forward(self, *inputs: Tensor) -> Tensor:
+        names = [own.name for own in self._session.get_inputs()]
+        given = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+        (outputs,) = self._session.run(None, given)
         return torch.from_numpy(outputs)
 
 
@@ -113,6 +116,8 @@ def to_onnx(
 ) -> float:
     """Write a network as an ONNX file of any batch size, and compare the two on random inputs.
 
+    The file's input is called ``input``, and where there are several they have the names that the network gives them.
+
     :param net: a compressed network (:func:`~pyro_bc.compress`, :func:`~pyro_bc.read`), which knows its input; or a
         module in evaluation mode, as :func:`~pyro_bc.load` gives it, on any device.
     :param path: an existing file is replaced, whole or not at all.
@@ -123,21 +128,24 @@ def to_onnx(
         differ by more than :data:`TOLERANCE`; nothing is written then.
     """
     _onnx_packages()
+    names, forms = ["input"], [(input_shape, input_dtype)]
     if not isinstance(net, nn.Module):
-        net, input_shape, input_dtype = net.network(), net.input_shape, net.input_dtype
-    if not input_shape:
+        forms = [(own.shape, own.dtype) for own in net.inputs]
+        names = [own.name for own in net.inputs] if len(forms) > 1 else names
+        net = net.network()
+    if not forms[0][0]:
         raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
     net = copy.deepcopy(net).cpu().eval()
-    example = _random_input(2, input_shape, input_dtype)
-    arranged = _with_plain_pools(without_selections(net, example)) if isinstance(net, GraphNetwork) else net
+    example = _random_inputs(2, forms)
+    arranged = _with_plain_pools(without_selections(net, *example)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(
                 arranged,
-                (example,),
+                example,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-                input_names=["input"],
+                dynamic_shapes=_of_any_batch_size(arranged, len(example)),
+                input_names=names,
                 output_names=["output"],
                 verbose=False,
             )
@@ -148,22 +156,28 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "network.onnx"
         written.write_bytes(data)
-        difference = max(
-            _difference(net, OnnxNetwork(written), _random_input(n, input_shape, input_dtype)) for n in (1, 5)
-        )
+        difference = max(_difference(net, OnnxNetwork(written), _random_inputs(n, forms)) for n in (1, 5))
     write_atomically(path, data)
     return difference
 
 
-def _random_input(n: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _of_any_batch_size(net: nn.Module, count: int) -> tuple[Any, ...]:
+    """What the exporter is told of so many inputs; those of a graph come together."""
+    each = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(count))
+    return (each,) if isinstance(net, GraphNetwork) else each
+
+
+def _random_inputs(n: int, forms: Sequence[tuple[Any, torch.dtype]]) -> tuple[Tensor, ...]:
     """Inputs of a network; integers are 0 or 1, which every table of an embedding has."""
-    x = torch.rand(n, *shape, generator=torch.Generator("cpu").manual_seed(n))
-    return x if dtype.is_floating_point else (x > 0.5).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(n)
+    numbers = [torch.rand(n, *shape, generator=generator) for shape, _ in forms]
+    types = [dtype for _, dtype in forms]
+    return tuple(x if dtype.is_floating_point else (x > 0.5).to(dtype) for x, dtype in zip(numbers, types, strict=True))
 
 
-def _difference(net: nn.Module, exported: nn.Module, x: Tensor) -> float:
+def _difference(net: nn.Module, exported: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     with torch.no_grad():
-        expected, found = net(x), exported(x)
+        expected, found = net(*inputs), exported(*inputs)
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ExportError(f"ONNX Runtime computes something else: outputs differ by {difference:.2g}")

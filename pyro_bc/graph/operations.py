@@ -1,15 +1,15 @@
 """The operations that a graph may hold: a closed list, one row each."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import constant_rules, shape_rules, unit_rules
+from . import constant_rules, shape_rules, unit_rules, vocabulary
 from .constant_rules import ConstantRule
-from .functions import getitem, on_integers, on_tensors
+from .functions import getitem, of_schema, on_integers, on_tensors
 from .layer_types import lookup
 from .shape_rules import ShapeRule
 from .unit_rules import UnitRule
@@ -20,7 +20,7 @@ class Operation:
     """One operation: everything that the package knows of it.
 
     :param code: its number in a file, which never changes; a new operation takes the next one.
-    :param name: as in ``torch.ops.aten``.
+    :param name: as in ``torch.ops.aten``, with the overload where it is but one of them (``max.dim``).
     :param function: what computes it, and nothing but it, whatever a file asks for.
     :param units: which units the axes of its result have; an operation without a rule of its own fixes what it reads.
     :param constants: which entries of its result are constant where some of its argument's are; None: not known.
@@ -29,6 +29,7 @@ class Operation:
     :param statistics: whether it adds up all entries of a followed axis, so that only those that are 0 may go.
     :param monotone: whether a larger element never becomes the smaller one, so that it may follow a maximum.
     :param per_example: whether examples do not see each other, with the batch in the first dimension.
+    :param creates: whether it makes a tensor of numbers alone, which is to be where the input is.
     """
 
     code: int
@@ -41,6 +42,7 @@ class Operation:
     statistics: bool = False
     monotone: bool = False
     per_example: bool = False
+    creates: bool = False
 
 
 def _row(code: int, name: str, function: Callable[..., Any] | None = None, **rest: Any) -> Operation:
@@ -51,6 +53,15 @@ def _elementwise(code: int, name: str, **rest: Any) -> Operation:
     rules: Any = {"units": unit_rules.elementwise, "constants": constant_rules.through_elementwise}
     return _row(code, name, elementwise=True, **{"shape": shape_rules.unchanged, **rules, **rest})
 
+
+def _of_schemas(names: Mapping[int, str], **rest: Any) -> tuple[Operation, ...]:
+    """A row for each of ATen's overloads in a group of the vocabulary."""
+    return tuple(Operation(code, name, of_schema(name), **rest) for code, name in names.items())
+
+
+_ON_INTEGERS: dict[str, Any] = {"int_mod": operator.mod, "int_max": torch.sym_max, "int_min": torch.sym_min}
+
+_ELEMENTWISE: dict[str, Any] = {"elementwise": True, "per_example": True, "units": unit_rules.elementwise}
 
 #: all of them; the order of the rows means nothing.
 OPERATIONS: tuple[Operation, ...] = (
@@ -174,7 +185,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(39, "adaptive_max_pool2d"),
     _row(40, "gru", units=unit_rules.recurrent),
     _row(41, "lstm", units=unit_rules.recurrent),
-    _row(42, "zeros", torch.ops.aten.zeros, units=unit_rules.zeros),
+    _row(42, "zeros", torch.ops.aten.zeros, units=unit_rules.zeros, creates=True),
     _row(43, "getitem", getitem, units=unit_rules.getitem),
     _row(44, "size", torch.ops.aten.sym_size.int, units=unit_rules.size),
     _row(45, "int_add", on_integers("int_add", operator.add)),
@@ -235,6 +246,21 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(
         402, "conv_transpose3d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(3), per_example=True
     ),
+    *_of_schemas(
+        vocabulary.ELEMENTWISE,
+        constants=constant_rules.through_elementwise,
+        shape=shape_rules.unchanged,
+        **_ELEMENTWISE,
+    ),
+    *_of_schemas(vocabulary.CLASSIFYING, **_ELEMENTWISE),
+    *_of_schemas(vocabulary.JOINT, units=unit_rules.joint),
+    *_of_schemas(vocabulary.SPATIAL, units=unit_rules.spatial),
+    *_of_schemas(vocabulary.REDUCING, units=unit_rules.reduction),
+    *_of_schemas(vocabulary.ALONG, units=unit_rules.along),
+    *_of_schemas(vocabulary.OTHERS),
+    *_of_schemas(vocabulary.CREATING, creates=True),
+    *_of_schemas(vocabulary.LIKE),
+    *(_row(code, name, on_integers(name, _ON_INTEGERS[name])) for code, name in vocabulary.ON_INTEGERS.items()),
 )
 
 #: rows by name, and by the code in a file.

@@ -73,10 +73,10 @@ def layers_apart(graph: Graph) -> Graph:
     """
     nodes: list[Node] = []
     shapes: list[Any] = [graph.shapes[0]]
-    new = {-1: -1}
+    new: dict[int, int] = {}
 
     def moved(leaf: Any) -> Any:
-        return Value(new[leaf.index]) if isinstance(leaf, Value) else leaf
+        return Value(new.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
 
     def add(node: Node, shape: Any) -> Value:
         nodes.append(node)

@@ -1,7 +1,7 @@
 """Rules for units: what each kind of operation does to the channels along the axes of its arguments."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,12 +238,21 @@ def getitem(t: FollowedUnits, node: Node) -> Axes:
 
 
 def binary(t: FollowedUnits, node: Node) -> Axes:
-    a, b = node.args[:2]
-    ndim = max(len(t.shape(a)), len(t.shape(b)))
+    return _together(t, node.args[:2])
+
+
+def joint(t: FollowedUnits, node: Node) -> Axes:
+    """Of as many tensors as there are, element by element."""
+    return _together(t, [leaf for leaf in leaves(node.args) if isinstance(leaf, Value | Named)])
+
+
+def _together(t: FollowedUnits, references: Sequence[Any]) -> Axes:
+    """The axes of tensors of which the smaller are repeated: what meets is one unit."""
+    ndim = max(len(t.shape(reference)) for reference in references)
     result: Axes = {}
     for axis in range(ndim):
         found = []
-        for reference in (a, b):
+        for reference in references:
             shape = t.shape(reference)
             at = axis - ndim + len(shape)
             if at >= 0:
@@ -256,8 +265,8 @@ def binary(t: FollowedUnits, node: Node) -> Axes:
         followed = [units for _, _, units in found if units is not None]
         if not followed:
             continue
-        if len(followed) == 2:
-            t.units.join(*followed)
+        for units in followed[1:]:
+            t.units.join(followed[0], units)
         for reference, at, units in found:
             if units is None:
                 if isinstance(reference, Named):
@@ -343,7 +352,7 @@ def _normalised(t: FollowedUnits, node: Node, axis: int, scales: Any, mixed: lis
 
 def spatial(t: FollowedUnits, node: Node) -> Axes:
     """Acts on the last dimensions, each channel alone."""
-    dims = 1 if node.op.endswith("1d") else 2
+    dims = next(int(number) for number in "123" if f"{number}d" in node.op)
     axes = t.of(node.args[0])
     ndim = len(t.shape(node.args[0]))
     t.fix_axes(node.args[0], *[axis for axis in axes if axis >= ndim - dims] or [-1])
@@ -368,15 +377,20 @@ def pad(t: FollowedUnits, node: Node) -> Axes:
 
 def reduction(t: FollowedUnits, node: Node) -> Axes:
     ndim = len(t.shape(node.args[0]))
-    dims = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(dims, tuple) or not dims:
+    reduced = {dim % ndim for dim in dimensions(node)}
+    if not reduced:
         return unknown(t, node)
-    reduced = {dim % ndim for dim in dims}
-    keepdim = (*node.args, *[None] * 3)[2] or dict(node.kwargs).get("keepdim", False)
+    keepdim = len(t.graph.shape(len(t.values)) or ()) == ndim
     t.fix_axes(node.args[0], *reduced)
     kept = [axis for axis in range(ndim) if axis not in reduced or keepdim]
     axes = t.of(node.args[0])
     return {kept.index(axis): units for axis, units in axes.items() if axis not in reduced}
+
+
+def dimensions(node: Node) -> tuple[int, ...]:
+    """The dimensions that a node's second argument names; none where it names none, which means all or the last."""
+    dims = node.args[1] if len(node.args) > 1 else dict(node.kwargs).get("dim")
+    return (dims,) if isinstance(dims, int) else dims if isinstance(dims, tuple) else ()
 
 
 def mixes(dims_of: Callable[[Node, int], Iterable[int]]) -> Callable[[FollowedUnits, Node], Axes]:
@@ -389,6 +403,12 @@ def mixes(dims_of: Callable[[Node, int], Iterable[int]]) -> Callable[[FollowedUn
         return dict(t.of(node.args[0]))
 
     return rule
+
+
+def along(t: FollowedUnits, node: Node) -> Axes:
+    """Keeps the shape, and mixes the entries along the dimensions that the second argument names."""
+    ndim, dims = len(t.shape(node.args[0])), dimensions(node)
+    return mixes(lambda node, ndim: dims)(t, node) if dims and ndim else unknown(t, node)
 
 
 def attention(t: FollowedUnits, node: Node) -> Axes:

@@ -13,13 +13,14 @@ from ..data.loaders import check_inputs
 from ..errors import NonFiniteLossError, PyroBCError, UsageError
 from ..model.likelihoods import Likelihood
 from ..runtime.devices import check_device
+from ..runtime.inputs import Batch, described, forms, tensors_of
 from ..runtime.messages import first_line
 
 _ADVICE = "A smaller learning rate usually helps; the checkpoint of the epoch before stays"
 
 
 @contextmanager
-def running_on(x: Tensor) -> Iterator[None]:
+def running_on(x: Batch) -> Iterator[None]:
     """A context that runs a network on its first batch, and says so where the two do not fit.
 
     :raises UsageError: in place of what torch raises.
@@ -31,7 +32,7 @@ def running_on(x: Tensor) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = first_line(error)
         raise UsageError(
-            f"the model cannot be run on the first batch, inputs of shape {tuple(x.shape)} and {x.dtype}: {reason}"
+            f"the model cannot be run on the first batch, inputs of shape {described(x)}: {reason}"
         ) from error
 
 
@@ -45,21 +46,22 @@ class BatchCheck:
 
     likelihood: Likelihood
     outputs: Any
-    x: Tensor
+    x: Batch
 
-    def __call__(self, x: Tensor, y: Tensor, number: int) -> None:
+    def __call__(self, x: Batch, y: Tensor, number: int) -> None:
         """:raises UsageError: where inputs have another shape or type, or are not finite, or targets do not fit."""
-        if x.shape[1:] != self.x.shape[1:] or x.dtype != self.x.dtype or len(x) != len(y):
+        count, device = len(tensors_of(x)[0]), tensors_of(self.x)[0].device
+        if forms(x) != forms(self.x) or count != len(y):
             raise UsageError(
-                f"batch {number} has inputs of shape {tuple(x.shape)}, {x.dtype}, and {len(y)} targets, the first one "
-                f"inputs of shape {tuple(self.x.shape)}, {self.x.dtype}"
+                f"batch {number} has inputs of shape {described(x)}, and {len(y)} targets, the first one inputs of "
+                f"shape {described(self.x)}"
             )
-        check_device(f"the inputs of batch {number} are", x, self.x.device)
-        check_device(f"the targets of batch {number} are", y, self.x.device)
+        check_device(f"the inputs of batch {number} are", x, device)
+        check_device(f"the targets of batch {number} are", y, device)
         check_inputs(x, f"the inputs of batch {number}")
         outputs = self.outputs
         if isinstance(outputs, Tensor) and outputs.dim():
-            outputs = outputs[:1].expand(len(x), *outputs.shape[1:])
+            outputs = outputs[:1].expand(count, *outputs.shape[1:])
         try:
             self.likelihood.check(outputs, y)
         except UsageError as error:
@@ -72,7 +74,7 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 @torch.no_grad()
-def first_layer_not_finite(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor) -> str | None:
+def first_layer_not_finite(model: nn.Module, guide: nn.Module, x: Batch, y: Tensor) -> str | None:
     """The first module whose output on a batch is not finite; None where there is none."""
     found: list[str] = []
     hooks = []
@@ -95,7 +97,7 @@ def first_layer_not_finite(model: nn.Module, guide: nn.Module, x: Tensor, y: Ten
 
 
 def not_finite_error(
-    epoch: int, step: int, parts: list[str], model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor
+    epoch: int, step: int, parts: list[str], model: nn.Module, guide: nn.Module, x: Batch, y: Tensor
 ) -> NonFiniteLossError:
     """What is known of a step whose loss is not finite.
 
@@ -105,7 +107,7 @@ def not_finite_error(
     parameters = not_finite([*guide.named_parameters(), *model.named_parameters()])
     if parameters:
         text += f"; not finite already, after the step before: {', '.join(parameters)}"
-    elif x.is_floating_point() and not bool(x.isfinite().all()):
+    elif not all(bool(part.isfinite().all()) for part in tensors_of(x) if part.is_floating_point()):
         text += "; the batch's inputs hold NaN or infinite numbers"
     else:
         layer = first_layer_not_finite(model, guide, x, y)

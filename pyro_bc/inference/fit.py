@@ -33,6 +33,7 @@ from ..posterior.thresholds import choose_threshold
 from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
+from ..runtime.inputs import Batch, tensors_of
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
@@ -181,7 +182,7 @@ def fit(
             history, kept = restore_fit(checkpoint, model, guide, optimizer, settings)
         bar(len(history))
         plain = fast = eager_step(model, guide, flat)
-        first, shapes = (x, y), (x.shape, y.shape)  # the last batch of an epoch may be smaller
+        first, shapes = (x, y), _shapes(x, y)  # the last batch of an epoch may be smaller
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
@@ -191,7 +192,7 @@ def fit(
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
                 until = epochs if is_rounding else rounded_from
-                if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps):
+                if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps, x):
                     bar(state="compiling")
                     fast = _compiled(compile, plain, model, guide, flat, *first)
                 elif epoch == rounded_from:
@@ -203,7 +204,7 @@ def fit(
                     progress_now = epoch + step / steps
                     weight = learned or schedule.kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
                     set_rates(optimizer, schedule, progress_now, epochs, is_rounding)
-                    result = (fast if (x.shape, y.shape) == shapes else plain)(x, y, weight)
+                    result = (fast if _shapes(x, y) == shapes else plain)(x, y, weight)
                     if processes.count() > 1:
                         result = _averaged(result, flat)
                     if not math.isfinite(result.loss.item()):
@@ -278,19 +279,19 @@ def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
 
 
 @torch.no_grad()
-def _trainable(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> Any:
+def _trainable(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> Any:
     """The model as a module that knows how much data there are."""
     with running_on(x):
         return trainable(model, guide, x, y)
 
 
 @torch.no_grad()
-def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchCheck:
+def _check(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> BatchCheck:
     """Set the guide up with a first batch; say now, not after the training, what is wrong with data or network."""
     check_inputs(x, "the first batch's inputs")
     if isinstance(model, BayesianNetwork):
         check_device("the first batch's inputs are", x, device_of(model.skeleton))
-    check_device("the first batch's targets are", y, x.device)
+    check_device("the first batch's targets are", y, tensors_of(x)[0].device)
     with running_on(x):
         if guide.prototype_trace is None:
             # A guide starts from what Pyro's store holds under its names, which may be another model's.
@@ -300,14 +301,21 @@ def _check(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> BatchChe
         guide_trace = pyro.poutine.trace(guide).get_trace(x, y)  # before labels are trusted
         outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
     model.likelihood.check(outputs, y)
-    if x.is_floating_point():
+    if isinstance(x, Tensor) and x.is_floating_point():
         torch.rand(3, *x.shape[1:], dtype=x.dtype)  # drawn here before: a seed gives what it gave in earlier versions
     if guide.obstacle is not None:
         raise UnsupportedNetworkError(guide.obstacle)
     return BatchCheck(model.likelihood, outputs, x)
 
 
-def _is_compiled(wanted: bool | None, model: Any, steps: int) -> bool:
+def _shapes(x: Batch, y: Tensor) -> tuple[Any, ...]:
+    """Shapes of a batch, by which a compiled step is chosen."""
+    return (*(part.shape for part in tensors_of(x)), y.shape)
+
+
+def _is_compiled(wanted: bool | None, model: Any, steps: int, x: Batch) -> bool:
+    if not isinstance(x, Tensor):
+        return False  # a step is traced for one tensor of inputs
     if wanted is None:
         return isinstance(model, BayesianNetwork) and steps > WORTH_COMPILING and has_compiler()
     return wanted

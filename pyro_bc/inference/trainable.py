@@ -14,6 +14,7 @@ from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.predictive import is_observed
+from ..runtime.inputs import Batch
 from .elbo import elbo_terms
 
 
@@ -49,7 +50,7 @@ class TrainableModel(nn.Module):
         return self.model(*args)
 
 
-def trainable(model: Any, guide: FactorizedGuide, x: Tensor, y: Tensor) -> Any:
+def trainable(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> Any:
     """The model as a fit trains it; a :class:`~pyro_bc.BayesianNetwork` is that itself.
 
     :param guide: of this model; it is set up where it is not yet.

@@ -32,8 +32,8 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
         layers = summarize(guide)
         changed = {} if has_codes and not is_rounded else {n: compressed_in_place(own) for n, own in layers.items()}
         net = network_with(model, layers, changed)
-        found = judge(net, model.likelihood, batches, posterior_of(guide))
-        size = code_bytes(guide) if has_codes else file_bytes(net, changed, batches[0][0])
+        found = judge(net, model.likelihood, batches, posterior_of(guide), model.output)
+        size = code_bytes(guide) if has_codes else file_bytes(net, changed, batches[0][0], model.output)
         return Standing(None, found.error, round(size), None)
 
     return look

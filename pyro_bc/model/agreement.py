@@ -22,6 +22,7 @@ from ..graph.read import read_graph
 from ..graph.recurrent import cell_names
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import bias_of, weight_of
+from ..runtime.inputs import head, moved, tensors_of
 from ..runtime.random_state import same_random_state
 from .layers import BayesianLayer
 
@@ -40,13 +41,19 @@ def obstacle(
     :param args: of the model, the network's input first.
     """
     net = getattr(model, "skeleton", None)
-    if not isinstance(net, nn.Module) or not args or not isinstance(args[0], Tensor) or not args[0].dim():
+    if not isinstance(net, nn.Module) or not args:
+        return None
+    try:
+        inputs = tensors_of(args[0])
+    except UsageError:
+        return None  # a model of something else
+    if not inputs[0].dim():
         return None
     if not any(True for _ in net.children()):
         return None  # a single layer has no name that a file could tell it by, and is a model all the same
-    with same_random_state(args[0].device):
+    with same_random_state(inputs[0].device):
         try:
-            graph = read_graph(net, args[0])
+            graph = read_graph(net, args[0], getattr(model, "output", None))
             check_program(graph.nodes)
             for name, tensor in graph.tensors.items():
                 if not tensor.is_floating_point():
@@ -90,9 +97,12 @@ def check_one_function(
     :raises UnsupportedNetworkError: where outputs differ; names the first layer that does, where one can be told.
     """
     device = next(iter(values.values())).device
-    args = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
-    x = args[0][:_EXAMPLES]
-    rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == len(args[0]) else a for a in args[1:]]
+    _check_not_folded(layers, graph, names)
+    x = head(moved(args[0], device), _EXAMPLES)
+    inputs = tensors_of(x)
+    rest = [a.to(device) if isinstance(a, Tensor) else a for a in args[1:]]
+    count = len(tensors_of(args[0])[0])
+    rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == count else a for a in rest]
     seen: dict[str, Tensor] = {}
     hooks = []
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
@@ -109,10 +119,10 @@ def check_one_function(
         for hook in hooks:
             hook.remove()
     graph = _with_values(graph, layers, values, names)
-    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(x.device)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(device)
     results: dict[str, Tensor] = {}
     with torch.no_grad():
-        for node, result in zip(graph.nodes, network.results(graph.nodes, x), strict=True):
+        for node, result in zip(graph.nodes, network.results(graph.nodes, *inputs), strict=True):
             if is_layer(node):
                 results.setdefault(layer_name(node), result)
     if _agrees(trace, result):
@@ -129,6 +139,17 @@ def check_one_function(
         f"the Pyro model and the network that would be stored compute different things for the same weights, {where}."
         f"{bias} Give net=… the network that the model computes, or use each layer's weight through the layer alone"
     )
+
+
+def _check_not_folded(layers: Mapping[str, LayerSites], graph: Graph, names: Mapping[str, str]) -> None:
+    """:raises UnsupportedNetworkError: where a tensor was computed from what a posterior replaces."""
+    for site, layer in layers.items():
+        for role in ("weight", "bias") if layer.sites else ():
+            if f"{names[site]}.{role}" in graph.folded:
+                raise UnsupportedNetworkError(
+                    f"the network computes with what becomes of the {role} of layer '{names[site]}', which a posterior "
+                    f"cannot follow: use it through the layer alone, or leave the layer deterministic"
+                )
 
 
 def _evaluating(model: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.attention import MultiheadAttention
+from ..graph.interface import Output, called
 from ..graph.layer_types import layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, layer_groups, layer_nodes
@@ -23,6 +24,7 @@ from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
 from ..quantisation.grids import spatial_grids
+from ..runtime.inputs import Batch, tensors_of
 from .layers import BAYESIAN, BayesianLayer, layer_class
 from .likelihoods import Categorical, Likelihood
 from .ownership import claim_parameters
@@ -311,9 +313,13 @@ class BayesianNetwork(PyroModule):
         layers of their names with the first input, whose graph says so.
     :param prior: a prior, or a rule per layer as in :func:`bayesianize`.
     :param deterministic: layers to leave as they are, as in :func:`bayesianize`.
+    :param output: which of several outputs of the network the likelihood is of: its name, or its position; None for
+        the only one, or ``logits``.
     :param num_data: size of the training set N, by which the mini-batch likelihood is scaled (N/B).
     :param likelihood: of the targets given the outputs.
     :raises UsageError: where ``num_data`` is not a positive integer.
+
+    A batch of inputs is a tensor, or a tuple or a dictionary of tensors, which then go in by name.
 
     Sites: ``net.<layer>.<role>`` for every layer, those of the likelihood, and the observed ``y`` inside the
     plate ``data``. Returns the network's outputs.
@@ -333,8 +339,10 @@ class BayesianNetwork(PyroModule):
         num_data: int,
         likelihood: Likelihood | None = None,
         deterministic: Iterable[Choice] = (),
+        output: Output = None,
     ):
         super().__init__()
+        self.output = output
         if isinstance(num_data, bool) or not (isinstance(num_data, int) and num_data > 0):
             raise UsageError(f"num_data is the number of training examples, a positive integer, not {num_data!r}")
         ready = prepared(net)
@@ -359,40 +367,35 @@ class BayesianNetwork(PyroModule):
         self._skeleton[0].load_state_dict(self.net.state_dict(), strict=False)
         return self._skeleton[0]
 
-    def _code_over_pictures(self, x: Tensor) -> None:
+    def _code_over_pictures(self, x: Batch) -> None:
         """Say over what codes are cosine coefficients, where the shape of the input says it, before they are used."""
         layers, self._over_pictures = self._over_pictures, {}
         if layers:
             with torch.no_grad(), evaluating(self.skeleton) as net:
-                net(x)  # what does not fit is said as it is of a network without codes
-            grids = spatial_grids(read_graph(self.skeleton, x))
+                called(net, x, self.output)  # what does not fit is said as it is of a network without codes
+            grids = spatial_grids(read_graph(self.skeleton, x, self.output))
             for name, layer in layers.items():
                 layer.code_over(grids.get(f"{name}.weight", ()))
 
-    def _make_latent(self, x: Tensor) -> None:
+    def _make_latent(self, x: Batch) -> None:
         """Make latent what the network multiplies with and is in no layer, once there is an input to read it with."""
         plain, self._plain = self._plain, {}
         if not plain:
             return
         left = list(plain)
         with contextlib.suppress(UnsupportedNetworkError):  # which the guide says
-            left = _make_latent_(self.net, plain, read_graph(self.skeleton, x))
+            left = _make_latent_(self.net, plain, read_graph(self.skeleton, x, self.output))
         if not any(isinstance(module, BayesianLayer) for module in self.net.modules()):
             raise UnsupportedNetworkError(_no_layer([f"'{name}'" for name in left], []))
         if left:
             _say_left(f"'{name}'" for name in left)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Batch, y: Tensor | None = None) -> Tensor:
         self._make_latent(x)
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
-        outputs = self.net(x)
-        if not isinstance(outputs, Tensor):
-            raise UnsupportedNetworkError(
-                f"the network gives a {type(outputs).__name__}; one tensor is needed: wrap it in a module that gives "
-                f"the one that the likelihood is of"
-            )
+        outputs = called(self.net, x, self.output)
         density = self.likelihood(outputs)
-        with pyro.plate("data", self.num_data, subsample=x, dim=-1):
+        with pyro.plate("data", self.num_data, subsample=tensors_of(x)[0], dim=-1):
             pyro.sample("y", density, obs=y)
         return outputs

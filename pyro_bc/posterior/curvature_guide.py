@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.loaders import inputs_of
 from ..errors import UsageError
+from ..graph.interface import called
 from ..graph.module import evaluating
 from ..graph.nodes import layer_groups, layer_nodes
 from ..graph.read import read_graph
@@ -83,9 +84,9 @@ class CurvatureGuide(AutoGuide):
             raise UsageError("curvature is collected from batches of inputs, and the loader gives none")
         super().__init__(InitMessenger(init_to_feasible)(model))
         self._source = (model,)
-        graph = read_graph(model.skeleton, x)
+        graph = read_graph(model.skeleton, x, model.output)
         with torch.no_grad(), evaluating(model.skeleton) as net:
-            y = density_of(model.likelihood, net(x)).sample()
+            y = density_of(model.likelihood, called(net, x, model.output)).sample()
         self._setup_prototype(x, y)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph.interface import Output, called
 from ..model.network import BayesianNetwork
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
 from ..runtime.devices import on_cpu
+from ..runtime.inputs import Batch
 from .summary import LayerPosterior
 from .thresholds import Threshold, choose_threshold, removed_outputs, weight_mask
 
@@ -132,17 +134,18 @@ def network_with(
     return net.eval()
 
 
-def file_bytes(net: nn.Module, changed: Mapping[str, InPlace], x: Tensor) -> int:
+def file_bytes(net: nn.Module, changed: Mapping[str, InPlace], x: Batch, output: Output = None) -> int:
     """About how large the file of a network would be, that computes with these layers.
 
     What the outputs do not depend on would be cut: weights whose gradient is 0 for these inputs.
 
     :param net: of :func:`network_with`.
     :param changed: all layers that it has, by their names in the model.
+    :param output: which of its outputs is meant.
     """
     with torch.enable_grad():
         net.zero_grad()
-        net(x).square().sum().backward()
+        called(net, x, output).square().sum().backward()
     total = 0.0
     for name, own in changed.items():
         gradient = net.get_parameter(f"{name}.weight".removeprefix("net").removeprefix(".")).grad

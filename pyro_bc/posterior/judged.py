@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..graph.interface import Output, called
 from ..graph.module import evaluating
 from ..model.likelihoods import Likelihood, density_at
+from ..runtime.inputs import Batch
 from .guides import Posterior
 
 # Sums of single precision.
@@ -35,22 +37,29 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(net: nn.Module, likelihood: Likelihood, batches: Iterable[Any], sites: Posterior | None = None) -> Judged:
+def judge(
+    net: nn.Module,
+    likelihood: Likelihood,
+    batches: Iterable[Any],
+    sites: Posterior | None = None,
+    output: Output = None,
+) -> Judged:
     """Error and loss of a network on batches ``(x, y)``.
 
     :param sites: whose centres the likelihood's own sites have, such as a noise; their prior means without it.
+    :param output: which of several outputs the likelihood is of.
     """
     outputs, targets = [], []
     for x, y in batches:
-        outputs.append(computed(net, x))
+        outputs.append(computed(net, x, output))
         targets.append((None, y))
     return scored(outputs, targets, likelihood, sites)
 
 
-def computed(net: nn.Module, x: Tensor) -> Any:
-    """A network's outputs in evaluation mode."""
+def computed(net: nn.Module, x: Batch, output: Output = None) -> Any:
+    """A network's output in evaluation mode."""
     with torch.no_grad(), evaluating(net) as network:
-        return network(x)
+        return called(network, x, output)
 
 
 @torch.no_grad()

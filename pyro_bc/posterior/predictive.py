@@ -14,6 +14,7 @@ from ..graph.module import evaluating
 from ..model.network import BayesianNetwork
 from ..priors.base import base_distribution
 from ..runtime.devices import check_device
+from ..runtime.inputs import pieces
 
 _POINTS = 1000  # of one pass through the network
 
@@ -42,7 +43,7 @@ def _parts(model: Any, args: Sequence[Any]) -> list[list[Any]]:
     """
     if not isinstance(model, BayesianNetwork):
         return [list(args)]
-    return [list(part) for part in zip(*(a.split(_POINTS) for a in args), strict=True)]
+    return [list(part) for part in zip(*(pieces(a, _POINTS) for a in args), strict=True)]
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UsageError
+from .inputs import Batch, tensors_of
 
 P = ParamSpec("P")
 
@@ -56,10 +57,11 @@ def check_dtype(what: str, dtype: torch.dtype) -> None:
         )
 
 
-def check_device(what: str, x: Tensor, device: torch.device) -> None:
+def check_device(what: str, x: Batch, device: torch.device) -> None:
     """Whether data are where the network is.
 
     :raises UsageError: where they are not; begins with ``what``.
     """
-    if x.device != device:
-        raise UsageError(f"{what} on {x.device}, the network on {device}: move one of them with .to(…)")
+    for part in tensors_of(x):
+        if part.device != device:
+            raise UsageError(f"{what} on {part.device}, the network on {device}: move one of them with .to(…)")

@@ -27,13 +27,13 @@ class Mixed(nn.Module):
         return self.frozen(self.d(F.layer_norm(self.c(h), (6,))))
 
 
-class Fourier(nn.Module):
+class Decomposition(nn.Module):
     def __init__(self):
         super().__init__()
         self.l = nn.Linear(8, 8)
 
     def forward(self, x):
-        return torch.fft.rfft(self.l(x)).abs().flatten(1)[:, :3]
+        return torch.linalg.svdvals(self.l(x)).flatten(1)[:, :3]
 
 
 class Auxiliary(nn.Module):
@@ -71,7 +71,7 @@ def test_a_table_says_what_each_layer_becomes():
 @pytest.mark.parametrize(
     "net,options,message",
     [
-        (Fourier(), {}, "'fft_rfft'"),
+        (Decomposition(), {}, "'linalg_svdvals'"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), {"y": torch.arange(6)}, r"labels lie in \[0, 5\]"),
         (nn.Sequential(nn.Flatten()), {}, "no layer to make Bayesian"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False), {}, "frozen"),
@@ -100,8 +100,8 @@ class Gives(nn.Module):
 @pytest.mark.parametrize(
     "function,message",
     [
-        (lambda h, x: {"logits": h}, "gives a dict; one tensor is needed"),
-        (lambda h, x: (h, x), "gives a tuple; one tensor is needed"),
+        (lambda h, x: {"a": h, "b": h}, "gives a dict of 'a', 'b'; one tensor is needed"),
+        (lambda h, x: (h, x), "gives a tuple of 0, 1; one tensor is needed"),
         (lambda h, x: h.view(len(x), 3), r"len\(x\) does; write x.shape\[0\]"),
         (lambda h, x: h + torch.rand_like(h), "'rand_like'"),
     ],

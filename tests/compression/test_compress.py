@@ -1,7 +1,9 @@
 """The compressed network computes what the posterior mean does; its figures count what they say; refusals are clear."""
 
+import dataclasses
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -246,3 +248,44 @@ def test_missing_files_and_half_written_ones(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         random_network(2).save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["net.pbc"]
+
+
+@dataclasses.dataclass
+class Tagged:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Tagger(nn.Module):
+    """Two inputs, an embedding, and a dataclass of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(7, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, ids, mask):
+        hidden = self.inner((self.table(ids) * mask[..., None]).mean(1)).relu()
+        return Tagged(self.head(hidden), hidden)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_batch_may_be_of_several_inputs(tmp_path, by_name):
+    torch.manual_seed(0)
+    net = Tagger()
+    ids, mask, y = torch.randint(0, 7, (16, 5)), torch.rand(16, 5) < 0.7, torch.randint(0, 3, (16,))
+    x = {"ids": ids, "mask": mask} if by_name else (ids, mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table stays deterministic
+        assert pyro_bc.check(net, x, y).ok
+        model = pyro_bc.BayesianNetwork(net, num_data=16)
+    guide = pyro_bc.FactorizedGuide(model)
+    pyro_bc.fit(model, guide, [(x, y)], epochs=1, progress=False)
+    small = pyro_bc.compress(model, guide)
+    small.save(tmp_path / "net.pbc")
+    loaded = pyro_bc.load(tmp_path / "net.pbc")
+    assert [own.name for own in small.inputs] == ["ids", "mask"]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids, mask), small.network()(ids=ids, mask=mask))
+        assert loaded(ids, mask=mask).shape == (16, 3)
+    with pytest.raises(UsageError, match="batch 2 has inputs of shape"):
+        pyro_bc.fit(model, guide, [(x, y), ((mask, ids), y)], epochs=1, progress=False)

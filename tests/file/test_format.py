@@ -21,7 +21,7 @@ from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
 from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.file.coder import Decoder, Encoder
 from pyro_bc.file.compressed import CompressedNetwork, read_sections
-from pyro_bc.file.contents import Contents, Floats, Integers, Selection, values
+from pyro_bc.file.contents import Contents, Floats, Input, Integers, Selection, values
 from pyro_bc.file.format import decode, encode
 from pyro_bc.file.tensors import ADAPTIVE, COSINES, NUMBERS, Plan, decode_tensor, encode_tensor, plans_of
 from pyro_bc.graph.layer_types import LAYER_TYPES
@@ -167,8 +167,8 @@ def test_a_network_without_layers_or_numbers_has_figures():
 
 def test_newer_versions_and_other_files_say_so():
     data = random_network(1).to_bytes()
-    with pytest.raises(CompressedFileError, match=r"version 6.*update"):
-        CompressedNetwork.from_bytes(data[:3] + b"\x06" + data[4:])
+    with pytest.raises(CompressedFileError, match=r"version 7.*update"):
+        CompressedNetwork.from_bytes(data[:3] + b"\x07" + data[4:])
     with pytest.raises(CompressedFileError, match=r"not a \.pbc file"):
         CompressedNetwork.from_bytes(b"PK\x03\x04")
 
@@ -373,6 +373,44 @@ def test_tensors_of_every_type_and_the_inputs_type_are_read_by_both_readers(seed
         body = bytearray(data[8:])
         body[position - 8] ^= 1 << seed % 8
         assert outcome(with_checksum(bytes(body), 4)) in ("refused", "network")
+
+
+def network_of_inputs() -> CompressedNetwork:
+    """Embeddings of some integers, those of a mask, beside the first of a row of numbers."""
+    nodes = (
+        Node("embedding", (Named("table"), Value(-1))),
+        Node("masked_fill.Scalar", (Value(0), Value(-2), 0.5)),
+        Node("select", (Value(-3), 1, 0)),
+        Node("add", (Value(1), Value(2))),
+    )
+    tensors = {"table": FixedPoint(torch.arange(15).reshape(5, 3), 2)}
+    further = (Input("mask", (4, 1), torch.bool), Input("rest", (2, 4, 3), torch.float32))
+    return CompressedNetwork(
+        nodes, tensors, {}, 15, (4,), frozenset(), {}, input_dtype=torch.int64, input_name="ids", further_inputs=further
+    )
+
+
+def test_several_inputs_are_read_by_both_readers_and_go_in_by_position_or_name():
+    network = network_of_inputs()
+    data = network.to_bytes()
+    assert data[3] == 6  # older versions say that they are too old
+    codes_of_both_readers(data)
+    file = File(data)
+    assert file.input_name == "ids" and file.further_inputs == [("mask", [4, 1], 2), ("rest", [2, 4, 3], 0)]
+    again = CompressedNetwork.from_bytes(data)
+    assert again.inputs == network.inputs and again.to_bytes() == data
+    ids, mask, rest = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[[True], [False]] * 2]), torch.rand(1, 2, 4, 3)
+    expected = torch.where(mask, 0.5, torch.arange(12.0).reshape(1, 4, 3) / 4) + rest[:, 0]
+    net = again.network()
+    with torch.no_grad():
+        assert torch.equal(net(ids, mask, rest), expected) and torch.equal(net(ids, rest=rest, mask=mask), expected)
+    for wrong in ({"mask": mask}, {"mask": mask, "rest": rest, "more": rest}, {"mask": mask, "other": rest}):
+        with pytest.raises(TypeError, match="inputs are ids, mask, rest"):
+            net(ids, **wrong)
+    for position in range(8, len(data)):
+        body = bytearray(data[8:])
+        body[position - 8] ^= 1 << position % 8
+        assert outcome(with_checksum(bytes(body), 6)) in ("refused", "network")
 
 
 def network_of_rows(seed: int) -> CompressedNetwork:

@@ -3,6 +3,7 @@
 A new operation joins by an example of it in ``EXAMPLES``.
 """
 
+import hashlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ NAMES = [
 ]  # fmt: skip
 
 #: layers that came later, by their codes.
-LATER = {
+LAYERS_SINCE = {
     400: "conv3d",
     401: "conv_transpose1d",
     402: "conv_transpose3d",
@@ -48,13 +49,21 @@ LATER = {
 }
 
 
+#: SHA-256 of the later ones, each as its code, a space and its name in a line.
+LATER = "a112a8a8d9f081d764019cf5c1e713f7c3cf5ac5bd8a0f0a107cf7794b206b9c"
+
+
 def test_codes_are_those_that_files_hold():
-    assert {row.code: row.name for row in OPERATIONS} == dict(enumerate(NAMES)) | LATER
-    assert len(OPERATIONS) == len({row.name for row in OPERATIONS})
+    assert {row.code: row.name for row in OPERATIONS if row.code < len(NAMES)} == dict(enumerate(NAMES))
+    assert {row.code: row.name for row in OPERATIONS if row.code >= 400} == LAYERS_SINCE
+    later = sorted((row.code, row.name) for row in OPERATIONS if 92 <= row.code < 400)
+    assert hashlib.sha256("".join(f"{code} {name}\n" for code, name in later).encode()).hexdigest() == LATER
+    for what in ("code", "name"):
+        assert len({getattr(row, what) for row in OPERATIONS}) == len(OPERATIONS)
 
 
 #: arguments behind the tensor of operations that need some.
-MORE = {"pow": (2,), "clamp": (-0.5, 0.5), "to": (torch.int64,)}
+MORE = {"pow": (2,), "clamp": (-0.5, 0.5), "to": (torch.int64,), "threshold": (0.5, 2.0)}
 
 #: results of two layers of four units each, which the operation of an example may read.
 A, B = Value(0), Value(1)
@@ -251,6 +260,174 @@ EXAMPLES: dict[str, list[Example]] = {
 }  # fmt: skip
 
 
+BITS = Node("gt.Scalar", (A, 0.2))
+SMALL = Node("mul", (A, 0.1))
+BOTH, ONE, THREE = (A, B), (A, 1), (A, W, B)
+PICK, PLACES = torch.tensor([[2, 0], [1, 3]]), torch.tensor([[[[0, 1], [2, 0]]]])
+MIDDLE = {"w": (4, 1, 1)}
+
+
+def further(name, *cases, reference=None, tensors=None, before=None, after=PICTURES, **kwargs):
+    """Examples of one of ATen's overloads: torch's public function of its name takes the same arguments."""
+    packet = name.partition(".")[0]
+    for found in (torch, F, torch.Tensor):
+        reference = reference or getattr(found, packet, None)
+    for prefix, home in (("fft_", torch.fft), ("linalg_", torch.linalg)):
+        if packet.startswith(prefix):
+            reference = getattr(home, packet.removeprefix(prefix))
+    tensors = MIDDLE if tensors is None else tensors
+    return name, [Example(case, reference, tensors, after, before, tuple(kwargs.items())) for case in cases]
+
+
+def by_mode(name, mode, after=PICTURES, **more):
+    """Examples of an interpolation; those that take the nearest number have no corners to align."""
+    scales, align = (2.0,) * (len(after[1])), () if "nearest" in mode else (False,)
+
+    def reference(x, size, *rest):
+        return F.interpolate(x, size, rest[-1], mode, *align, **more)
+
+    return further(name, (A, None, *align, scales), reference=reference, after=after)
+
+
+VOLUMES = Node("unsqueeze", (A, 2))
+SQUARE = Node("mean", (A, (1,)))
+
+EXAMPLES |= dict(
+    [
+        *(
+            further(f"{name}.{kind}", *((BOTH, (A, W)) if kind == "Tensor" else ((A, 0.4),)))
+            for name in ("eq", "ne", "lt", "le", "gt", "ge", "fmod", "remainder")
+            for kind in ("Tensor", "Scalar")
+        ),
+        *(further(name, (Value(2), Value(2)), before=BITS) for name in ("logical_and", "logical_or", "logical_xor")),
+        *(
+            further(f"bitwise_{name}.{kind}", (Value(2), Value(2) if kind == "Tensor" else True), before=BITS)
+            for name in ("and", "or", "xor")
+            for kind in ("Tensor", "Scalar")
+        ),
+        *(
+            further(name, BOTH, (A, W))
+            for name in ("atan2", "floor_divide", "fmax", "fmin", "logaddexp", "copysign.Tensor", "hypot",
+                         "clamp_min.Tensor", "clamp_max.Tensor")
+        ),
+        further("bitwise_not", (Value(2),), before=BITS),
+        further("where.self", (Value(2), A, B), (Value(2), W, A), before=BITS),
+        further("where.ScalarSelf", (Value(2), 0.5, A), before=BITS),
+        further("where.ScalarOther", (Value(2), A, 0.5), before=BITS),
+        further("where.Scalar", (Value(2), 0.25, 0.5), before=BITS),
+        further("masked_fill.Scalar", (A, Value(2), 0.5), (A, W, 0.5), before=BITS,
+                tensors={"w": torch.tensor([True, False, True, False])[:, None, None]}),
+        further("masked_fill.Tensor", (A, Value(2), W), before=BITS, tensors={"w": ()}),
+        further("clamp.Tensor", (A, W, None), (A, None, B)),
+        further("addcmul", THREE), further("addcdiv", THREE),
+        further("lerp.Tensor", THREE), further("lerp.Scalar", (A, B, 0.25)),
+        further("xlogy.Tensor", (W, W)),
+        further("div.Tensor_mode", BOTH, rounding_mode="floor"),
+        further("div.Scalar_mode", (A, 2), rounding_mode="floor"),
+        by_mode("upsample_bilinear2d.vec", "bilinear"), by_mode("upsample_bicubic2d.vec", "bicubic"),
+        by_mode("_upsample_bilinear2d_aa.vec", "bilinear", antialias=True),
+        by_mode("_upsample_bicubic2d_aa.vec", "bicubic", antialias=True),
+        by_mode("_upsample_nearest_exact2d.vec", "nearest-exact"),
+        by_mode("upsample_linear1d.vec", "linear", SEQUENCES), by_mode("upsample_nearest1d.vec", "nearest", SEQUENCES),
+        by_mode("_upsample_nearest_exact1d.vec", "nearest-exact", SEQUENCES),
+        *(
+            further(name, (Value(2), None, *align, (1.0, 2.0, 2.0)), before=VOLUMES, reference=reference)
+            for name, align, reference in (
+                ("upsample_nearest3d.vec", (), lambda x, _, s: F.interpolate(x, None, s)),
+                ("_upsample_nearest_exact3d.vec", (), lambda x, _, s: F.interpolate(x, None, s, "nearest-exact")),
+                ("upsample_trilinear3d.vec", (False,), lambda x, _, a, s: F.interpolate(x, None, s, "trilinear", a)),
+            )
+        ),
+        further("max_pool3d", (Value(2), (1, 2, 2)), before=VOLUMES),
+        further("avg_pool3d", (Value(2), (1, 2, 2)), before=VOLUMES, reference=F.avg_pool3d),
+        further("adaptive_avg_pool3d", (Value(2), (1, 3, 2)), before=VOLUMES),
+        *(further(name, (A, (2, 3)), (A, (1,), True)) for name in ("amin", "logsumexp")),
+        *(further(name, (A, 2), (A, 1, True)) for name in ("prod.dim_int", "argmax", "argmin")),
+        *(further(name, (Value(2), 2), (Value(2), 1, True), before=BITS) for name in ("any.dim", "all.dim")),
+        *(further(name, (Value(2), (2, 3)), before=BITS) for name in ("any.dims", "all.dims")),
+        *(further(f"{name}.correction", (A, (2, 3)), correction=1) for name in ("var", "std")),
+        *(further(f"{name}.dim", (A, (2, 3), False)) for name in ("var", "std")),
+        further("count_nonzero.dim_IntList", (Value(2), (2, 3)), before=BITS),
+        *(further(name, ONE, (A, -1)) for name in ("cumsum", "cumprod", "logcumsumexp", "argsort")),
+        further("_safe_softmax", ONE, (A, -1), reference=torch.softmax), further("flip", (A, (2, 3)), (A, (1,))),
+        further("glu", ONE),
+        *(further(name, ONE) for name in ("max.dim", "min.dim", "cummax", "cummin", "median.dim")),
+        *(further(name, (A,)) for name in ("max", "min", "prod", "std", "var", "nansum", "nanmean", "aminmax")),
+        *(further(name, (Value(2),), before=BITS) for name in ("any", "all")),
+        further("linalg_vector_norm", (A, 2, (1,), True)), further("norm.ScalarOpt_dim", (A, 2, (1,), True)),
+        further("norm.Scalar", (A, 2)), further("topk", (A, 2, 1)), further("kthvalue", (A, 2, 1)),
+        further("sort", (A, 1, True)), further("var_mean.correction", (A, (1,)), correction=0),
+        further("std_mean.correction", (A, (1,)), correction=0), further("trace", (W,), tensors={"w": (3, 3)}),
+        further("index.Tensor", (A, (None, W)), tensors={"w": PICK}, reference=lambda x, index: x[:, index[1]]),
+        further("gather", (A, 2, Value(2)), before=Node("argsort", (B, 2))),
+        further("repeat", (A, (1, 2, 1, 1)), reference=torch.Tensor.repeat), further("tile", (A, (2, 1, 1, 1))),
+        further("repeat_interleave.self_int", (A, 2, 1)), further("roll", (A, (1, 2), (2, 3)), (A, (1,), (1,))),
+        *(further(name, (A, 1)) for name in ("tril", "triu")), further("diagonal", (A, 0, 2, 3)),
+        further("diag_embed", (A,)), further("diag", (W,), tensors={"w": (3,)}),
+        further("unfold", (A, 2, 3, 1), reference=lambda x, *sizes: x.unfold(*sizes)),
+        further("im2col", (A, (2, 2), (1, 1), (0, 0), (2, 2)), reference=lambda x, k, d, p, s: F.unfold(x, k, d, p, s)),
+        further("col2im", (Value(2), (6, 6), (2, 2), (1, 1), (0, 0), (2, 2)), reference=F.fold,
+                before=Node("im2col", (A, (2, 2), (1, 1), (0, 0), (2, 2)))),
+        further("expand_as", (Value(2), B), before=ONE_POSITION, reference=torch.Tensor.expand_as),
+        further("slice_scatter", (A, Value(2), 2, 1, 3), before=Node("slice", (B, 2, 0, 2))),
+        further("select_scatter", (A, Value(2), 2, 1), before=Node("select", (B, 2, 0))),
+        further("diagonal_scatter", (A, Value(2), 0, 2, 3), before=Node("diagonal", (B, 0, 2, 3))),
+        further("scatter.src", (A, 1, W, B), tensors={"w": PLACES}),
+        further("scatter.value", (A, 1, W, 0.5), tensors={"w": PLACES}),
+        further("scatter_add", (A, 1, W, B), tensors={"w": PLACES}),
+        *(further(name, (A, 2, W, B),
+                tensors={"w": torch.tensor([5, 4, 3, 2, 1, 0])}) for name in ("index_add", "index_copy")),
+        further("index_fill.int_Scalar", (A, 2, W, 0.5), tensors={"w": torch.tensor([1, 3])}),
+        further("index_put", (A, (W,), SHIFT), tensors={"w": torch.tensor([1, 0]), "shift": (2, 4, 6, 6)},
+                reference=lambda x, i, y: x.index_put(tuple(i), y)),
+        further("take_along_dim", (A, Value(2), 2), before=Node("argsort", (B, 2))),
+        further("pixel_unshuffle", (A, 2)),
+        further("channel_shuffle", (A, 2), reference=lambda x, n: nn.ChannelShuffle(n)(x)),
+        further("view_as_complex", (Value(2),), before=Node("unflatten", (A, 3, (3, 2)))),
+        further("view_as_real", (Value(2),), before=Node("complex", (A, B))),
+        *(further(name, (Value(2),), before=Node("complex", (A, B))) for name in ("real", "imag", "angle")),
+        further("complex", BOTH), further("polar", BOTH), further("rot90", (A, 1, (2, 3))),
+        further("unbind.int", ONE), further("split_with_sizes", (A, (1, 3), 1)),
+        further("meshgrid", ((W, W),), tensors={"w": (3,)}, reference=lambda xs: torch.meshgrid(xs, indexing="ij")),
+        further("constant_pad_nd", (A, (1, 1), 0.5), reference=lambda x, sizes, value: F.pad(x, sizes, value=value)),
+        further("einsum", ("bchw,bdhw->bcd", BOTH), reference=lambda text, xs: torch.einsum(text, *xs)),
+        further("mm", (A, W), tensors={"w": (4, 3)}, after=ROWS),
+        further("mv", (A, W), tensors={"w": (4,)}, after=ROWS),
+        further("addmm", (SHIFT, A, W), tensors={"w": (4, 3), "shift": (3,)}, after=ROWS),
+        *(further(name, (W, A, Value(2)),
+                tensors={"w": (4, 4)}, after=SEQUENCES, before=TURNED) for name in ("baddbmm", "addbmm")),
+        *(further(name, (W, W), tensors={"w": (3,)}) for name in ("dot", "outer", "kron", "linalg_cross")),
+        further("tensordot", (A, W, (1,), (0,)),
+                tensors={"w": (4, 3)}, reference=lambda x, w, a, b: torch.tensordot(x, w, (a, b))),
+        *(further(name, BOTH) for name in ("cdist", "cosine_similarity", "pairwise_distance")),
+        further("bilinear", (A, B, W), tensors={"w": (3, 4, 4)}, after=ROWS),
+        further("conv3d", (Value(2), W), tensors={"w": (3, 4, 1, 2, 2)}, before=VOLUMES),
+        further("conv_transpose1d", (A, W), tensors={"w": (4, 3, 2)}, after=SEQUENCES),
+        further("conv_transpose3d.input", (Value(2), W), tensors={"w": (4, 3, 1, 2, 2)}, before=VOLUMES),
+        further("grid_sampler", (A, Value(2), 0, 0, False), before=Node("slice", (A, 3, 0, 2)),
+                reference=lambda x, grid, *_: F.grid_sample(x, grid, align_corners=False)),
+        further("affine_grid_generator", (W, (2, 1, 3, 3), False), tensors={"w": (2, 2, 3)}, reference=F.affine_grid),
+        further("adaptive_max_pool1d", (A, (2,)), after=SEQUENCES,
+                reference=lambda x, n: F.adaptive_max_pool1d(x, n, True)),
+        further("adaptive_max_pool3d", (Value(2), (1, 2, 2)), before=VOLUMES,
+                reference=lambda x, n: F.adaptive_max_pool3d(x, n, True)),
+        further("max_pool2d_with_indices", (A, (2, 2)), reference=lambda x, n: F.max_pool2d(x, n, return_indices=True)),
+        *(further(f"fft_{name}", (A,)) for name in ("fft", "ifft", "fft2", "ifft2", "fftn", "ifftn", "rfft", "rfft2")),
+        *(further(f"fft_{name}", (Value(2),), before=Node("complex", (A, B))) for name in ("irfft", "irfft2")),
+        further("bucketize.Tensor", (A, W), tensors={"w": torch.tensor([-1.0, 0.0, 1.0])}),
+        further("searchsorted.Tensor", (W, A), tensors={"w": torch.tensor([-1.0, 0.0, 1.0])}),
+        further("isin.Tensor_Tensor", (A, W)), further("full", ((2, 3), 0.5)), further("ones", ((2, 3),)),
+        further("arange", (5,)), further("arange.start", (2, 5)), further("arange.start_step", (2, 9, 3)),
+        further("scalar_tensor", (0.5,)), further("eye", (3,)), further("eye.m", (3, 2)),
+        *(further(name, (A,)) for name in ("zeros_like", "ones_like")), further("full_like", (A, 0.5)),
+        *(further(name, (A, (2, 3)), reference=getattr(torch.Tensor, name)) for name in ("new_zeros", "new_ones")),
+        further("new_full", (A, (2, 3), 0.5), reference=torch.Tensor.new_full),
+        further("int_mod", (7, 3), reference=operator.mod), further("int_max", (7, 3), reference=max),
+        further("int_min", (7, 3), reference=min),
+    ]
+)  # fmt: skip
+
+
 def test_every_example_is_of_a_row():
     assert set(EXAMPLES) <= {row.name for row in OPERATIONS}
 
@@ -383,7 +560,7 @@ def _of(x, entries):
 
 
 def _changed(x, entries):
-    return torch.where(_of(x, entries), 0.5 * x + 0.2, x) if entries else x
+    return torch.where(_of(x, entries), ~x if x.dtype == torch.bool else 0.5 * x + 0.2, x) if entries else x
 
 
 @CASES
@@ -404,7 +581,7 @@ def test_constants_of_a_row_are_what_it_computes(row, example, known):
 
 @pytest.mark.parametrize("row", [row for row in OPERATIONS if row.constants], ids=lambda row: row.name)
 def test_a_rule_for_constants_knows_some(row):
-    known = {name: np.array([np.nan, 0.0, 0.5, 0.0]) for name in "ab"}
+    known = {name: np.array([np.nan, 0.0, 0.5, 1.5]) for name in "ab"}
     assert any(Case(row, example).with_constants(known)[1] is not None for example in examples(row))
 
 
@@ -423,7 +600,7 @@ def test_an_elementwise_operation_does_to_one_element_what_it_does_to_all(row):
     x = torch.linspace(0.1, 3, 24).reshape(2, 3, 4)
     whole = row.function(x, *MORE.get(row.name, ()))
     alone = [row.function(element.reshape(1), *MORE.get(row.name, ())) for element in x.flatten()]
-    torch.testing.assert_close(whole, torch.cat(alone).reshape(x.shape))
+    torch.testing.assert_close(whole, torch.cat(alone).reshape(x.shape), equal_nan=True)
 
 
 @pytest.mark.parametrize("row", [row for row in OPERATIONS if row.monotone], ids=lambda row: row.name)

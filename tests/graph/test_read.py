@@ -1,12 +1,14 @@
 """Graphs compute what the networks that they were read from do, and what cannot be read is named."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pyro_bc.app.networks import Normalize
-from pyro_bc.errors import UnsupportedNetworkError
+from pyro_bc.errors import UnsupportedNetworkError, UsageError
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
 from pyro_bc.graph.read import read_graph
@@ -109,7 +111,7 @@ class Random(nn.Module):
     [
         (Conditional(), "cannot be read as a fixed graph"),
         (Decomposes(), r"'linalg_svdvals' in module 'inner\.svd'"),
-        (TwoOutputs(), "2 outputs"),
+        (TwoOutputs(), "a tuple of 0, 1; one tensor is needed: say which"),
         (nn.Identity(), "output is its input"),
         (Random(), "'rand_like'"),
     ],
@@ -122,7 +124,7 @@ def test_what_cannot_be_read_is_named(net, message):
 def test_an_operation_that_is_not_known_is_named_with_the_users_own_line():
     class Inner(nn.Module):
         def forward(self, x):
-            return x.cumprod(1)  # this line
+            return x.i0()  # this line
 
     class Net(nn.Module):
         def __init__(self):
@@ -132,7 +134,7 @@ def test_an_operation_that_is_not_known_is_named_with_the_users_own_line():
         def forward(self, x):
             return self.inner(self.fc(x))
 
-    expected = r"'cumprod' in module 'inner' \(test_read\.py, line \d+: return x\.cumprod\(1\)  # this line\) cannot"
+    expected = r"'i0' in module 'inner' \(test_read\.py, line \d+: return x\.i0\(\)  # this line\) cannot"
     with pytest.raises(UnsupportedNetworkError, match=expected):
         read_graph(Net(), torch.ones(2, 4))
 
@@ -140,3 +142,135 @@ def test_an_operation_that_is_not_known_is_named_with_the_users_own_line():
 def test_a_single_layer_needs_a_name():
     with pytest.raises(UnsupportedNetworkError, match=r"put it into an nn\.Sequential"):
         read_graph(nn.Linear(4, 3), torch.rand(2, 4))
+
+
+def same(net, graph, *inputs):
+    with torch.no_grad():
+        expected, found = net.eval()(*inputs), GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(*inputs)
+    torch.testing.assert_close(found, expected)
+
+
+class Positions(nn.Module):
+    """A mask, positions, and a table that is written in part: nothing of it depends on the input but its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.table = nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, x):
+        n = x.shape[1]
+        places = torch.arange(n)[:, None] - torch.arange(n)[None] + n - 1
+        mask = x.new_zeros((n, n))
+        mask[:, n // 2 :] = 1
+        mask = mask.masked_fill(mask != 0, -1e9).masked_fill(mask == 0, 0.0)
+        scores = self.fc(x) @ x.transpose(1, 2) + mask + self.table[places.view(-1)].view(n, n, 4).mean(-1)
+        return scores.softmax(-1, dtype=torch.float32) @ x
+
+
+def test_what_does_not_depend_on_the_input_becomes_a_tensor():
+    torch.manual_seed(0)
+    net = Positions()
+    graph = read_graph(net, torch.rand(2, 5, 4))
+    same(net, graph, torch.randn(3, 5, 4))
+    ops = {node.op for node in graph.nodes}
+    assert not ops & {"arange", "new_zeros", "masked_fill.Scalar", "sub"}
+    constants = {name: tensor for name, tensor in graph.tensors.items() if name.startswith("constants.")}
+    assert sorted(tensor.numel() for tensor in constants.values()) == [25, 25]
+    assert "table" in graph.tensors  # trained numbers keep their name
+    assert set(constants) <= graph.buffers
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_weight_that_is_computed_is_a_layers_and_says_what_it_was_computed_from(old):
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(norm(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
+    graph = read_graph(net, torch.rand(2, 4))
+    same(net, graph, torch.randn(3, 4))
+    assert [node.op for node in graph.nodes] == ["linear", "relu", "linear"]
+    assert torch.equal(graph.tensors["0.weight"], net[0].weight) and len(graph.folded) == 2
+
+
+class OfAnother(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return F.linear(self.fc(x), self.fc.weight.t() * 2)
+
+
+def test_a_weight_that_may_get_a_posterior_is_never_folded():
+    graph = read_graph(OfAnother(), torch.rand(2, 4))
+    assert set(graph.tensors) == {"fc.weight", "fc.bias"} and not graph.folded
+    assert "t" in {node.op for node in graph.nodes}
+
+
+class InPart(nn.Module):
+    def forward(self, x):
+        h = x + 1
+        h[:, :2] *= 2
+        return h.renorm(2, 0, 1.0)
+
+
+class Without(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            h = x.relu()
+        with torch.autocast("cpu", enabled=False):
+            h = h * 2
+        a, b, c = h.split([1, 2, 1], -1)
+        return a + b.unbind(-1)[1][..., None] + (1 - c) + h.chunk(2, -1)[0]
+
+
+@pytest.mark.parametrize("net", [InPart(), Without()])
+def test_writes_into_parts_regions_pieces_and_what_torch_decomposes(net):
+    graph = read_graph(net, torch.rand(2, 4))
+    same(net, graph, torch.randn(3, 4))
+
+
+@dataclasses.dataclass
+class Result:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+    def forward(self, ids, mask=None, scale=None):
+        hidden = self.table(ids)
+        if mask is not None:
+            hidden = hidden * mask[..., None]
+        if scale is not None:
+            hidden = hidden * scale[:, None, None]
+        return Result(None, self.head(hidden.mean(1)), hidden)
+
+
+def test_one_of_several_outputs_is_chosen():
+    net, ids = Several(), torch.randint(0, 7, (3, 5))
+    graph = read_graph(net, ids)
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors)(ids), net(ids).logits, atol=1e-6)
+    graph = read_graph(net, ids, "hidden")
+    assert torch.equal(GraphNetwork(graph.nodes, graph.tensors)(ids), net(ids).hidden)
+    with pytest.raises(UnsupportedNetworkError, match=r"no output 'loss': it gives a Result of 'logits', 'hidden'"):
+        read_graph(net, ids, "loss")
+    graph = read_graph(TwoOutputs(), torch.rand(2, 3), 1)
+    assert torch.equal(GraphNetwork(graph.nodes, graph.tensors)(torch.ones(1, 3)), torch.full((1, 3), 3.0))
+
+
+def test_several_inputs_go_in_by_position_or_name():
+    net = Several()
+    ids, mask, scale = torch.randint(0, 7, (3, 5)), torch.rand(3, 5) < 0.5, torch.rand(3)
+    for inputs, more in (((ids, mask), {}), ({"ids": ids, "scale": scale}, {"scale": scale})):
+        graph = read_graph(net, inputs)
+        batch = graph.shape(-1)[0]
+        assert graph.shape(-1) == (batch, 5) and graph.shape(-2)[0] == batch
+        values = tuple(inputs.values()) if more else inputs
+        expected = net(ids, **more).logits if more else net(*values).logits
+        assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors)(*values), expected, atol=1e-6)
+    with pytest.raises(UsageError, match="the batch first, as many in each"):
+        read_graph(net, (ids, mask[:1]))

@@ -1,0 +1,465 @@
+"""Networks that practitioners use, each read, stored, loaded and compared: those of torchvision, timm and transformers.
+
+    pip install --no-deps --target .zoo "torchvision==0.28.*" timm transformers huggingface_hub tokenizers pyyaml \\
+        regex httpx2 httpcore2 anyio idna truststore h11 hf-xet click
+    PYTHONPATH=.zoo python analyses/robustness/zoo.py            # reads, stores and loads all of them
+    PYTHONPATH=.zoo python analyses/robustness/zoo.py --whole    # check, a step of fit, half of all groups out, ONNX
+    PYTHONPATH=.zoo python analyses/robustness/zoo.py --only timm.   # those whose name holds this, anew
+
+Random weights, small inputs, from configurations: nothing is downloaded. PyPI's torchvision is built against CUDA's
+torch; its networks need none of its own operators, which are registered as stand-ins here. Every network has a process
+of its own, so that one that takes too long is said and left. Writes ``analyses/results/zoo.json`` and ``zoo.md``.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1]))
+from common import RESULTS
+
+import pyro_bc
+from pyro_bc.compression.compress import _dense_shapes, inputs_as_stored
+from pyro_bc.file.compressed import CompressedNetwork
+from pyro_bc.file.contents import Floats, integers_of
+from pyro_bc.graph.attention import separate_heads
+from pyro_bc.graph.interface import called
+from pyro_bc.graph.nodes import is_layer
+from pyro_bc.graph.read import read_graph
+from pyro_bc.runtime.inputs import random_like, tensors_of
+
+LIBRARIES: list[Any] = []
+
+#: seconds that a network may take.
+PATIENCE = 600
+
+
+def pictures(size: int = 64) -> Tensor:
+    return torch.rand(2, 3, size, size)
+
+
+def tokens(length: int = 8) -> Tensor:
+    return torch.randint(5, 100, (2, length))
+
+
+def masked(length: int = 8) -> dict[str, Tensor]:
+    """Tokens, the last of which are padding."""
+    return {"input_ids": tokens(length), "attention_mask": (torch.arange(length) < length - 2).long().repeat(2, 1)}
+
+
+def torchvision_net(name: str, size: int = 64, **options: Any) -> Callable[[], tuple[nn.Module, Any]]:
+    def make() -> tuple[nn.Module, Any]:
+        import torchvision.models as models
+
+        return getattr(models, name)(weights=None, **({"num_classes": 10} | options)), pictures(size)
+
+    return make
+
+
+def segmentation_net(name: str) -> Callable[[], tuple[nn.Module, Any]]:
+    def make() -> tuple[nn.Module, Any]:
+        import torchvision.models.segmentation as models
+
+        return getattr(models, name)(weights=None, weights_backbone=None, num_classes=5), pictures()
+
+    return make
+
+
+def timm_net(name: str, size: int = 64, **options: Any) -> Callable[[], tuple[nn.Module, Any]]:
+    def make() -> tuple[nn.Module, Any]:
+        import timm
+
+        try:
+            return timm.create_model(name, num_classes=10, img_size=size, **options), pictures(size)
+        except TypeError:
+            return timm.create_model(name, num_classes=10, **options), pictures(size)
+
+    return make
+
+
+def transformer(name: str, config: str, inputs: Callable[[], Any] = tokens, **options: Any) -> Any:
+    def make() -> tuple[nn.Module, Any]:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        return getattr(transformers, name)(getattr(transformers, config)(**options)), inputs()
+
+    return make
+
+
+class Tcn(nn.Module):
+    """Causal convolutions whose padding is cut off again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 1), (16, 2), (16, 4))
+        self.layers = nn.ModuleList(nn.Conv1d(n, 16, 3, padding=2 * apart, dilation=apart) for n, apart in sizes)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x)[:, :, : -2 * 2**i].relu()
+        return self.head(x[:, :, -1])
+
+
+class UNet(nn.Module):
+    """Bilinear upsampling, reflected edges, a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(24, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(F.pad(x, (1, 1, 1, 1), mode="reflect")).relu()
+        up = F.interpolate(self.b(h).relu(), size=h.shape[-2:], mode="bilinear", align_corners=False)
+        return self.c(torch.cat([h, up], 1))
+
+
+class ByHand(nn.Module):
+    """A recurrent network as a loop over steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.keep, self.head = nn.Linear(4, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 16)
+        for step in x.unbind(1):
+            h = torch.tanh(self.read(step) + self.keep(h))
+        return self.head(h)
+
+
+class Einsum(nn.Module):
+    """Attention in einsums, with a causal mask and a plain parameter as a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Parameter(torch.randn(10, 16) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 4)) for part in self.qkv(x).chunk(3, -1))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / 2
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        weights = torch.where(mask, scores, float("-inf")).softmax(-1)
+        return F.linear(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2), self.out).mean(1)
+
+
+class Table(nn.Module):
+    """Numbers and kinds of a table, which are two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds, self.body = nn.Embedding(5, 3), nn.Sequential(nn.Linear(11, 16), nn.GELU(), nn.Linear(16, 2))
+
+    def forward(self, numbers: Tensor, kinds: Tensor) -> Tensor:
+        return self.body(torch.cat([numbers, self.kinds(kinds).flatten(1)], 1))
+
+
+def normalised() -> nn.Module:
+    norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(norm(nn.Linear(6, 8)), nn.Softsign(), norm(nn.Linear(8, 3)))
+
+
+def squeezing() -> nn.Module:
+    from torchvision.ops import SqueezeExcitation
+
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), SqueezeExcitation(8, 4), *head)
+
+
+def super_resolution() -> nn.Module:
+    layers = (nn.Conv2d(3, 12, 3, padding=1, padding_mode="replicate"), nn.PixelShuffle(2), nn.PixelUnshuffle(2))
+    return nn.Sequential(*layers, nn.LocalResponseNorm(3), nn.Conv2d(12, 3, 1))
+
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+TEXT = SMALL | {"vocab_size": 120}
+GROUPED = TEXT | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+VISION = SMALL | {"image_size": 32, "patch_size": 8}
+STAGES = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
+SOUND = TEXT | {
+    "conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2,
+    "classifier_proj_size": 8, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+
+
+def sounds() -> Tensor:
+    return torch.randn(2, 800)
+
+
+def small_pictures() -> Tensor:
+    return pictures(32)
+
+
+ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    **{f"torchvision.{name}": torchvision_net(name) for name in (
+        "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "swin_t", "swin_v2_t",
+        "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5", "squeezenet1_1", "alexnet",
+    )},
+    "torchvision.vgg11_bn": torchvision_net("vgg11_bn", 32),
+    "torchvision.vit_b_16": torchvision_net("vit_b_16", 32, image_size=32),
+    "torchvision.inception_v3": torchvision_net("inception_v3", 80, init_weights=False),
+    "torchvision.googlenet": torchvision_net("googlenet", init_weights=False),
+    "torchvision.maxvit_t": torchvision_net("maxvit_t", 224),
+    **{f"torchvision.{name}": segmentation_net(name) for name in (
+        "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large",
+    )},
+    **{f"timm.{name}": timm_net(name) for name in (
+        "regnetx_002", "mixer_s32_224", "coat_tiny", "mobilevit_xxs", "poolformer_s12", "xcit_nano_12_p16_224",
+        "nfnet_l0", "resnetv2_50", "repvgg_a0", "mobileone_s0", "edgenext_xx_small", "ghostnet_100", "hrnet_w18_small",
+        "davit_tiny", "pvt_v2_b0", "twins_pcpvt_small", "convmixer_768_32", "ese_vovnet19b_dw", "sequencer2d_s",
+        "fastvit_t8", "volo_d1_224", "nest_tiny", "visformer_tiny", "dla34", "skresnet18", "resnest14d", "gcresnet33ts",
+        "ecaresnet26t", "caformer_s18", "efficientvit_b0", "res2net50_14w_8s", "mobilenetv4_conv_small",
+        "convnextv2_atto", "lcnet_050", "tinynet_e", "rexnet_100", "cspresnet50", "selecsls42b",
+    )},
+    **{f"timm.{name}": timm_net(name, 32) for name in (
+        "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "resmlp_12_224", "gmlp_s16_224", "cait_xxs24_224",
+        "tnt_s_patch16_224", "convit_tiny",
+    )},
+    "timm.beit_base_patch16_224": timm_net("beit_base_patch16_224", 32, depth=2),
+    "timm.eva02_tiny_patch14_224": timm_net("eva02_tiny_patch14_224", 56),
+    "timm.levit_128s": timm_net("levit_128s", 224),
+    "timm.swin_tiny_patch4_window7_224": timm_net("swin_tiny_patch4_window7_224", 224, depths=(1, 1, 1, 1)),
+    "timm.crossvit_tiny_240": timm_net("crossvit_tiny_240", 240),
+    "timm.inception_resnet_v2": timm_net("inception_resnet_v2", 96),
+    **{f"timm.{name}": timm_net(name, 256) for name in ("halonet26t", "botnet26t_256", "lambda_resnet26t")},
+    "timm.efficientformer_l1": timm_net("efficientformer_l1", 224),
+    **{f"transformers.{name}": transformer(f"{name}ForSequenceClassification", f"{name}Config", masked, **TEXT)
+       for name in ("Bert", "Roberta", "MPNet")},
+    **{f"transformers.{name}": transformer(f"{name}ForSequenceClassification", f"{name}Config",
+                                           embedding_size=16, **TEXT)
+       for name in ("Albert", "Electra")},
+    "transformers.DistilBert": transformer("DistilBertForSequenceClassification", "DistilBertConfig", masked, dim=32,
+                                           n_heads=4, n_layers=2, hidden_dim=64, vocab_size=120),
+    "transformers.DebertaV2": transformer("DebertaV2ForSequenceClassification", "DebertaV2Config",
+                                          relative_attention=True, pos_att_type=["c2p", "p2c"], **TEXT),
+    "transformers.MobileBert": transformer("MobileBertForSequenceClassification", "MobileBertConfig", embedding_size=16,
+                                           intra_bottleneck_size=16, **TEXT),
+    "transformers.GPT2": transformer("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_head=4, n_layer=2, vocab_size=120,
+                                     n_positions=32, bos_token_id=1, eos_token_id=2),
+    **{f"transformers.{name}": transformer(f"{name}ForCausalLM", f"{name}Config", **GROUPED)
+       for name in ("Llama", "Qwen2", "Mistral")},
+    "transformers.Llama with a mask": transformer("LlamaForCausalLM", "LlamaConfig", masked, **GROUPED),
+    "transformers.Gemma": transformer("GemmaForCausalLM", "GemmaConfig", head_dim=8, **GROUPED),
+    "transformers.OPT": transformer("OPTForCausalLM", "OPTConfig", hidden_size=32, num_attention_heads=4, ffn_dim=64,
+                                    num_hidden_layers=2, vocab_size=120, word_embed_proj_dim=32),
+    **{f"transformers.{name}": transformer(f"{name}ForCausalLM", f"{name}Config", **TEXT)
+       for name in ("GPTNeoX", "Phi")},
+    "transformers.Bloom": transformer("BloomForCausalLM", "BloomConfig", hidden_size=32, n_head=4, n_layer=2,
+                                      vocab_size=120),
+    "transformers.Falcon": transformer("FalconForCausalLM", "FalconConfig", hidden_size=32, num_attention_heads=4,
+                                       num_hidden_layers=2, vocab_size=120),
+    "transformers.Mamba": transformer("MambaForCausalLM", "MambaConfig", hidden_size=16, num_hidden_layers=2,
+                                      vocab_size=120, state_size=4),
+    **{f"transformers.{name}": transformer(f"{name}ForImageClassification", f"{name}Config", small_pictures, **VISION)
+       for name in ("ViT", "DeiT", "Dinov2")},
+    "transformers.Beit": transformer("BeitForImageClassification", "BeitConfig", small_pictures,
+                                     use_relative_position_bias=True, **VISION),
+    "transformers.Swin": transformer("SwinForImageClassification", "SwinConfig", pictures, image_size=64, patch_size=4,
+                                     embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4),
+    "transformers.ConvNext": transformer("ConvNextForImageClassification", "ConvNextConfig", pictures, **STAGES),
+    "transformers.ResNet": transformer("ResNetForImageClassification", "ResNetConfig", pictures, embedding_size=16,
+                                       **STAGES),
+    "transformers.Segformer": transformer("SegformerForSemanticSegmentation", "SegformerConfig", pictures,
+                                          num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16, **STAGES),
+    "transformers.MobileViT": transformer("MobileViTForImageClassification", "MobileViTConfig", pictures,
+                                          image_size=64),
+    **{f"transformers.{name}": transformer(f"{name}ForSequenceClassification", f"{name}Config", sounds, **SOUND)
+       for name in ("Wav2Vec2", "Hubert")},
+    "transformers.PatchTST": transformer(
+        "PatchTSTForClassification", "PatchTSTConfig", lambda: torch.randn(2, 32, 3), num_input_channels=3,
+        context_length=32, patch_length=8, patch_stride=8, d_model=32, num_attention_heads=4, num_hidden_layers=2,
+        ffn_dim=64, num_targets=5,
+    ),
+    "own.tcn": lambda: (Tcn(), torch.randn(2, 3, 20)),
+    "own.u-net": lambda: (UNet(), pictures(16)),
+    "own.recurrence by hand": lambda: (ByHand(), torch.randn(2, 6, 4)),
+    "own.einsum attention": lambda: (Einsum(), torch.randn(2, 6, 16)),
+    "own.table of two inputs": lambda: (Table(), (torch.randn(2, 5), torch.randint(0, 5, (2, 2)))),
+    "own.weight_norm": lambda: (normalised(), torch.randn(2, 6)),
+    "own.squeeze and excite": lambda: (squeezing(), pictures(12)),
+    "own.super-resolution": lambda: (super_resolution(), pictures(8)),
+    "own.lstm": lambda: (OfLstm(), torch.randn(2, 6, 4)),
+}  # fmt: skip
+
+
+class OfLstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def stand_in_for_torchvision() -> None:
+    """Names of torchvision's operators, which its Python part registers rules for when it is imported."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return
+    text = (Path(found.origin).parent / "_meta_registrations.py").read_text()
+    names = set(re.findall(r'register_meta\("(\w+)"\)|register_fake\("torchvision::(\w+)"\)', text))
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in {one or other for one, other in names}:
+        library.define(f"{name}() -> Tensor")
+    LIBRARIES.append(library)  # which is gone with its last reference
+
+
+def read_and_stored(net: nn.Module, x: Any) -> dict[str, Any]:
+    """Read, written as it is, and loaded: the largest difference, as a part of the largest output."""
+    net = separate_heads(net.eval())
+    start = time.perf_counter()
+    graph = read_graph(net, x)
+    read = time.perf_counter()
+    tensors = {
+        name: Floats(tensor.float()) if tensor.is_floating_point() else integers_of(name, tensor)
+        for name, tensor in graph.tensors.items()
+    }
+    used = dict.fromkeys(name for node in graph.nodes for name in node.named())
+    parameters = sum(p.numel() for p in net.parameters())
+    first, *further = inputs_as_stored(net, x)
+    tensors = {name: tensors[name] for name in used}
+    small = CompressedNetwork(
+        graph.nodes, tensors, _dense_shapes(graph), parameters, first.shape, graph.buffers,
+        input_dtype=first.dtype, input_name=first.name, further_inputs=tuple(further), thresholds={},
+    )  # fmt: skip
+    data = small.to_bytes()
+    written = time.perf_counter()
+    again = CompressedNetwork.from_bytes(data).network()
+    loaded = time.perf_counter()
+    other = random_like(x, 3)
+    with torch.no_grad():
+        expected, found = called(net, other), again(*tensors_of(other))
+    return {
+        "difference": float((found - expected).abs().max()) / max(1.0, float(expected.abs().max())),
+        "parameters": parameters,
+        "nodes": len(graph.nodes),
+        "layers": sum(map(is_layer, graph.nodes)),
+        "read_seconds": round(read - start, 1),
+        "write_seconds": round(written - read, 1),
+        "load_seconds": round(loaded - written, 1),
+    }
+
+
+def through_the_line(net: nn.Module, x: Any) -> dict[str, Any]:
+    """Checked, fitted for a step, half of all groups forced out, stored, loaded in a new process, and in ONNX."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        y = called(net.eval(), x)
+    likelihood = pyro_bc.likelihoods.Normal() if y.dim() != 2 else None
+    y = y if likelihood is not None else y.argmax(-1)
+    prior = pyro_bc.GroupNormalJeffreys()
+    found = pyro_bc.check(net, x, y, prior, likelihood=likelihood)
+    if not found.ok:
+        return {"refused": " ".join(found.problems)}
+    model = pyro_bc.BayesianNetwork(net, prior, num_data=len(y), likelihood=likelihood)
+    guide = pyro_bc.FactorizedGuide(model)
+    pyro_bc.fit(model, guide, [(x, y)], epochs=1, progress=False)
+    thresholds = {}
+    with torch.no_grad():
+        for name in pyro_bc.summarize(guide):
+            log_variance = guide.parameters_of(f"{name}.scale")[1]
+            log_variance.fill_(-10.0)
+            log_variance[::2] = 20.0
+            thresholds[name.removeprefix("net.")] = 2.0
+    small = pyro_bc.compress(model, guide, thresholds=thresholds)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "net.pbc"
+        small.save(file)
+        tensors = tensors_of(x)
+        with torch.no_grad():
+            torch.save((tensors, small.network()(*tensors)), Path(folder) / "batch.pt")
+        code = (
+            "import sys, torch, pyro_bc; x, y = torch.load(sys.argv[2]); "
+            "print(float((pyro_bc.load(sys.argv[1])(*x) - y).detach().abs().max()))"
+        )
+        run = [sys.executable, "-c", code, str(file), str(Path(folder) / "batch.pt")]
+        difference = float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+        try:
+            onnx = pyro_bc.onnx.to_onnx(small, Path(folder) / "net.onnx")
+        except pyro_bc.errors.ExportError as error:
+            onnx = str(error)[:120]
+    return {
+        "difference": difference,
+        "pruning": round(small.compression().pruning, 2),
+        "onnx": onnx,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def one(name: str, whole: bool) -> dict[str, Any]:
+    stand_in_for_torchvision()
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    net, x = ZOO[name]()
+    try:
+        return through_the_line(net, x) if whole else read_and_stored(net, x)
+    except pyro_bc.errors.PyroBCError as error:
+        return {"refused": " ".join(str(error).split())[:200]}
+
+
+def table(results: dict[str, dict[str, Any]], whole: bool) -> str:
+    good = [r for r in results.values() if r.get("difference", 1.0) < 1e-5]
+    columns = ("pruning", "onnx", "seconds") if whole else ("parameters", "nodes", "layers", "read_seconds",
+                                                           "write_seconds", "load_seconds")  # fmt: skip
+    head = ["network", "difference", *(column.replace("_seconds", " s") for column in columns)]
+    lines = [
+        "# The zoo",
+        "",
+        f"`python analyses/robustness/zoo.py{' --whole' if whole else ''}`: {len(results)} networks of torchvision, "
+        f"timm, transformers and our own, with random weights and small inputs. {len(good)} compute the same behind "
+        f"the file, on a batch of another size, with a largest difference below 1e-5 of the largest output.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    for name, result in results.items():
+        if "difference" not in result:
+            lines.append(f"| {name} | {result.get('refused') or result.get('failed')} |{' |' * len(columns)}")
+            continue
+        cells = [f"{result[c]:,}" if isinstance(result[c], int) else str(result[c]) for c in columns]
+        lines.append(f"| {name} | {result['difference']:.1e} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--one")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.one, args.whole)))
+        return
+    file = RESULTS / ("zoo_whole.json" if args.whole else "zoo.json")
+    results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if args.only and file.exists() else {}
+    for name in [name for name in ZOO if args.only in name]:
+        command = [sys.executable, __file__, "--one", name, *["--whole"] * args.whole]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            last = done.stdout.strip().splitlines()[-1:] or ["null"]
+            error = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            results[name] = {"failed": error[:200]} if done.returncode else json.loads(last[0])
+        except subprocess.TimeoutExpired:
+            results[name] = {"failed": f"more than {PATIENCE} s"}
+        print(name, results[name], flush=True)
+        results = {own: results[own] for own in ZOO if own in results}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        file.with_suffix(".md").write_text(table(results, args.whole))
+
+
+if __name__ == "__main__":
+    main()
