@@ -13,10 +13,12 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
@@ -39,6 +41,9 @@ _FINE, _COARSE = 1e-4, 0.8
 
 # Where a search begins, by what is searched, and how often it tries.
 _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
+
+# The part of the error of one prediction for all inputs above which a network has learned little.
+_LITTLE = 0.8
 
 # Prices that are so close make much the same file.
 _APART = 1.05
@@ -89,6 +94,7 @@ class Target:
         """
         batches = list(held_out)
         before = [computed(model.skeleton, x, model.output) for x, _ in batches]
+        self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
 
         def look(is_rounded: bool) -> Standing:
@@ -111,6 +117,29 @@ class Target:
             return Standing(slack, found.error, found.file_bytes, is_kept)
 
         return look
+
+    def check_is_trained(
+        self, outputs: list[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None = None
+    ) -> None:
+        """Whether a rise is counted from a network that says something about its inputs; warns where that is little.
+
+        :raises UsageError: where it says nothing.
+        """
+        if self.max_bytes is not None or len({own.shape[1:] for own in outputs}) != 1:
+            return
+        mean = torch.cat(outputs).mean(0, keepdim=True)
+        own = scored(outputs, batches, likelihood, sites)
+        constant = scored([mean.expand_as(part) for part in outputs], batches, likelihood, sites)
+        if own.error < _LITTLE * constant.error:
+            return
+        said = (
+            f"a rise is counted from the network as it is before the fit, and that has an error of {own.error:.3g} on "
+            f"the held-out data, where one prediction for all inputs has {constant.error:.3g}: train it first, or give "
+            f"a target in bytes"
+        )
+        if own.loss >= constant.loss and own.error >= constant.error:
+            raise UsageError(said)
+        warnings.warn(said, stacklevel=4)
 
     def excess(self, found: Judged, dense: Judged) -> float:
         """By how much a network is beyond the target, in the target's unit; 0 or less where it keeps it.
@@ -201,14 +230,17 @@ def compress_to(
     :param progress: whether to show a progress bar for it.
     :param options: of :func:`~pyro_bc.compress`, for all networks that are tried.
     :raises EmptyNetworkError: where nothing is left at any price.
-    :raises UsageError: as :func:`~pyro_bc.compress`, and where there are no held-out batches.
+    :raises UsageError: as :func:`~pyro_bc.compress`, where there are no held-out batches, and where a rise is counted
+        from a network that says nothing about its inputs.
     """
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
     held_out = list(held_out)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
-    dense = judge(model.skeleton if before is None else before, likelihood, held_out, fitted, model.output)
+    at_first = [computed(model.skeleton if before is None else before, x, model.output) for x, _ in held_out]
+    dense = scored(at_first, held_out, likelihood, fitted)
+    target.check_is_trained(at_first, held_out, likelihood, fitted)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:

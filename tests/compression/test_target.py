@@ -157,3 +157,19 @@ def test_a_loss_before_and_after_is_that_under_the_same_noise():
         with torch.no_grad():
             guide.locs.precision.fill_(math.log(precision))
         assert look(False).slack == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_rise_above_a_network_that_says_nothing_is_refused_before_any_training(classes):
+    _, x, y, held = classes
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    with pytest.warns(UserWarning, match="one prediction for all inputs has 80: train it first"):
+        Target(max_error_rise=1.0).check_is_trained([net(held[0][0])], held[:1], pyro_bc.likelihoods.Categorical())
+    nn.init.zeros_(net[2].weight)
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    loader = pyro_bc.data.Batches(x, y, 200)
+    with pytest.raises(UsageError, match="one prediction for all inputs has 80: train it first"):
+        pyro_bc.fit(model, guide, loader, epochs=1, target=Target(max_error_rise=1.0), held_out=held, progress=False)
+    with pytest.raises(UsageError, match="train it first"):
+        compress_to(model, guide, Target(max_loss_rise=0.1), loader, held, progress=False)

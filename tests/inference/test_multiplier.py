@@ -29,6 +29,14 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     assert learned_weight([*swinging, *looks(1.0, -2.0, -2.0)], 40) < held[0]
 
 
+def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
+    by_heart = [replace(own, error=10.0, held_out_error=50.0) for own in looks(*[-5.0] * 20)]
+    not_so = [replace(own, error=40.0, held_out_error=50.0) for own in looks(*[-5.0] * 20)]
+    assert learned_weight(by_heart[:10], 40) == pytest.approx(0.1)
+    assert 0.05 < learned_weight(by_heart, 40) < 0.3
+    assert learned_weight(not_so, 40) < 0.01
+
+
 def test_it_is_held_at_the_mean_of_the_looks_before():
     followed = looks(*[1.0] * 10, *[0.3, -0.2] * 9)
     logs = [math.log(learned_weight(followed[:at], 40)) for at in range(21, 29)]
