@@ -219,7 +219,8 @@ def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) ->
     if not data.has_targets:
         raise UsageError(f"'{args.data}' has no targets to measure errors by")
     check_same_inputs(Path(args.file), data)
-    return paired(stored.network(), data)
+    with _of_file(args.file):
+        return paired(stored.network(), data)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -244,6 +245,8 @@ def _of_file(path: str) -> Iterator[None]:
         yield
     except CompressedFileError as error:
         raise CompressedFileError(f"'{path}': {error}") from None
+    except UsageError as error:
+        raise UsageError(f"'{path}': {error}") from None
     except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
         raise CompressedFileError(f"'{path}' cannot be run on these data: {first_line(error)}") from error
 

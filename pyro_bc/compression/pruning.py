@@ -1,7 +1,7 @@
 r"""From posterior to a physically smaller network with the same output.
 
 Thresholds decide which weights are zero, with the bias of a filter that is zero altogether, and what normalises it
-(:mod:`pyro_bc.compression.normalisation`). Then units (:mod:`pyro_bc.graph.units`) fall away, forwards and backwards
+(``pyro_bc.compression.normalisation``). Then units (:mod:`pyro_bc.graph.units`) fall away, forwards and backwards
 through the graph, until nothing changes:
 
 * a unit that no layer reads is not computed, wherever it is, and an output not where nothing behind reads it;

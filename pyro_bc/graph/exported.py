@@ -1,7 +1,7 @@
 """What ``torch.export`` makes of a network, as the nodes of a graph."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ class UnknownOperationError(UnsupportedNetworkError):
     :param operations: ATen's overloads, or whatever else they are.
     """
 
-    def __init__(self, message: str, operations: set[Any]) -> None:
+    def __init__(self, message: str, operations: Iterable[Any] = ()) -> None:
         super().__init__(message)
-        self.operations = operations
+        self.operations = set(operations)
 
 
 def graph_of(program: Any, kept: set[str]) -> Graph:
@@ -395,7 +395,7 @@ def _row_name(node: torch.fx.Node) -> str | None:
 
 
 # Operations whose rows are of single overloads.
-_OF_ONE_OVERLOAD = {name for name, row in BY_NAME.items() if row.code > 91}
+_OF_ONE_OVERLOAD = {name for name, row in BY_NAME.items() if 91 < row.code < 400}
 
 
 def _slices(node: torch.fx.Node) -> list[tuple[str, tuple[Any, ...]]] | None:

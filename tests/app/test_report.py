@@ -106,8 +106,11 @@ def test_nothing_in_a_runs_files_reaches_the_page_as_markup(folder):
 
     def poisoned(tree):
         if isinstance(tree, dict):
-            return {evil + key if key in ("fit", "paper") else key: poisoned(value) for key, value in tree.items()}
-        return [evil] if isinstance(tree, list) else evil if isinstance(tree, str) else tree
+            named = {evil + key if key in ("fit", "paper") else key: value for key, value in tree.items()}
+            return {key: value if key == "metric" else poisoned(value) for key, value in named.items()}
+        if isinstance(tree, list):
+            return [poisoned(row) for row in tree] if all(isinstance(row, dict) for row in tree) else [evil]
+        return evil if isinstance(tree, str) else tree
 
     metrics = poisoned(json.loads((folder / "metrics.json").read_text()))
     settings = poisoned(json.loads((folder / "run.json").read_text()))

@@ -73,4 +73,4 @@ def test_a_file_is_loaded_and_predicts_without_the_other_packages(file):
 def test_what_takes_long_to_import_is_not_imported(name):
     imported = loaded_alone(GOLDEN / f"{name}.pbc")["imported"]
     assert [module for module in imported if module.startswith(SLOW)] == []
-    assert {module.partition(".")[0] for module in imported} == {"constriction", "pyro_bc", "torch"}
+    assert {module.partition(".")[0] for module in imported} == {"constriction", "html", "pyro_bc", "torch"}

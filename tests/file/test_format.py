@@ -485,9 +485,13 @@ def test_a_layer_of_every_type_is_read_by_both_readers(kind):
     pictures = (3, *[4] * kind.spatial)
     layer = (Node(kind.op, (Value(-1), Named("a.weight"), Named("a.bias"))),)
     computed = Node("neg", (Named("a.bias"),)), Node(kind.op, (Value(-1), Named("a.weight"), Value(0)))
-    for nodes, dense in ((layer, {"a.weight": (6, 7)}), (computed, {})):
+    cases, x = [(layer, {"a.weight": (6, 7)}), (computed, {})], torch.randn(2, *pictures)
+    if kind.is_lookup:  # of indices, and without a bias
+        layer = (Node(kind.op, (Value(-1), Named("a.weight"))),)
+        cases, x = [(layer, {"a.weight": (6, 7)}), (layer, {})], torch.randint(3, (2, 3))
+    for nodes, dense in cases:
         names = {name: {"a.weight": weight, "a.bias": bias}[name] for node in nodes for name in node.named()}
-        network = CompressedNetwork(nodes, names, dense, 99, pictures, frozenset(), {})
+        network = CompressedNetwork(nodes, names, dense, 99, pictures, frozenset(), {}, input_dtype=x.dtype)
         data = network.to_bytes()
         assert all(
             torch.equal(found, stored.codes)
@@ -495,7 +499,6 @@ def test_a_layer_of_every_type_is_read_by_both_readers(kind):
         )
         again = CompressedNetwork.from_bytes(data)
         assert list(again.dense_shapes.values()) == [dense.get("a.weight", (2, 3))]
-        x = torch.randn(2, *pictures)
         assert torch.equal(again.network()(x), network.network()(x))
 
 

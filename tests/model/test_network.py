@@ -265,19 +265,19 @@ def test_dropout_is_switched_off():
     assert net[0].p == layer.dropout.p == 0.5  # the network itself is as it was
 
 
-def test_a_recurrent_cell_is_left_deterministic_and_a_warning_says_so():
+def test_a_cell_with_a_projection_is_left_deterministic_and_a_warning_says_so():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.cell = nn.GRU(4, 5, batch_first=True)
-            self.head = nn.Linear(5, 3)
+            self.cell = nn.LSTM(4, 5, proj_size=2, batch_first=True)
+            self.head = nn.Linear(2, 3)
 
         def forward(self, x):
             return self.head(self.cell(x)[0][:, -1])
 
     torch.manual_seed(0)
     net = Recurrent()
-    with pytest.warns(UserWarning, match=r"left deterministic.*'cell' \(GRU\)"):
+    with pytest.warns(UserWarning, match=r"left deterministic.*'cell' \(LSTM\)"):
         model = BayesianNetwork(net, StandardNormal(), num_data=10)
     assert {name.split(".")[1] for name, _ in model.named_parameters()} == {"cell"}
     values = {f"net.head.{key}": value.detach() for key, value in net.head.named_parameters()}

@@ -72,11 +72,15 @@ def test_a_subclass_that_computes_as_its_parent_is_its_parent():
     net = nn.Sequential(Quiet(6, 8), nn.ReLU(), nn.Linear(8, 2))
     model = pyro_bc.BayesianNetwork(net, num_data=8)
     assert isinstance(model.net[0], BayesianLinear)
-    with pytest.warns(UserWarning, match=r"left deterministic.*'0' \(Doubled\)"):
-        model = pyro_bc.BayesianNetwork(nn.Sequential(Doubled(6, 8), nn.Linear(8, 2)), num_data=8)
+
+
+def test_a_subclass_with_a_forward_of_its_own_has_a_posterior_over_what_it_multiplies_with():
+    net = nn.Sequential(Doubled(6, 8), nn.Linear(8, 2))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=8)
     assert not isinstance(model.net[0], BayesianLinear)
-    with pytest.raises(UnsupportedNetworkError, match=r"what it has are '0' \(Doubled\).*forward of its own"):
-        pyro_bc.BayesianNetwork(nn.Sequential(Doubled(6, 8)), num_data=8)
+    assert torch.allclose(at_start(model, X), net(X), atol=1e-6)
+    sites = pyro.poutine.trace(model).get_trace(X).nodes
+    assert {"net.0.weight.weight", "net.0.weight.bias", "net.1.weight"} <= set(sites)
 
 
 def test_hooks_of_layers_stay():
