@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code
+from .unit_rules import permutation
 
 _VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _TURNS = {"permute", "transpose", "t"}
@@ -175,13 +176,13 @@ class _Rewriter:
         else:
             return None
         for step, own in reversed(turns):
-            dim = _turned(step, len(own))[dim]
+            dim = permutation(step, len(own))[dim]
         shape = (*shape[:dim], *shape[dim + 1 :])
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
         fewer: list[tuple[Node, Shape]] = [(Node("reshape", (None, sizes)), shape)]
         left = dim
         for step, _ in turns:
-            order_of = _turned(step, len(shape) + 1)
+            order_of = permutation(step, len(shape) + 1)
             kept = tuple(old - (old > left) for old in order_of if old != left)
             left = order_of.index(left)
             shape = tuple(shape[old] for old in kept)
@@ -207,16 +208,6 @@ def _axes(shape: Shape) -> list[int]:
     return [axis for axis, size in enumerate(shape) if isinstance(size, int)]
 
 
-def _turned(node: Node, ndim: int) -> list[int]:
-    """For each axis of the result, the axis of the argument that it is."""
-    order = list(range(ndim))
-    if node.op == "permute":
-        return [dim % ndim for dim in node.args[1]]
-    a, b = (node.args[1] % ndim, node.args[2] % ndim) if node.op == "transpose" else (0, ndim - 1)
-    order[a], order[b] = order[b], order[a]
-    return order
-
-
 def _numbers(shape: Shape) -> Tensor:
     """A tensor of this shape, for a batch of 2, that holds the number of each of its entries."""
     sizes = _sizes(shape)
@@ -227,7 +218,7 @@ def _moved(entries: Tensor, steps: Iterable[tuple[Node, Shape]]) -> Tensor:
     """The entries where movements put them."""
     for node, shape in steps:
         if node.op in _TURNS:
-            entries = entries.permute(_turned(node, entries.dim()))
+            entries = entries.permute(permutation(node, entries.dim()))
         elif node.op in _VIEWS:
             entries = entries.reshape(_sizes(shape))
     return entries

@@ -432,7 +432,7 @@ def attention(t: FollowedUnits, node: Node) -> Axes:
     return result
 
 
-def _permutation(node: Node, ndim: int) -> list[int]:
+def permutation(node: Node, ndim: int) -> list[int]:
     """For each axis of the result, the axis of the argument that it is."""
     order = list(range(ndim))
     if node.op == "permute":
@@ -444,7 +444,7 @@ def _permutation(node: Node, ndim: int) -> list[int]:
 
 def permute(t: FollowedUnits, node: Node) -> Axes:
     axes = t.of(node.args[0])
-    order = _permutation(node, len(t.shape(node.args[0])))
+    order = permutation(node, len(t.shape(node.args[0])))
     return {new: axes[old] for new, old in enumerate(order) if old in axes}
 
 
