@@ -33,8 +33,9 @@ from ..runtime.html import paragraph, table
 from ..runtime.inputs import Batch, described, head, moved, tensors_of
 from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
-from .compress import compress, layer_posteriors
+from .compress import compress
 from .pruning import shrink
+from .reading import layer_posteriors
 
 # Examples that are looked at.
 _EXAMPLES = 8

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,21 +18,20 @@ from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
-from ..graph.recurrent import cell_names
-from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
-from ..posterior.guides import Posterior, posterior_of
+from ..posterior.guides import Posterior
 from ..posterior.in_place import pruned as pruned_in_place
 from ..posterior.in_place import rounded
-from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
-from ..runtime.inputs import Batch, head, moved, names_of, tensors_of, with_tensors
+from ..runtime.inputs import Batch, head, moved, names_of, tensors_of
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
+from .reading import Reading, read_posterior
 from .rounded_training import price_with_training, train_rounded
 from .sensitivity import warn_where_worse
 
@@ -64,7 +62,8 @@ def compress(
     :param model: the model that was fitted: a :class:`~pyro_bc.BayesianNetwork`, or any Pyro model whose sites
         are named ``<layer>.<role>``.
     :param guide: its fitted guide: a :class:`~pyro_bc.FactorizedGuide`, or one of Pyro's
-        (:mod:`pyro_bc.posterior.guides`).
+        (:mod:`pyro_bc.posterior.guides`); or what was read of one
+        (:func:`~pyro_bc.compression.reading.read_posterior`), where it is compressed several times.
     :param net: the deterministic network that the model computes, with a layer of the same name for each of its
         own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
@@ -100,33 +99,8 @@ def compress(
             raise UsageError(f"{name} is the price of a bit, positive and finite, not {price!r}")
     if held_out is not None and not isinstance(model, BayesianNetwork):
         raise UsageError("held_out judges a BayesianNetwork, whose likelihood says what an error is: leave it out")
-    fitted = posterior_of(guide)
-    posterior = layer_posteriors(model, fitted)
-    own = net is None
-    if net is None:
-        if not isinstance(model, BayesianNetwork):
-            raise UsageError(
-                "a model written by hand needs net=…, the nn.Module that it computes, with one nn.Linear per layer "
-                f"({', '.join(posterior)})"
-            )
-        net = model.skeleton
-    example = _example(fitted, net)
-    graph = read_graph(net, example, getattr(model, "output", None))
-    names = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    prefix = _prefix(model)
-    in_graph = graph_names([name.removeprefix(prefix) for name in fitted.layers], graph, net)
-    posterior = {in_graph[name]: layer for name, layer in posterior.items()}
-    if own:
-        posterior = _used(posterior, graph)
-    cells = cell_names(graph)
-    loose = [name for name in posterior if name not in (*names, *cells) and f"{name}.weight" in graph.tensors]
-    for site in fitted.marginals:
-        layer = site.removeprefix(prefix).removesuffix(".weight")
-        if site.endswith(".weight") and layer in names and layer not in posterior:
-            raise UsageError(f"the prior over '{site}' is none that pyro_bc.priors knows: subclass Prior for it")
-    for name in posterior:
-        if name not in (*names, *cells, *loose):
-            raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
+    read = guide if isinstance(guide, Reading) else read_posterior(model, guide, net)
+    net, fitted, example, graph, posterior = read.net, read.fitted, read.example, read.graph, read.posterior
     for name in thresholds or {}:
         if name not in posterior:
             raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
@@ -134,12 +108,11 @@ def compress(
         name: choose_threshold(layer, (thresholds or {}).get(name), group_nats_per_bit)
         for name, layer in posterior.items()
     }
-    of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
-    check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
+    names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     steps: dict[str, float] = {}
     if nats_per_bit is not None or fitted.curvature is not None:
         num_data = int(getattr(model, "num_data", len(tensors_of(example)[0])))
-        graph, posterior, prices = _prices(graph, posterior, fitted, of_sites, num_data)
+        graph, posterior, prices = _prices(graph, posterior, fitted, read.names, num_data)
         if nats_per_bit is None:
             x: Any = example if fitted.examples is None else fitted.examples
             nats_per_bit = price_for(graph, posterior, prices, model.likelihood, x, divergence)
@@ -163,7 +136,7 @@ def compress(
         raise UsageError("epochs train on with codes that have a price: give nats_per_bit, or a CurvatureGuide")
     # Weights that no layer multiplies with as they are: rounded as the posterior says, and never cut.
     transformed = {
-        name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in loose
+        name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in read.loose
     }
     graph = with_weights(graph, transformed)
     pruned = shrink(graph, posterior, chosen, batch_norm_loader)
@@ -247,18 +220,6 @@ def _row_precisions(
     return found
 
 
-def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, LayerPosterior]:
-    """What the network uses of it in evaluation mode; layers that only training uses are left out, and said."""
-    unused = [name for name in posterior if not {f"{name}.weight", f"{name}.bias"} & graph.tensors.keys()]
-    if unused:
-        warnings.warn(f"not part of the network in evaluation mode, and left out: {', '.join(unused)}", stacklevel=3)
-    return {
-        name: layer if f"{name}.bias" in graph.tensors else replace(layer, bias_mean=None, bias_variance=None)
-        for name, layer in posterior.items()
-        if name not in unused
-    }
-
-
 def _dense_shapes(graph: Graph) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of every layer, by the name of its weight."""
     weights = {node.args[1].name: layer_type(node.op) for node in graph.nodes if is_layer(node)}
@@ -322,20 +283,6 @@ def inputs_as_stored(net: nn.Module, example: Batch) -> list[Input]:
     return [Input(name, tuple(part.shape[1:]), dtype) for name, part, dtype in zip(names, tensors, types, strict=True)]
 
 
-def _prefix(model: Any) -> str:
-    """What stands before a layer's name in the network in the names of its sites."""
-    return "net." if isinstance(model, BayesianNetwork) else ""
-
-
-def layer_posteriors(model: Any, guide: Any) -> dict[str, LayerPosterior]:
-    """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``)."""
-    prefix = _prefix(model)
-    posterior = {name.removeprefix(prefix): layer for name, layer in summarize(guide).items()}
-    if not posterior:
-        raise UsageError("the model has no layers: name the sites of each weight '<layer>.<role>' (see pyro_bc.priors)")
-    return posterior
-
-
 @on_cpu
 def _store(
     pruned: PrunedNetwork,
@@ -394,22 +341,3 @@ def _selections(graph: Graph) -> dict[str, int]:
             if isinstance(size, int) and indices.dim() == 1 and bool((indices.diff() > 0).all()):
                 found[node.args[2].name] = size
     return found
-
-
-def _arguments(posterior: Posterior, net: nn.Module) -> tuple[Any, ...]:
-    """What the model was called with first, on the network's device."""
-    device = device_of(net)
-    first, *rest = posterior.arguments or (None,)
-    inputs = first if first is None else with_tensors(first, [x.detach().to(device) for x in tensors_of(first)])
-    return (inputs, *(a.detach().to(device) if isinstance(a, Tensor) else a for a in rest))
-
-
-def _example(posterior: Posterior, net: nn.Module) -> Batch:
-    """One batch of what the model was called with, on the network's device."""
-    try:
-        (example, *_) = _arguments(posterior, net)
-        if tensors_of(example)[0].dim():
-            return example
-    except UsageError:
-        pass
-    raise UsageError("the model's first argument must be the network's input, a tensor of shape (batch, …)")

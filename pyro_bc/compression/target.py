@@ -30,6 +30,7 @@ from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
 from .compress import compress
+from .reading import Reading, read_posterior
 from .sensitivity import blame, is_clearly_worse, sensitivity
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
@@ -302,8 +303,9 @@ def _as_it_is(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
-            small = compress(model, fitted, noise_ratio=_FINE)
-            coarse = small if has_codes else compress(model, fitted, noise_ratio=_COARSE)
+            read = read_posterior(model, fitted)
+            small = compress(model, read, noise_ratio=_FINE)
+            coarse = small if has_codes else compress(model, read, noise_ratio=_COARSE)
     except EmptyNetworkError:
         return None
     return replace(judge(small.network(), model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
@@ -364,24 +366,26 @@ def _ways(
 
     Codes are what they are: there is nothing to search, and no beginning.
     """
+    others = dict(options)
+    read = read_posterior(model, fitted, others.pop("net", None))
     if fitted.curvature is not None:
-        yield "price", _FIRST_PRICE, lambda price: compress(model, fitted, nats_per_bit=price, **options)
+        yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
         return
     if _has_codes(fitted):
-        yield "codes", None, lambda _: compress(model, fitted, **options)
+        yield "codes", None, lambda _: compress(model, read, **others)
         return
-    yield "noise", _FIRST_NOISE, lambda noise: compress(model, fitted, noise_ratio=noise, **options)
+    yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
     seen = set()
     for group_price in _GROUP_PRICES:
         try:
-            pruned = compress(model, fitted, noise_ratio=_FINE, group_nats_per_bit=group_price, **options)
+            pruned = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=group_price, **others)
             if pruned.architecture in seen:
                 continue
             seen.add(pruned.architecture)
             left = BayesianNetwork(
                 pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood
             )
-            curvature = posterior_of(CurvatureGuide(left, loader, seed=seed, progress=progress))
+            curvature = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
         except (EmptyNetworkError, UnsupportedNetworkError):
             continue
         rule = "signal" if group_price is None else f"{group_price:g}"
@@ -389,5 +393,5 @@ def _ways(
         yield f"groups by {rule}, price", _FIRST_PRICE, how
 
 
-def _rounded(left: BayesianNetwork, curvature: Posterior, pruned: CompressedNetwork, price: float) -> Any:
+def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:
     return compress(left, curvature, nats_per_bit=price, dense=pruned)

@@ -26,6 +26,12 @@ def few_draws(monkeypatch):
     monkeypatch.setattr("pyro_bc.app.metrics._OPERATIONS", 1e6)
 
 
+@pytest.fixture
+def no_pages(monkeypatch):
+    """Runs of which nobody looks at the pictures."""
+    monkeypatch.setattr("pyro_bc.app.report.write_report", lambda folder, metrics: None)
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     few = {"epochs": 4, "pretrain_epochs": 20, "kl_weight": 0.02}
@@ -48,6 +54,7 @@ def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
     assert f"layer {worst} costs most" in text
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
     base = {"epochs": 15, "pretrain_epochs": 20, "kl_weight": 1.0, "development": True}
     plain = run(Settings.of("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
@@ -81,6 +88,7 @@ def normalised(picture_shape, classes):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("batch_norm", ["fold", "keep"])
 def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_norm):
     monkeypatch.setitem(NETWORKS, "normalised", normalised)
@@ -95,6 +103,7 @@ def test_batch_norm_is_folded_or_kept_on_the_way(tmp_path, monkeypatch, batch_no
     assert not any(node.op == "batch_norm" for node in small.nodes)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
     torch.manual_seed(3)
     net = lenet_300_100((1, 8, 8))
@@ -122,6 +131,7 @@ def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_one_seed_gives_one_file_and_another_seed_another(tmp_path):
     def file(seed, name):
         settings = Settings.of("lenet-300-100", "ghs", "digits", epochs=2, pretrain_epochs=2, seed=seed)
@@ -145,7 +155,7 @@ def test_folders_in_use_are_left_alone(tmp_path):
 
 
 def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
-    few = {"epochs": 12, "pretrain_epochs": 40, "max_error_rise": 5.0}
+    few = {"epochs": 10, "pretrain_epochs": 30, "max_error_rise": 5.0}
     settings = Settings.of("lenet-300-100", "ghs", "digits", **few)
     said: list[str] = []
     metrics = run(settings, tmp_path / "one", progress=False, say=said.append)
@@ -160,12 +170,12 @@ def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
     assert said[-1] in markdown(metrics) and "KL weight learned" in markdown(metrics)
     page = (tmp_path / "one" / "report.html").read_text()
     assert "The target" in page and "--max-error-rise 5.0" in page
-    # Stopped behind its seventh epoch: the same file.
+    # Stopped behind its sixth epoch: the same file.
     stop = []
 
     def interrupt(epoch):
         stop.append(epoch)
-        if len(stop) == 7:
+        if len(stop) == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
