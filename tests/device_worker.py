@@ -353,7 +353,7 @@ def runs(folder):
     NETWORKS["small"] = small_and_normalised
     base = {"epochs": 2, "pretrain_epochs": 6, "kl_weight": 0.02, "batch_size": 40, "train_limit": 400,
             "pretrain_learning_rate": 5e-3}  # fmt: skip
-    coded = base | {"epochs": 4, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
+    coded = base | {"epochs": 8, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
     jobs = {
         "fold": Settings.of("small", "ghs", "digits", **base, finetune_epochs=2),
         "keep": Settings.of("small", "ghs", "digits", **base, batch_norm="keep", thresholds={"0": 5.0}),

@@ -91,7 +91,8 @@ class Tail(nn.Module):
         bias = bool(rng.random() < 0.7)
         self.act = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]()
         wide = 16 if self.form == "gated" else 8
-        self.a = nn.Conv2d(channels, wide, 3, padding=1, bias=bias)
+        padding = 2 if self.form == "instance norm" else 1  # of a single pixel there is no variance
+        self.a = nn.Conv2d(channels, wide, 3, padding=padding, bias=bias)
         if self.form == "shuffle":
             self.b, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=bias), nn.BatchNorm2d(8)
         elif self.form in ("group norm", "instance norm"):

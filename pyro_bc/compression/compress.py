@@ -63,7 +63,7 @@ def compress(
         are named ``<layer>.<role>``.
     :param guide: its fitted guide: a :class:`~pyro_bc.FactorizedGuide`, or one of Pyro's
         (:mod:`pyro_bc.posterior.guides`); or what was read of one
-        (:func:`~pyro_bc.compression.reading.read_posterior`), where it is compressed several times.
+        (``pyro_bc.compression.reading.read_posterior``), where it is compressed several times.
     :param net: the deterministic network that the model computes, with a layer of the same name for each of its
         own; needed for models written by hand, since a Python function cannot be stored in a file.
     :param thresholds: explicit thresholds by layer name; the others are found automatically.
