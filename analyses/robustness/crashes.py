@@ -35,7 +35,7 @@ FEW = ["--data", "digits", "--epochs", "8", "--train-limit", "600", "--batch-siz
 #: what is run, by name: every kind of training that leaves a checkpoint.
 RUNS = {
     "elbo": [
-        "--prior", "ghs", "--pretrain-epochs", "20", "--widths", "40-20", "--kl-weight", "0.02", "--finetune-epochs",
+        "--prior", "ghs", "--pretrain-epochs", "10", "--widths", "40-20", "--kl-weight", "0.02", "--finetune-epochs",
         "6",
     ],
     "rate": ["--objective", "rate", "--pretrain-epochs", "20", "--widths", "20-12", "--passes", "2"],

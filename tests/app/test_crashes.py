@@ -38,6 +38,7 @@ def wait_for(process, file):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("reference", ["elbo"], indirect=True)
 def test_while_a_run_works_in_a_folder_no_other_can(tmp_path, reference):
     name, folder, _ = reference
     first = start(name, tmp_path / "out")
@@ -56,6 +57,7 @@ def test_while_a_run_works_in_a_folder_no_other_can(tmp_path, reference):
     assert outcome(tmp_path / "out") == outcome(folder)
 
 
+@pytest.mark.parametrize("reference", ["elbo"], indirect=True)
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, reference):
     name, folder, _ = reference
     with mounted(tmp_path / "small", "size=2m") as small:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=18)
 @given(st.integers(0, 2**31))
 def test_masked_pruned_and_stored_networks_are_one(seed):
     with warnings.catch_warnings():

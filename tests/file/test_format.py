@@ -357,7 +357,7 @@ def typed_network(seed: int) -> CompressedNetwork:
     return CompressedNetwork(tuple(nodes), tensors, dense, 99, (5,), buffers, {}, input_dtype=torch.int32)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_tensors_of_every_type_and_the_inputs_type_are_read_by_both_readers(seed):
     network = typed_network(seed)
     data = network.to_bytes()
@@ -432,7 +432,7 @@ def network_of_rows(seed: int) -> CompressedNetwork:
     return CompressedNetwork(nodes, tensors, {"a.weight": (9, 5), "b.weight": (4, 9)}, 999, (5, 6, 6), frozenset(), {})
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_rows_with_steps_of_their_own_are_read_by_both_readers(seed, monkeypatch):
     network = network_of_rows(seed)
     for most in (1 << 20, 20):  # in contexts, and where a file may not hold so many by a table
