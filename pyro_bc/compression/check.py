@@ -301,7 +301,9 @@ def _why(graph: Graph, tracking: Tracking, name: str, axis: int) -> str:
     index = tracking.units.fixed_by(units) if units is not None else None
     if index is None:
         counted = None if units is None else _counted_by(graph, tracking, units)
-        return counted or "a padded convolution reads what becomes of those that are pruned, which is not 0"
+        if any(is_layer(node) and layer_type(node.op).spatial for node in graph.nodes):
+            return counted or "a padded convolution reads what becomes of those that are pruned, which is not 0"
+        return counted or "what reads them is no layer that does without those that are pruned"
     if index == len(graph.nodes):
         return "they are the network's, or something else reads the weight, too"
     node = graph.nodes[index]
