@@ -109,10 +109,10 @@ from torch import Tensor
 
 from ..errors import CompressedFileError, UnsupportedNetworkError
 from ..graph.arguments import check_program, named_arguments
+from ..graph.functions import GATES
 from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
-from ..graph.recurrent import GATES
 from ..graph.shapes import shapes_by_rules
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
@@ -183,15 +183,11 @@ def _graph_header(contents: Contents, plans: Mapping[str, Plan], dense: Graph | 
     header = HeaderWriter(contents, plans)
     header.varint(0)
     header.varint(contents.dense_parameters)
-    header.varint(len(contents.input_shape))
-    for size in contents.input_shape:
-        header.varint(size)
+    header.sizes(contents.input_shape)
     if typed:
         header.varint(DTYPES.index(contents.input_dtype))
     if contents.further_inputs:
-        name = contents.input_name.encode()
-        header.varint(len(name))
-        header.data += name
+        header.name(contents.input_name)
         header.varint(len(contents.further_inputs))
         for own in contents.further_inputs:
             header.input(own)

@@ -103,6 +103,16 @@ class HeaderWriter:
         if payload >= 15:
             self.varint(payload)
 
+    def name(self, name: str) -> None:
+        text = name.encode()
+        self.varint(len(text))
+        self.data += text
+
+    def sizes(self, shape: tuple[int, ...]) -> None:
+        self.varint(len(shape))
+        for size in shape:
+            self.varint(size)
+
     def nodes(self) -> None:
         self.varint(len(self.contents.nodes))
         for index, node in enumerate(self.contents.nodes):
@@ -125,12 +135,8 @@ class HeaderWriter:
 
     def input(self, own: Input) -> None:
         """Description of one of several inputs."""
-        name = own.name.encode()
-        self.varint(len(name))
-        self.data += name
-        self.varint(len(own.shape))
-        for size in own.shape:
-            self.varint(size)
+        self.name(own.name)
+        self.sizes(own.shape)
         self.varint(DTYPES.index(own.dtype))
 
     def argument(self, index: int, argument: Any) -> None:
@@ -172,9 +178,7 @@ class HeaderWriter:
             self.varint(plan.dtype)
         self.signed(plan.fraction_bits)
         if plan.kind == COSINES:
-            self.varint(len(plan.grid))
-            for size in plan.grid:
-                self.varint(size)
+            self.sizes(plan.grid)
         elif plan.kind not in (ADAPTIVE, ROWS):
             self.signed(plan.lowest)
             self.varint(plan.size)
@@ -185,9 +189,7 @@ class HeaderWriter:
         else:
             self.varint(1)
             self.varint(self.contents.dense_parameters)
-            self.varint(len(chain.input_shape))
-            for size in chain.input_shape:
-                self.varint(size)
+            self.sizes(chain.input_shape)
             self.varint(len(chain.steps))
             for step in chain.steps:
                 self.step(step)

@@ -22,8 +22,10 @@ ON_NUMBERS: dict[Any, str] = {
 # What a graph may ask for, since one may come from a file: pieces of a tensor, and integers.
 _MOST_PIECES, _MOST_INTEGER = 4096, 1 << 62
 
-# Of recurrent cells: matrices a unit has, and its states.
-_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+#: gates of each kind of recurrent cell: as many rows of its matrices a hidden unit has.
+GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+
+# Their states.
 _STATES = {**dict.fromkeys(("gru", "rnn_tanh", "rnn_relu"), ("state",)), "lstm": ("state", "cells' state")}
 
 
@@ -63,7 +65,7 @@ def on_tensors(op: str) -> Callable[..., Any]:
                 raise TypeError(f"{op} takes a tensor")
         if op in ("split", "chunk") and _pieces(op, *args, **kwargs) > _MOST_PIECES:
             raise OverflowError(f"{op} makes more than {_MOST_PIECES} pieces")
-        if op in _GATES:
+        if op in GATES:
             check_cell(op, *args, **kwargs)
         return aten(*args, **kwargs)
 
@@ -102,7 +104,7 @@ def check_cell(
     shapes: list[tuple[int, ...]] = []
     for layer in range(num_layers):
         inputs = x.shape[2] if layer == 0 else told * directions
-        gates = _GATES[op] * units
+        gates = GATES[op] * units
         own = [(gates, inputs), (gates, told), *[(gates,)] * (2 * has_biases), *[(told, units)] * (told != units)]
         shapes += own * directions
     if [tuple(tensor.shape) for tensor in params] != shapes:

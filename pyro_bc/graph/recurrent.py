@@ -10,10 +10,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from .functions import GATES
 from .nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code
-
-#: gates of each kind of cell.
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 class Cell(NamedTuple):
