@@ -81,8 +81,8 @@ def fresh(net, prior, device):
     return model, pyro_bc.FactorizedGuide(model)
 
 
-def fit(model, guide, loader, **options):
-    return pyro_bc.fit(model, guide, loader, epochs=4, seed=0, progress=False, learning_rate=1e-2, **options)
+def fit(model, guide, loader, epochs=4, **options):
+    return pyro_bc.fit(model, guide, loader, epochs=epochs, seed=0, progress=False, learning_rate=1e-2, **options)
 
 
 def fitted(net, prior, device):
@@ -119,7 +119,7 @@ def fits():
                 if results:  # initial values are drawn, too
                     guide.load_state_dict(results[0]["start"])
                 start = copy.deepcopy(guide.state_dict())
-                fit(model, guide, Reseeded(batches(device)))
+                fit(model, guide, Reseeded(batches(device)), epochs=2)
                 data_of_file = pyro_bc.compress(model, guide).to_bytes()
                 results.append(
                     {"start": start, "end": state(model, guide), "file": len(data_of_file), "on": kinds(model, guide)}
@@ -349,7 +349,7 @@ def small_and_normalised(picture_shape, classes):
 
 @mock.patch("pyro_bc.app.metrics._OPERATIONS", 1e6)  # a few draws are exported and predict, as of a large network
 def runs(folder):
-    """The main jobs on the device; stopped there, and resumed on the CPU."""
+    """The main jobs, stopped on the device when the dense network is trained, and resumed there and on the CPU."""
     NETWORKS["small"] = small_and_normalised
     base = {"epochs": 2, "pretrain_epochs": 6, "kl_weight": 0.02, "batch_size": 40, "train_limit": 400,
             "pretrain_learning_rate": 5e-3}  # fmt: skip
@@ -357,8 +357,7 @@ def runs(folder):
     jobs = {
         "fold": Settings.of("small", "ghs", "digits", **base, finetune_epochs=2),
         "keep": Settings.of("small", "ghs", "digits", **base, batch_norm="keep", thresholds={"0": 5.0}),
-        "learned": Settings.of("small", "learned", "digits", **coded),
-        "narrow": Settings.of("lenet-300-100", "learned", "digits", **coded, widths="24-16", teacher="small"),
+        "coded": Settings.of("lenet-300-100", "learned", "digits", **coded, widths="24-16", teacher="small"),
     }
 
     def stop_training(line):
@@ -367,10 +366,11 @@ def runs(folder):
 
     found = {}
     for name, settings in jobs.items():
-        whole = run(settings, folder / name, progress=False, device=DEVICE)
         with contextlib.suppress(Stop):
-            run(settings, folder / f"{name}-cut", progress=False, device=DEVICE, say=stop_training)
-        # Report and diagnostics of the whole run are looked at.
+            run(settings, folder / name, progress=False, device=DEVICE, say=stop_training)
+        shutil.copytree(folder / name, folder / f"{name}-cut")
+        whole = run(settings, folder / name, resume=True, progress=False, device=DEVICE)
+        # Report and diagnostics of the run that stayed there are looked at.
         with (
             mock.patch("pyro_bc.app.report.write_report", lambda folder, metrics: None),
             mock.patch("pyro_bc.app.job.diagnostics_of", lambda *args: {}),

@@ -13,16 +13,18 @@ For the trained networks of ``six_networks.py``, batch normalisation folded for 
 
 Both train with the same batches, augmentation, optimiser and rates. Held-out examples choose: the fewest bytes whose
 held-out error rises by at most 0.1, 0.5 and 1 points (or one example). Test errors are noted for every point, and
-choose nothing.
-Writes ``analyses/results/few_epochs.{md,json,png}``; points that are there are not run again.
+choose nothing. With ``--seeds 3`` every setting is trained three times, and bytes and errors are the means: a training
+moves the error of a network on MNIST by as much as the smallest rise.
+Writes ``analyses/results/few_epochs.{md,json,png}``; runs that are there are not run again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,16 +143,18 @@ def pruned(
     return stored(trained_on, codes, sum(p.numel() for p in net.parameters()), tuple(data.train_x.shape[1:]))
 
 
-def measured(name: str, folder: str | None, epochs: int, before: dict, save: Any) -> dict:
+def measured(name: str, folder: str | None, epochs: int, seeds: int, before: dict, save: Any) -> dict:
+    """The runs of every setting, each as bytes, held-out error, test error and seconds."""
     net, data = trained(name, folder)
     result = before or {"network": name, "epochs": epochs, "points": {}}
     result["held"], result["test"] = error(net, data.held_x, data.held_y), error(net, data.test_x, data.test_y)
-    result["held_n"] = len(data.held_x)
-    for way in (ours, magnitudes):
+    result["held_n"], result["test_n"] = len(data.held_x), len(data.test_x)
+    for seed, way in itertools.product(range(seeds), (ours, magnitudes)):
         for setting, point in way(name, net, data, epochs):
-            if setting in result["points"]:
+            runs = result["points"].setdefault(setting, [])
+            if len(runs) > seed:
                 continue
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             start = time.perf_counter()
             try:
                 size, network = point()
@@ -158,16 +162,37 @@ def measured(name: str, folder: str | None, epochs: int, before: dict, save: Any
                 print(f"  {name} {setting}: {problem}"[:160], flush=True)
                 continue
             own = [size, error(network, data.held_x, data.held_y), error(network, data.test_x, data.test_y)]
-            result["points"][setting] = [*own, round(time.perf_counter() - start)]
-            print(f"  {name} {epochs} {setting}: {size:,} bytes, held out {own[1]:.2f} %", flush=True)
+            runs.append([*own, round(time.perf_counter() - start)])
+            print(f"  {name} {epochs} {setting} seed {seed}: {size:,} bytes, held out {own[1]:.2f} %", flush=True)
             save(result)
     return result
 
 
-def best(own: dict, method: str, tolerance: float) -> list | None:
+def means(own: dict, method: str) -> list[list[float]]:
+    """Of each of a method's settings: bytes, held-out error and test error, means of its runs."""
+    runs = [runs for setting, runs in own["points"].items() if setting.startswith(method) and runs]
+    return [[sum(column) / len(column) for column in zip(*found, strict=True)][:3] for found in runs]
+
+
+def best(own: dict, method: str, tolerance: float) -> list[float] | None:
     bar = own["held"] + max(tolerance, 100 / own["held_n"]) + 1e-6
-    fitting = [p for setting, p in own["points"].items() if setting.startswith(method) and p[1] <= bar]
-    return min(fitting, default=None)
+    return min((point for point in means(own, method) if point[1] <= bar), default=None)
+
+
+def ratio_on_all(own: dict, tolerance: float) -> float | None:
+    """Bytes beside the magnitudes' whose error on held-out and test examples together rises by as much: no choice that
+    anyone could make, but curves at equal error with less noise."""
+    held, test = own["held_n"], own["test_n"]
+
+    def together(point: Sequence[float]) -> float:
+        return (held * point[-2] + test * point[-1]) / (held + test)
+
+    bar = together([own["held"], own["test"]]) + max(tolerance, 100 / (held + test)) + 1e-6
+    sizes = [
+        min((point[0] for point in means(own, method) if together(point) <= bar), default=None)
+        for method in ("curvature", "magnitudes")
+    ]
+    return None if None in sizes else sizes[0] / sizes[1]
 
 
 def table(results: list[dict]) -> str:
@@ -175,21 +200,26 @@ def table(results: list[dict]) -> str:
         "# A few epochs",
         "",
         "`python analyses/beyond/few_epochs.py`: fewest bytes (test error %) whose held-out error rises by at most so "
-        "many points (or one example). One seed, the same batches and rates for both.",
+        "many points (or one example). Means of so many seeds; the same batches and rates for both. On all: the "
+        "ratio of bytes where the error "
+        "of held-out and test examples together rises by as much, which nobody can choose by, but which is less noisy.",
         "",
-        "| network | epochs | dense % | rise | curvature | magnitudes | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| network | epochs | seeds | dense % | rise | curvature | magnitudes | ratio | on all |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for own in results:
         for tolerance in TOLERANCES:
             found = [best(own, method, tolerance) for method in ("curvature", "magnitudes")]
-            ran = [any(s.startswith(method) for s in own["points"]) for method in ("curvature", "magnitudes")]
+            ran = [bool(means(own, method)) for method in ("curvature", "magnitudes")]
             cells = [
-                f"{f[0]:,} ({f[2]:.2f})" if f else "none" if own_ran else "not run"
+                f"{f[0]:,.0f} ({f[2]:.2f})" if f else "none" if own_ran else "not run"
                 for f, own_ran in zip(found, ran, strict=True)
             ]
             cells.append(f"{found[0][0] / found[1][0]:.2f}" if found[0] and found[1] else "")
-            head = f"| {own['network']} | {own['epochs']} | {own['test']:.2f} | {tolerance}"
+            on_all = ratio_on_all(own, tolerance)
+            cells.append(f"{on_all:.2f}" if on_all else "")
+            seeds = max(len(runs) for runs in own["points"].values())
+            head = f"| {own['network']} | {own['epochs']} | {seeds} | {own['test']:.2f} | {tolerance}"
             lines.append(f"{head} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -205,7 +235,7 @@ def picture(results: list[dict], path: Path) -> None:
         for own in results:
             if own["network"] == name:
                 for method in ("curvature", "magnitudes"):
-                    points = [["", p[0], p[1]] for s, p in own["points"].items() if s.startswith(method)]
+                    points = [["", p[0], p[1]] for p in means(own, method)]
                     curves[f"{method}, {own['epochs']} epochs"] = points
         for title, curve in curves.items():
             best_points = front(curve)
@@ -226,6 +256,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder with mnist/ and cifar10-jpeg/")
     parser.add_argument("--only", nargs="*", default=list(SETTINGS))
     parser.add_argument("--epochs", nargs="*", type=int, default=[2, 6])
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", default=RESULTS, help="folder of the results; what is there is kept")
     args = parser.parse_args()
     file = Path(args.out) / "few_epochs.json"
@@ -240,7 +271,7 @@ def main() -> None:
 
     for epochs in args.epochs:
         for name in args.only:
-            save(measured(name, args.data_dir, epochs, load().get((name, epochs), {}), save))
+            save(measured(name, args.data_dir, epochs, args.seeds, load().get((name, epochs), {}), save))
     found = load()
     results = [found[name, epochs] for name in NETWORKS for epochs in (2, 6, 20) if (name, epochs) in found]
     (Path(args.out) / "few_epochs.md").write_text(table(results))

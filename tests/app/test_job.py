@@ -33,14 +33,18 @@ def no_pages(monkeypatch):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_every_prior_goes_from_digits_to_a_report(tmp_path, prior):
+def test_every_prior_goes_from_digits_to_a_report(tmp_path, request, prior):
     few = {"epochs": 4, "pretrain_epochs": 20, "kl_weight": 0.02}
     settings = Settings.of("lenet-300-100", prior, "digits", **few, development=True, widths="")
+    with_pages = prior in ("gnj", "learned")  # of every kind of precision one is drawn
+    if not with_pages:
+        request.getfixturevalue("no_pages")
     metrics = run(settings, tmp_path / "out", progress=False)
     assert metrics["measured_on"] == "held-out training data" and metrics["n"] == 180
     assert metrics["compressed"]["error_percent"] < 25  # chance is 90
     text = markdown(metrics)
     assert text == (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "report.html").exists() is with_pages
     assert f"{metrics['file_bytes']:,} bytes" in text and f"| {metrics['compressed']['error_percent']:.2f} |" in text
     coded = "learned" in prior
     assert set(metrics["other_precision"]) == (set() if coded else {"paper"})
