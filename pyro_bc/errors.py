@@ -21,7 +21,12 @@ def printable(text: str) -> str:
 
 
 class PyroBCError(Exception):
-    """Base class of the errors that a user of ``pyro_bc`` can cause and mend; what it quotes is :func:`printable`."""
+    """Base class of the errors that a user of ``pyro_bc`` can cause and mend; what it quotes is :func:`printable`.
+
+    :param is_everywhere: whether it is raised on every process of a run on several, so that one is enough to say it.
+    """
+
+    is_everywhere = False
 
     def __str__(self) -> str:
         text = printable(super().__str__())
@@ -66,6 +71,10 @@ class DataError(PyroBCError, ValueError):
 
 class UsageError(PyroBCError, ValueError):
     """An argument outside of what is allowed."""
+
+
+class LostProcessError(PyroBCError, RuntimeError):
+    """A process of a run on several does not answer any more."""
 
 
 class ExportError(PyroBCError):

@@ -14,6 +14,7 @@ from helpers import two_of_six as data
 from torch import nn
 
 import pyro_bc
+from pyro_bc.app.dense import dense_network
 from pyro_bc.errors import PyroBCError
 from pyro_bc.inference.schedule import Schedule, trained_parameters
 from pyro_bc.inference.step import FlatParameters, eager_step
@@ -147,6 +148,12 @@ def main(folder):
         list(pyro_bc.compress(model, guide, epochs=epochs, loader=own_loader, progress=False).to_bytes())
         for epochs in (0, 3)
     ]
+    torch.manual_seed(rank)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    own_loader = pyro_bc.data.Batches(x, y, BATCH)
+    dense_network(net, pyro_bc.likelihoods.Categorical(), own_loader, 20, 1e-2, folder / "dense", False)
+    found["dense"] = numbers(net, net)
+    found["dense_error"] = float((net(x).argmax(1) != y).float().mean())
     found["exists"] = message(lambda: train(*fresh(), epochs=4, checkpoint=checkpoint))
     uneven = pyro_bc.data.Batches(x[:100], y[:100], BATCH // (1 + rank))
     found["uneven"] = message(lambda: train(*fresh(), uneven))

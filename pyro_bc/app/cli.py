@@ -15,6 +15,7 @@ from ..errors import CompressedFileError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
 from ..quantisation.rounding import RULES
+from ..runtime import processes
 from ..runtime.messages import first_line
 from .compress_job import compress_trained
 from .datasets import DATASETS, Dataset
@@ -54,6 +55,12 @@ def _tell(text: object) -> None:
 def _say(line: object) -> None:
     """One line on the standard error stream, likewise."""
     print(printable(str(line)), file=sys.stderr)
+
+
+def _say_once(line: object) -> None:
+    """The same, by the first of several processes."""
+    if processes.rank() == 0:
+        _say(line)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -183,17 +190,13 @@ def _run(args: argparse.Namespace) -> None:
     names += ["batch_norm", "seed", "precision", "development"]
     given = {name: getattr(args, name) for name in names}
     settings = Settings.of(args.net, prior, args.data, **given, thresholds=thresholds or None)
-    metrics = run(
-        settings,
-        args.out,
-        args.data_dir,
-        args.resume,
-        progress=sys.stderr.isatty(),
-        say=_say,
-        device=args.device,
-        log_dir=args.log_dir,
-    )
-    _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+    with processes.joined(args.device) as device:
+        metrics = run(
+            settings, args.out, args.data_dir, args.resume, progress=sys.stderr.isatty(), say=_say_once, device=device,
+            log_dir=args.log_dir,
+        )  # fmt: skip
+    if metrics:
+        _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _compress(args: argparse.Namespace) -> None:
@@ -201,8 +204,10 @@ def _compress(args: argparse.Namespace) -> None:
         args.net, args.data, args.weights, args.epochs, args.batch_size, args.nats_per_bit, args.divergence, args.seed,
         args.likelihood, args.target, args.picture_size,
     )  # fmt: skip
-    metrics = compress_trained(settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=_say)
-    _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
+    with processes.joined("cpu"):
+        metrics = compress_trained(settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=_say_once)
+    if metrics:
+        _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
@@ -337,7 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands[args.command](args)
     except PyroBCError as error:
-        _say(f"pyro-bc: {error}")
+        if not error.is_everywhere or processes.is_started_first():
+            _say(f"pyro-bc: {error}")
         return 2
     except OSError as error:
         _say(f"pyro-bc: {error}")

@@ -27,6 +27,7 @@ from ..model.network import BayesianNetwork
 from ..posterior.curvature import EXAMPLES
 from ..posterior.curvature_guide import CurvatureGuide
 from ..priors.standard_normal import StandardNormal
+from ..runtime import processes
 from .datasets import Dataset
 from .dense import load_weights
 from .folder import in_folder
@@ -51,6 +52,8 @@ def compress_trained(
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compress a trained network into a new folder, and return its metrics.
+
+    On several processes each looks at its share of the inputs; the first writes, and the others return nothing.
 
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
@@ -122,7 +125,7 @@ def _compress(
     dense_error = test_error(net.eval(), data)
     parameters = sum(p.numel() for p in net.parameters())
     say(f"dense network: {parameters:,} parameters, {in_words(data.likelihood.metric, dense_error)}")
-    order = torch.randperm(len(data.train_x))[:EXAMPLES]
+    order = processes.shuffled(len(data.train_x))[: EXAMPLES // processes.count()]
     model = BayesianNetwork(net, StandardNormal(), num_data=len(data.train_x), likelihood=data.likelihood)
     some = data.train_x.index_select(0, order).split(_PART)
     guide = CurvatureGuide(model, some, seed=settings.seed, progress=progress)
@@ -131,6 +134,8 @@ def _compress(
         model, guide, nats_per_bit=settings.nats_per_bit, divergence=settings.divergence, epochs=settings.epochs,
         loader=loader, progress=progress,
     )  # fmt: skip
+    if not processes.leave():
+        return {}  # what is left is the work of one
     file_bytes = small.save(folder / "network.pbc")
     decoded = compressed.load(folder / "network.pbc")
     export_posterior(folder / "posterior.nc", model, guide, data, ())

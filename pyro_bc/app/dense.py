@@ -14,6 +14,7 @@ from ..data.batches import Batches
 from ..errors import CheckpointError, DataError, NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
 from ..model.likelihoods import Likelihood
+from ..runtime import processes
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
 from .datasets import Dataset
@@ -93,10 +94,12 @@ def dense_network(
 ) -> nn.Module:
     """The dense network of this run, trained with Adam, or read back where the run was interrupted later.
 
+    On several processes each has its share of the batches, and all step along the mean of their gradients.
+
     :raises CheckpointError: where what is read back is of another network.
     """
-    if file.exists():
-        weights = load_checkpoint(file)[0]
+    if processes.from_first(file.exists):
+        weights = processes.from_first(lambda: load_checkpoint(file)[0])
         try:
             net.load_state_dict(weights)
         except RuntimeError as error:
@@ -106,6 +109,8 @@ def dense_network(
         return net.eval()
     optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=max(1, epochs * len(batches)))
+    processes.start_alike([net])
+    processes.draw_apart()
     net.train()
     with progress_bar("dense network", epochs, shown=progress) as bar:
         for epoch in range(epochs):
@@ -113,12 +118,14 @@ def dense_network(
                 optimizer.zero_grad()
                 loss = training_loss(likelihood, net(x), y)
                 loss.backward()
+                processes.average_(p.grad for p in net.parameters() if p.grad is not None)
                 optimizer.step()
                 schedule.step()
+            processes.average_buffers_(net)
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(f"the loss of the dense network is not finite in epoch {epoch + 1}")
             bar(1, state=f"loss {loss.item():.3f}")
-    save_checkpoint(file, net.state_dict(), {"epochs": epochs})
+    processes.from_first(lambda: save_checkpoint(file, net.state_dict(), {"epochs": epochs}))
     return net.eval()
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError, UsageError
+from ..runtime import processes
 from ..runtime.files import is_empty, only_run_in, read_object, write_atomically
 from ..runtime.messages import first_line
 from .settings import CompressSettings, Settings, as_json, flat
@@ -29,11 +31,23 @@ def in_folder(
 ) -> dict[str, Any]:
     """Do a job in a new folder, with its settings in it, or go on with one; no other run can be in it meanwhile.
 
+    On several processes the first one's folder is the run's; the others need none.
+
     :param job: takes the folder and returns metrics; where it is complete, those in it are returned instead.
     :raises CheckpointError: where there is nothing to resume, or it has other settings.
     :raises UsageError: where a new run's folder is in use.
     :raises OutputError: where it cannot be written.
     """
+    with ExitStack() as held:
+        metrics = processes.from_first(lambda: _opened(out, settings, resume, held))
+        if metrics is not None:
+            say(f"{out} is complete; nothing to resume")
+            return metrics
+        return job(out)
+
+
+def _opened(out: Path, settings: Settings | CompressSettings, resume: bool, held: ExitStack) -> dict[str, Any] | None:
+    """Make a run's folder, or find it, and lock it until ``held`` ends; its metrics, where it is complete."""
     in_use = UsageError(
         f"'{out}' exists and is not empty; choose a new folder, or continue the run in it with --resume"
     )
@@ -46,16 +60,12 @@ def in_folder(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"'{out}' cannot be written: {error.strerror}") from None
-    with only_run_in(out):
-        if not resume:
-            if not is_empty(out):  # another run came first
-                raise in_use
-            write_atomically(out / "run.json", (json.dumps(as_json(settings), indent=2) + "\n").encode())
-        if (out / "metrics.json").exists():
-            metrics = _complete(out / "metrics.json")
-            say(f"{out} is complete; nothing to resume")
-            return metrics
-        return job(out)
+    held.enter_context(only_run_in(out))
+    if not resume:
+        if not is_empty(out):  # another run came first
+            raise in_use
+        write_atomically(out / "run.json", (json.dumps(as_json(settings), indent=2) + "\n").encode())
+    return _complete(out / "metrics.json") if (out / "metrics.json").exists() else None
 
 
 def check_places(out: Path) -> None:

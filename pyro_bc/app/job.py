@@ -54,6 +54,7 @@ from ..posterior.summary import summarize
 from ..priors.base import GroupPrior
 from ..priors.learned_code import LearnedCode
 from ..quantisation.rounding import RULES
+from ..runtime import processes
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
@@ -167,6 +168,9 @@ def run(
 ) -> dict[str, Any]:
     """Run the whole job into a folder and return its metrics.
 
+    On several processes (:func:`~pyro_bc.runtime.processes.joined`) all train, the first writes and measures, and the
+    others return nothing.
+
     :param device: where the networks and the data are; a run may be resumed on another one.
     :param log_dir: folder for TensorBoard, with a log of each fit (:func:`~pyro_bc.tensorboard_log`).
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
@@ -246,6 +250,8 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         history = (*history, *fitted.history)
     reached = _reached(job, start, dense, fitted)
     small = fitted.compressed(precision=job.settings.precision) if reached is None else reached.network
+    if not processes.leave():
+        return {}  # what is left is the work of one
     file_bytes = small.save(job.out / "network.pbc")
     decoded = compressed.load(job.out / "network.pbc").to(job.data.test_x.device)
     metrics = metrics_of(job.settings, job.data, dense, dense_error, small, decoded, file_bytes, history, fitted.guide)
@@ -421,15 +427,15 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
         start.net, PRIORS[job.settings.prior], num_data=len(job.data.train_x), likelihood=likelihood
     )
     guide = FactorizedGuide(model, init_loc_fn=starts_of_sites)
-    resume = job.resume and file.exists()
-    course = history_of(file, load_checkpoint(file)[1]) if resume else []
+    resume = job.resume and processes.from_first(file.exists)
+    course = processes.from_first(lambda: history_of(file, load_checkpoint(file)[1]) if resume else [])
     drawn = time.monotonic()
 
     def refresh(epoch: Epoch) -> None:
         nonlocal drawn
         course.append(epoch)
         job.after_epoch(epoch)
-        if time.monotonic() > drawn + _SECONDS_BETWEEN_PICTURES:
+        if processes.rank() == 0 and time.monotonic() > drawn + _SECONDS_BETWEEN_PICTURES:
             progress_pictures(job.out / "plots", course, summarize(guide))
             drawn = time.monotonic()
 
@@ -443,7 +449,7 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
     )  # fmt: skip
     model.likelihood = job.data.likelihood  # whoever taught it, it is judged by labels
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
-    export_posterior(job.out / name, model, guide, job.data, result.history)
+    processes.from_first(lambda: export_posterior(job.out / name, model, guide, job.data, result.history))
     thresholds = job.settings.thresholds if checkpoint == "checkpoint" else None
     how = partial(
         compress, model, guide, thresholds=thresholds, net=start.stored_as, dense=start.dense,

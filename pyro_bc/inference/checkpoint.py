@@ -75,10 +75,15 @@ def restore_fit(
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
     """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns history and kept state.
 
+    Another number of processes goes on with the same posterior, with other batches and other noise.
+
     :raises CheckpointError: where the checkpoint cannot be read, or was written with other settings.
     """
     tensors, metadata = processes.from_first(lambda: load_checkpoint(path))
     saved = metadata.get("settings", {})
+    if isinstance(saved, dict) and saved.get("processes") != settings.get("processes"):
+        # The same examples in fewer or more steps: it goes on, with other batches and other noise.
+        settings = {**settings, **{name: saved.get(name) for name in ("processes", "steps")}}
     if not isinstance(saved, dict) or _fingerprint(saved) != _fingerprint(settings):
         own = saved if isinstance(saved, dict) else {}
         differing = [key for key in settings if json.dumps(own.get(key)) != json.dumps(settings[key])]
@@ -92,7 +97,10 @@ def restore_fit(
             state.setdefault(int(index), {})[key] = value
         _check_state(state, optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        set_random_state(_part(tensors, f"rng.{processes.rank()}."), device_of(guide))
+        is_of_as_many = saved.get("processes", 1) == processes.count()
+        set_random_state(_part(tensors, f"rng.{processes.rank() if is_of_as_many else 0}."), device_of(guide))
+        if not is_of_as_many:
+            processes.draw_apart_from_here()
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"'{path}' holds another network's training, or is damaged ({first_line(error)}); delete it to start over"

@@ -108,7 +108,7 @@ def fit(
     :param seed: seed of torch's global generator, None to leave it as it is.
     :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run. On another device than
-        the checkpoint's the same posterior goes on with other noise.
+        the checkpoint's, or on another number of processes, the same posterior goes on with other noise.
     :param progress: whether to show a progress bar.
     :param compile: whether steps on batches of the first one's shape are compiled (``torch.compile``, ten to forty
         seconds, and once more where rounding begins); None to do so where there is a C++ compiler, torch 2.13 or newer,

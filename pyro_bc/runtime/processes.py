@@ -5,14 +5,17 @@ mean holds the KL once, and N over the number of examples in all batches: the ob
 large as all batches together. Without a process group everything here is for one process, and does nothing.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from ..errors import PyroBCError, UsageError
+from ..errors import LostProcessError, PyroBCError, UsageError
+from .messages import first_line
 
 T = TypeVar("T")
 
@@ -31,12 +34,76 @@ def _is_several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """A context in the process group that ``torchrun`` has started this process for; without it, in none.
+
+    :param device: of torch, on which the processes compute: one GPU each, where that is ``cuda``.
+    :returns: the device of this process.
+    :raises UsageError: where this machine has fewer GPUs than processes, or the others are not found.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if not distributed.is_available():
+        raise UsageError("torch was built without torch.distributed: run without torchrun")
+    kind, own = device.partition(":")[0], int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cuda":
+        if torch.cuda.device_count() <= own:
+            raise UsageError(
+                f"process {own + 1} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                f"give torchrun a lower --nproc-per-node"
+            )
+        device = f"cuda:{own}"
+        torch.cuda.set_device(own)
+    try:
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the processes did not find each other ({first_line(error)})") from None
+    try:
+        yield device
+    finally:
+        leave()
+
+
+def is_started_first() -> bool:
+    """Whether this is the process that torchrun counts as the first; so is one that nobody counts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave() -> bool:
+    """Leave the process group, from where on each process works alone; whether this one was the first."""
+    is_first = rank() == 0
+    if _is_several():
+        distributed.destroy_process_group()
+    return is_first
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A context in which processes wait for each other.
+
+    :raises LostProcessError: where one of them is gone.
+    """
+    try:
+        yield
+    except RuntimeError:
+        raise LostProcessError(
+            "another process of this run does not answer any more; continue from the last checkpoint with --resume "
+            "(resume=True), on as many processes as there are"
+        ) from None
+
+
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over the processes."""
+    """Replace each tensor by its mean over the processes.
+
+    :raises LostProcessError: here and below, where one of them is gone.
+    """
     if count() == 1:
         return
     for tensor in tensors:
-        distributed.all_reduce(tensor)
+        with _together():
+            distributed.all_reduce(tensor)
         tensor /= count()
 
 
@@ -53,9 +120,10 @@ def from_first(compute: Callable[[], T]) -> T:
             outcome[0] = compute()
         except PyroBCError as error:
             outcome[1] = error
-    distributed.broadcast_object_list(outcome, src=0)
+    with _together():
+        distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise outcome[1]
+        _raise_everywhere(outcome[1])
     return outcome[0]
 
 
@@ -63,7 +131,8 @@ def gathered(value: T) -> list[T]:
     """The value of every process, in the order of their ranks."""
     values: list[Any] = [value] * count()
     if count() > 1:
-        distributed.all_gather_object(values, value)
+        with _together():
+            distributed.all_gather_object(values, value)
     return values
 
 
@@ -80,8 +149,13 @@ def on_all(compute: Callable[[], T]) -> T:
         error = own
     for raised in gathered(error):
         if raised is not None:
-            raise raised
+            _raise_everywhere(raised)
     return outcome[0]
+
+
+def _raise_everywhere(error: PyroBCError) -> NoReturn:
+    error.is_everywhere = count() > 1
+    raise error
 
 
 @torch.no_grad()
@@ -92,7 +166,8 @@ def start_alike(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             value = tensor.detach().clone(memory_format=torch.contiguous_format)
-            distributed.broadcast(value, src=0)
+            with _together():
+                distributed.broadcast(value, src=0)
             tensor.copy_(value)
 
 
@@ -110,6 +185,15 @@ def draw_apart() -> None:
         import pyro  # here, as loaders of data do without
 
         pyro.set_rng_seed((first + rank() * 0x9E3779B1) % 2**32)
+
+
+def draw_apart_from_here() -> None:
+    """Give every process random numbers of its own, where all generators are in the same state."""
+    seeds = torch.randint(2**32, (count(),), device="cpu")
+    if rank() > 0:
+        import pyro  # here, as loaders of data do without
+
+        pyro.set_rng_seed(int(seeds[rank()]))
 
 
 def check_steps(steps: int) -> None:

@@ -1,6 +1,7 @@
 """Two processes fit one posterior: the objective is that of one process with both batches."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def found(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker.__file__]
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)] + [folder / "checkpoint"]
 
 
 def test_the_kl_counts_once_and_every_example_n_over_all_of_them(found):
@@ -46,12 +47,12 @@ def test_the_kl_counts_once_and_every_example_n_over_all_of_them(found):
 
 
 def test_each_process_has_its_share_of_the_examples(found):
-    first, second = (set(process["seen"]) for process in found)
+    first, second = (set(process["seen"]) for process in found[:2])
     assert len(first) == len(second) == 100 and len(first | second) == 200
 
 
 def test_all_processes_end_with_the_same_posterior_from_noise_of_their_own(found):
-    first, second = found
+    first, second, _ = found
     assert first["trained"] == second["trained"] and first["history"] == second["history"]
     assert first["noise"] != second["noise"]
     assert first["unseeded_noise"] != second["unseeded_noise"]
@@ -71,22 +72,36 @@ def test_the_elbo_is_that_of_one_process_with_the_same_examples_per_step(found):
 
 
 def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
-    for process in found:
+    for process in found[:2]:
         assert process["resumed"] == process["whole"]
         assert process["resumed_end"] == process["whole_end"]
 
 
+def test_a_checkpoint_of_two_processes_goes_on_on_one(found, tmp_path):
+    shutil.copy(found[2], tmp_path / "checkpoint")
+    model, guide = worker.fresh(seed=9)
+    history = worker.train(model, guide, epochs=4, checkpoint=tmp_path / "checkpoint", resume=True).history
+    losses = [record.loss for record in history]
+    assert losses[:2] == found[0]["whole"][:2] and losses[2:] != found[0]["whole"][2:]
+    assert losses[2:] == pytest.approx(found[0]["whole"][2:], rel=0.1)
+
+
+def test_a_dense_network_is_trained_by_all(found):
+    first, second, _ = found
+    assert first["dense"] == second["dense"] and first["dense_error"] < 0.1
+
+
 def test_codes_of_two_processes_are_the_same_and_resume_to_the_same_before_and_after_rounding(found):
-    first, second = found
+    first, second, _ = found
     assert first["coded"] == second["coded"] and first["coded_bytes"] == second["coded_bytes"]
-    for process in found:
+    for process in found[:2]:
         assert process["coded_resumed"] == process["coded"]
     codes = first["coded"]["locs.net.0.weight"]
     assert any(abs(code) > 1 for code in codes)
 
 
 def test_curvature_is_that_of_all_processes_examples_and_so_are_price_and_codes(found):
-    first, second = found
+    first, second, _ = found
     assert first["curvature"] == second["curvature"] and first["rounded"] == second["rounded"]
     assert first["rounded"][0] != first["rounded"][1]
     torch.manual_seed(0)
@@ -99,7 +114,7 @@ def test_curvature_is_that_of_all_processes_examples_and_so_are_price_and_codes(
 
 
 def test_what_is_wrong_on_one_process_is_said_on_all(found):
-    for process in found:
+    for process in found[:2]:
         assert process["exists"].startswith("CheckpointError") and "exists; resume it" in process["exists"]
         assert process["uneven"].startswith("UsageError") and "have 2, 5 batches" in process["uneven"]
         assert process["spoilt"].startswith("UsageError")
