@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def main(folder):
     checkpoint = folder / "checkpoint"
     with contextlib.suppress(Stop):
         train(*fresh(), epochs=4, checkpoint=checkpoint, after_epoch=stop, compile=True)
+    processes.from_first(lambda: shutil.copy(checkpoint, folder / "half"))
     model, guide = fresh(seed=9 + rank)
     resumed = train(model, guide, epochs=4, checkpoint=checkpoint, resume=True, compile=True).history
     found |= {"resumed": [record.loss for record in resumed], "resumed_end": numbers(model, guide)}

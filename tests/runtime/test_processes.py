@@ -23,7 +23,7 @@ def found(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker.__file__]
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)] + [folder / "checkpoint"]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)] + [folder / "half"]
 
 
 def test_the_kl_counts_once_and_every_example_n_over_all_of_them(found):
