@@ -65,6 +65,10 @@ class CompressedFileError(PyroBCError, ValueError):
     """A file that is not a readable ``.pbc`` file."""
 
 
+class ExcessError(PyroBCError, ValueError):
+    """A network from a file that takes more work or memory than the limits allow."""
+
+
 class DataError(PyroBCError, ValueError):
     """A data set that is unknown, missing or damaged."""
 

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..graph.arguments import check_program
 from ..graph.attention import separate_heads
 from ..graph.bags import separate_bags
 from ..graph.fast import PredictionNetwork
+from ..graph.limits import Limits
 from ..graph.nodes import Graph
 from ..graph.read import read_graph
 from ..runtime.files import write_atomically
@@ -44,9 +45,11 @@ class CompressedNetwork(Contents):
     """A pruned network in fixed-point numbers: what :func:`compress` returns and a ``.pbc`` file holds.
 
     :param thresholds: by layer, how it was pruned; empty for a network read from a file.
+    :param limits: on what :meth:`network` takes for one example of a shape; None for a network of one's own.
     """
 
     thresholds: Mapping[str, Any]
+    limits: Limits | None = field(default=None, kw_only=True, compare=False)
 
     @property
     def architecture(self) -> tuple[int, ...]:
@@ -104,7 +107,7 @@ class CompressedNetwork(Contents):
         """
         tensors = {name: values(tensor) for name, tensor in self.tensors.items()}
         names = tuple(own.name for own in self.inputs) if self.further_inputs else ()
-        return PredictionNetwork(self.nodes, tensors, self.buffers, names)
+        return PredictionNetwork(self.nodes, tensors, self.buffers, names, limits=self.limits)
 
     def to_bytes(self, net: nn.Module | None = None) -> bytes:
         """The file's content; the same network always gives the same bytes.
@@ -116,13 +119,14 @@ class CompressedNetwork(Contents):
         return encode(self, None if net is None else _dense_graph(net)(self.inputs))
 
     @staticmethod
-    def from_bytes(data: bytes, net: nn.Module | None = None) -> "CompressedNetwork":
+    def from_bytes(data: bytes, net: nn.Module | None = None, limits: Limits | None = None) -> "CompressedNetwork":
         """The network that :meth:`to_bytes` wrote.
 
         :param net: as for :func:`load`.
-        :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+        :param limits: likewise.
+        :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file, or asks for too much.
         """
-        return read_sections(data, net)[0]
+        return read_sections(data, net, limits)[0]
 
     def save(self, path: str | os.PathLike[str], net: nn.Module | None = None) -> int:
         """Write the file, whole or not at all; an existing one is replaced.
@@ -153,24 +157,30 @@ def _dense_graph(net: nn.Module) -> Callable[[tuple[Input, ...]], Graph]:
     return graph
 
 
-def read_sections(data: bytes, net: nn.Module | None = None) -> tuple[CompressedNetwork, dict[str, float]]:
+def read_sections(
+    data: bytes, net: nn.Module | None = None, limits: Limits | None = None
+) -> tuple[CompressedNetwork, dict[str, float]]:
     """A file's network, and how many bytes each of its sections takes (fractions, by information content).
 
+    :param net: as for :func:`load`.
+    :param limits: likewise.
     :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
     """
-    contents, sections = decode(data, None if net is None else _dense_graph(net))
-    return CompressedNetwork(**vars(contents), thresholds={}), sections
+    limits = limits or Limits()
+    contents, sections = decode(data, None if net is None else _dense_graph(net), limits)
+    return CompressedNetwork(**vars(contents), thresholds={}, limits=limits.of_file(len(data))), sections
 
 
-def read(path: str | os.PathLike[str], net: nn.Module | None = None) -> CompressedNetwork:
+def read(path: str | os.PathLike[str], net: nn.Module | None = None, limits: Limits | None = None) -> CompressedNetwork:
     """The compressed network in a ``.pbc`` file, with its codes, bits and figures.
 
     :param net: as for :func:`load`.
+    :param limits: likewise.
     :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
     """
     data = read_bytes(path)
     try:
-        return CompressedNetwork.from_bytes(data, net)
+        return CompressedNetwork.from_bytes(data, net, limits)
     except CompressedFileError as error:
         raise CompressedFileError(f"'{path}': {error}") from None
 
@@ -183,13 +193,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
-def load(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], net: nn.Module | None = None, limits: Limits | None = None) -> nn.Module:
     """The network in a ``.pbc`` file, ready to use: an ``nn.Module`` in evaluation mode.
 
     It takes what the original took, input normalisation included: pictures as float tensors in [0, 1] of shape
     ``(N, C, H, W)`` for the shipped networks. Neither pickle nor the original class is needed.
 
     :param net: for a file that was saved with ``net=…``, an instance of the same class; its weights do not matter.
-    :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file.
+    :param limits: on the work and memory that the file may ask for, to be read and to predict for one example; None for
+        those of :class:`~pyro_bc.graph.limits.Limits`. A file that does not say its input's shape, and an input of
+        another shape, are looked at when the first of that shape goes in.
+    :raises CompressedFileError: where the file is missing, damaged, or not a ``.pbc`` file, or asks for more.
     """
-    return read(path, net).network()
+    return read(path, net, limits).network()

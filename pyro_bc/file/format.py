@@ -97,7 +97,6 @@ computes for one input has up to 2^28 numbers an operation, pieces of a tensor a
 cell too.
 """
 
-import itertools
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -105,33 +104,28 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..errors import CompressedFileError, UnsupportedNetworkError
-from ..graph.arguments import check_program, named_arguments
-from ..graph.functions import GATES
+from ..errors import CompressedFileError, ExcessError, UnsupportedNetworkError
+from ..graph.arguments import Call, check_program
+from ..graph.forms import Form
 from ..graph.layer_types import layer_type
-from ..graph.module import GraphNetwork
-from ..graph.nodes import Graph, Named, Node, is_layer, replace_leaves
-from ..graph.shapes import shapes_by_rules
+from ..graph.limits import Limits
+from ..graph.nodes import Graph, Named, Node, is_layer, layer_arguments, layer_groups, leaves, replace_leaves
+from ..graph.outline import form_of, outline, outline_of_two
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
-from ..runtime.messages import first_line
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
 from .contents import DTYPES, Contents, Input, Integers, Numbers, Stored, values
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
-from .tensors import SINCE_4, SINCE_5, Plan, decode_tensor, encode_tensor, plans_of
+from .tensors import SINCE_4, SINCE_5, Plan, decode_tensor, decoding_cost, encode_tensor, plans_of
 
 _MAGIC, _VERSION, _OLDEST = b"PBC", 6, 2
 
 _MOST_INPUTS = 64
 
-# Limits on what a file may ask for: bytes of a graph once inflated, numbers of any result, steps of a recurrent cell.
-_MOST_GRAPH, _MOST_OF_A_RESULT, _MOST_RECURRENT = 1 << 20, 1 << 28, 1 << 12
-
-# With how many a network is tried: not one, which could be repeated for any other number.
-_EXAMPLES = 2
+# Bytes of a graph once inflated.
+_MOST_GRAPH = 1 << 20
 
 
 @on_cpu
@@ -244,11 +238,14 @@ def _inflated(reader: "HeaderReader", dense: Graph | None) -> "HeaderReader":
 
 
 @on_cpu
-def decode(data: bytes, dense: Callable[[tuple[Input, ...]], Graph] | None = None) -> tuple[Contents, dict[str, float]]:
+def decode(
+    data: bytes, dense: Callable[[tuple[Input, ...]], Graph] | None = None, limits: Limits | None = None
+) -> tuple[Contents, dict[str, float]]:
     """A file's contents, and how many bytes each of its sections takes (fractions, by information content).
 
     :param dense: for a file that leaves the graph out, the dense network's graph, for inputs of given shapes and types.
-    :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file.
+    :param limits: on what it takes to read the file, and to predict for one input; None: the usual ones.
+    :raises CompressedFileError: where ``data`` is not a whole, undamaged ``.pbc`` file, or asks for more.
     """
     if data[:3] != _MAGIC or len(data) < 8:
         raise CompressedFileError("this is not a .pbc file")
@@ -268,6 +265,11 @@ def decode(data: bytes, dense: Callable[[tuple[Input, ...]], Graph] | None = Non
         inputs: tuple[Input, ...] = (Input("", input_shape, torch.float32),)
     else:
         outer, nodes, dense_parameters, inputs, reader = _read_graph(reader, dense)
+    limits = (limits or Limits()).of_file(len(data))
+    try:
+        limits.check(decoding_cost(reader.plans.values()))
+    except ExcessError as error:
+        raise CompressedFileError(f"the file asks for too much to be read: {error}") from None
     sections = {"header": 8.0 + outer.position}
     coder = Decoder(body[outer.position :])
     tensors: dict[str, Stored] = {}
@@ -287,8 +289,16 @@ def decode(data: bytes, dense: Callable[[tuple[Input, ...]], Graph] | None = Non
             further_inputs=inputs[1:],
         )
     )
-    _check(contents)
+    _check(contents, _called(contents.nodes), limits)
     return contents, sections
+
+
+def _called(nodes: tuple[Node, ...]) -> list[Call]:
+    """The nodes with their arguments by name, all looked at."""
+    try:
+        return check_program(nodes)
+    except UnsupportedNetworkError as error:
+        raise CompressedFileError(f"the file asks for what no network does: {error}") from None
 
 
 def _read_graph(
@@ -310,10 +320,6 @@ def _read_graph(
     nodes = tuple(reader.node(index) for index in range(count))
     if not nodes or dense_parameters < 1:
         raise CompressedFileError("the file claims an empty network")
-    try:
-        check_program(nodes)
-    except UnsupportedNetworkError as error:
-        raise CompressedFileError(f"the file asks for what no network does: {error}") from None
     return outer, nodes, dense_parameters, tuple(inputs), reader
 
 
@@ -339,78 +345,45 @@ def _with_layer_names(contents: Contents) -> Contents:
     return replace(contents, nodes=nodes, tensors=tensors, dense_shapes=shapes, buffers=buffers)
 
 
-def _check(contents: Contents) -> None:
-    """Build the network without storage, and where the shape of its input is known, follow it through: all must fit.
+def _check(contents: Contents, calls: Sequence[Call], limits: Limits) -> None:
+    """Follow the network through without running it, as far as the shape of its input is known: all must fit.
 
-    Where the operations' rules do not know the shapes, the network is run on torch's meta device.
+    :param limits: of this file.
     """
+    tensors = {name: _form(stored) for name, stored in contents.tensors.items()}
     try:
         _check_layers(contents)
-        tensors = {name: _without_storage(stored) for name, stored in contents.tensors.items()}
-        network = GraphNetwork(contents.nodes, tensors, contents.buffers)
-        most, shape = _EXAMPLES * _MOST_OF_A_RESULT, (_EXAMPLES, *contents.input_shape)
-        plain = contents.input_dtype == torch.float32 and not contents.further_inputs
-        known: Any = plain and shapes_by_rules(contents.nodes, tensors, shape, most)
-        if contents.input_shape and not known:
-            known = _run_without_storage(contents, network)
-        _check_indices(contents, [shape, *known] if known else None)
-    except Exception as error:  # whatever torch raises on what a damaged file asks for
-        raise CompressedFileError(f"the file's layers do not fit together: {first_line(error)}") from None
+        if contents.input_shape:
+            outline_of_two(calls, [Form(own.shape, own.dtype) for own in contents.inputs], tensors, limits)
+        else:
+            outline(calls, (), tensors, 1, limits)
+    except ExcessError as error:
+        raise CompressedFileError(f"the file asks for too much for a prediction: {error}") from None
+    except ValueError as error:
+        raise CompressedFileError(f"the file's layers do not fit together: {error}") from None
 
 
 def _check_layers(contents: Contents) -> None:
-    """:raises ValueError: where a layer's weight or bias is none."""
-    for node in contents.nodes:
-        if is_layer(node):
-            for position, tensor in enumerate(node.args[1:3]):
-                stored = None if tensor is None else contents.tensors[tensor.name]
-                dims = layer_type(node.op).spatial + 2 if position == 0 else 1
-                if stored is not None and not (isinstance(stored, Numbers) and stored.codes.dim() == dims):
-                    raise ValueError(f"a {'bias' if position else 'weight'} of {node.op} is none")
+    """:raises ValueError: where a layer's weight or bias is none, or torch would make no module of it."""
+    for node in filter(is_layer, contents.nodes):
+        kind = layer_type(node.op)
+        for position, tensor in enumerate(node.args[1:3]):
+            stored = None if tensor is None else contents.tensors[tensor.name]
+            dims = kind.spatial + 2 if position == 0 else 1
+            if stored is not None and not (isinstance(stored, Numbers) and stored.codes.dim() == dims):
+                raise ValueError(f"a {'bias' if position else 'weight'} of {node.op} is none")
+        given, weight = layer_arguments(node), contents.tensors[node.args[1].name]
+        assert isinstance(weight, Numbers)
+        shape = weight.codes.shape
+        if shape[0] % layer_groups(node):
+            raise ValueError(f"{shape[0]} channels of {node.op} are not as many in each of {layer_groups(node)} groups")
+        if given.get("padding") == "same" and set(leaves(given["stride"])) != {1}:
+            raise ValueError(f"a result of the same size has a stride of 1 in {node.op}")
+        if given.get("padding_idx") is not None and not -shape[0] <= given["padding_idx"] < shape[0]:
+            raise ValueError(f"{node.op} has no row {given['padding_idx']:,}")
 
 
-def _check_indices(contents: Contents, shapes: Sequence[tuple[int, ...] | None] | None) -> None:
-    """Look whether the file's own indices are those of something; torch looks no sooner than it computes.
-
-    :param shapes: of the input and of all results; None where they are not known.
-    :raises ValueError: where one is not.
-    """
-
-    def shape_of(leaf: Any) -> tuple[int, ...] | None:
-        if isinstance(leaf, Named):
-            return tuple(values(contents.tensors[leaf.name]).shape)
-        return None if shapes is None or leaf.index < -1 else shapes[leaf.index + 1]
-
-    for node in contents.nodes:
-        if node.op not in ("index_select", "embedding"):
-            continue
-        given = named_arguments(node)
-        own, dim = ("weight", 0) if node.op == "embedding" else ("self", given["dim"])
-        index = given["indices" if node.op == "embedding" else "index"]
-        shape = shape_of(given[own])
-        if isinstance(index, Named) and shape:
-            indices = values(contents.tensors[index.name])
-            if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < shape[dim]:
-                raise ValueError(f"{node.op} reads entry {int(indices.max()):,} of {shape[dim]:,}")
-
-
-def _run_without_storage(contents: Contents, network: GraphNetwork) -> list[tuple[int, ...] | None]:
-    """The shapes of all results, None of what is no tensor."""
-    inputs = [torch.empty(_EXAMPLES, *own.shape, dtype=own.dtype, device="meta") for own in contents.inputs]
-    # Recurrent cells are computed step by step, even without storage: their inputs are looked at before they run.
-    recurrent = {node.values()[0] for node in contents.nodes if node.op in GATES and node.values()}
-    shapes: list[tuple[int, ...] | None] = []
-    for index, result in enumerate(itertools.chain(inputs[:1], network.results(contents.nodes, *inputs)), -1):
-        for tensor in result if isinstance(result, list | tuple) else (result,):
-            if isinstance(tensor, Tensor) and tensor.numel() > _EXAMPLES * _MOST_OF_A_RESULT:
-                raise ValueError(f"what it computes for one input has more than {_MOST_OF_A_RESULT} numbers")
-        if index in recurrent and isinstance(result, Tensor) and max(result.shape[:2], default=0) > _MOST_RECURRENT:
-            raise ValueError(f"its recurrent cells take more than {_MOST_RECURRENT} steps")
-        shapes.append(tuple(result.shape) if isinstance(result, Tensor) else None)
-    return shapes[1:]
-
-
-def _without_storage(stored: Stored) -> Tensor:
+def _form(stored: Stored) -> Form:
     if isinstance(stored, Numbers):
-        return torch.empty(stored.codes.shape, device="meta")
-    return values(stored).to("meta")
+        return Form(tuple(stored.codes.shape))
+    return form_of(values(stored))

@@ -1,7 +1,7 @@
 """Tensors of a file: how each is described in the header, and its numbers in the range-coded stream."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CompressedFileError, UnsupportedNetworkError
+from ..graph.limits import Cost
 from ..quantisation.cosine import fits_integers
 from ..quantisation.cosine import frequencies as spatial_frequencies
 from ..quantisation.fixed_point import FixedPoint
@@ -39,6 +40,10 @@ _TABLE_SYMBOLS = 4096
 
 _MOST_OF_A_TENSOR = 1 << 16
 
+# Units of work (:class:`~pyro_bc.graph.limits.Limits`): of a number that is decoded bit by bit, of another, and of a
+# multiplication of integers.
+_BIT_BY_BIT, _SYMBOL, _INTEGER = 1 << 14, 1 << 8, 1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,6 +68,18 @@ def bit_by_bit(plan: Plan) -> int:
     """How many of a tensor's numbers are decoded bit by bit: its codes, and the steps of its rows."""
     codes = math.prod(plan.shape) if plan.kind in BIT_BY_BIT else 0
     return codes + (plan.shape[0] if plan.kind in SINCE_5 else 0)
+
+
+def decoding_cost(plans: Iterable[Plan]) -> Cost:
+    """What it takes to decode tensors, and to make numbers of their codes."""
+    work = memory = 0
+    for plan in plans:
+        numbers = plan.limit if plan.kind == SELECTION else math.prod(plan.shape)
+        work += _BIT_BY_BIT * bit_by_bit(plan) + _SYMBOL * (numbers + min(plan.size, _TABLE_SYMBOLS))
+        # Products of integers along every dimension of a grid, with a matrix that is computed.
+        work += _INTEGER * numbers * sum(plan.grid) + _SYMBOL * sum(side**2 for side in plan.grid)
+        memory += 8 * (3 + 2 * bool(plan.grid)) * numbers
+    return Cost(work, memory)
 
 
 def plans_of(

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -139,6 +139,19 @@ class Signature:
     parameters: tuple[Parameter, ...]
     result: str
 
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What arguments are where they are left out."""
+        return {own.name: own.default for own in self.parameters if own.has_default or own.by_name}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node with all of its arguments by the names that torch has for them, defaults included."""
+
+    node: Node
+    given: Mapping[str, Any]
+
 
 @cache
 def signatures(op: str) -> tuple[Signature, ...]:
@@ -193,27 +206,32 @@ def named_arguments(node: Node) -> dict[str, Any]:
     :raises UnsupportedNetworkError: where its operation takes none such.
     """
     signature, given = _called(node, None)
-    return {own.name: own.default for own in signature.parameters if own.has_default} | given
+    return signature.defaults | given
 
 
-def check_program(nodes: Sequence[Node]) -> None:
+def check_program(nodes: Sequence[Node]) -> list[Call]:
     """Look at all nodes of a network: arguments, what kind of result goes where, and whether it comes to an output.
 
     :param nodes: in the order in which they run; the last is the output.
+    :returns: the same nodes with their arguments by name.
     :raises UnsupportedNetworkError: for the first that is not in order; nothing has been computed.
     """
     kinds: list[str] = []
     reads_input: list[bool] = []
+    calls: list[Call] = []
     for number, node in enumerate(nodes):
         try:
-            kinds.append(_called(node, kinds)[0].result)
+            signature, given = _called(node, kinds)
         except UnsupportedNetworkError as error:
             raise UnsupportedNetworkError(f"operation {number + 1}, {node.op}: {error}") from None
+        kinds.append(signature.result)
+        calls.append(Call(node, signature.defaults | given))
         reads_input.append(any(index < 0 or reads_input[index] for index in node.values()))
     if not kinds or kinds[-1] != _TENSOR:
         raise UnsupportedNetworkError("the network's output is no tensor")
     if not reads_input[-1]:
         raise UnsupportedNetworkError("the network's output does not depend on its input")
+    return calls
 
 
 def _called(node: Node, kinds: Sequence[str] | None) -> tuple[Signature, dict[str, Any]]:

@@ -9,17 +9,21 @@ goes through in parts whose activations stay in the processor's cache.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
-from .arguments import STATISTICS_OF_THE_BATCH, named_arguments
+from .arguments import STATISTICS_OF_THE_BATCH, check_program, named_arguments
+from .forms import Form
 from .layer_types import LAYER_TYPES, layer_type
+from .limits import Limits
 from .module import GraphNetwork
 from .nodes import LAYERS, Named, Node, Value, arguments, is_layer, layer_name, leaves
 from .operations import function, operation
+from .outline import BATCHES, form_of, outline_of_two
 
 #: largest activation of a part of a batch, in numbers; a few megabytes.
 PART = 2**20
@@ -34,43 +38,58 @@ class PredictionNetwork(GraphNetwork):
     """A :class:`~pyro_bc.graph.module.GraphNetwork` that predicts fast: under ``torch.no_grad()`` on the CPU.
 
     Otherwise, and once its layers have been replaced (a Bayesian network made of it), it is that network.
+
+    :param limits: on what one example of a shape may take, looked at when the first of that shape goes in; None for a
+        network of one's own.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits | None = None) -> None:
         super().__init__(*args)
+        self._limits = limits
         self._function: Callable[..., Tensor] | None = None
-        self._parts: dict[tuple[int, ...], int | None] = {}
+        self._parts: dict[tuple[Any, ...], int | None] = {}
 
     def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+        """The network's output.
+
+        :raises UnsupportedNetworkError: where inputs do not fit.
+        :raises ExcessError: where an example takes more than the limits say.
+        """
         inputs = self._in_order(tensors, named)
         x = inputs[0]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(inputs) > 1 or not self._is_plain(x):
+        if torch.compiler.is_compiling() or not all(x.dim() for x in inputs) or not self._has_plain_layers():
+            return super().forward(*inputs)
+        kind = tuple((x.dtype, *x.shape[1:]) for x in inputs)
+        if kind not in self._parts:
+            self._parts[kind] = self._part(inputs)
+        if torch.is_grad_enabled() or len(inputs) > 1 or x.device.type != "cpu" or not len(x):
             return super().forward(*inputs)
         if self._function is None:
             self._function = _function(arranged(self._nodes), self._layers)
-        shape = tuple(x.shape[1:])
-        if len(x) > 1 and shape not in self._parts:
-            self._parts[shape] = self._part(x)
-        part = self._parts.get(shape)
+        part = self._parts[kind]
         if part is None or len(x) <= part:
             return self._function(self, x)
         return torch.cat([self._function(self, piece) for piece in x.split(part)])
 
-    def _is_plain(self, x: Tensor) -> bool:
-        plain = x.device.type == "cpu" and x.dim() > 0 and len(x) > 0
-        return plain and all(type(self.get_submodule(name)) in _PLAIN for name in self._layers)
+    def _has_plain_layers(self) -> bool:
+        return all(type(self.get_submodule(name)) in _PLAIN for name in self._layers)
 
-    def _part(self, x: Tensor) -> int | None:
-        """Examples of one part; None where they may depend on each other."""
-        shapes = [tuple(x[:2].shape)]
-        results = self.results(self._nodes, x[:2])
-        for node in self._nodes:
-            if not keeps_examples_apart(node, shapes):
+    def _part(self, inputs: tuple[Tensor, ...]) -> int | None:
+        """Examples of one part; None where they may depend on each other.
+
+        :raises UnsupportedNetworkError: where inputs do not fit.
+        :raises ExcessError: where an example takes more than the limits say.
+        """
+        names = dict.fromkeys(name for node in self._nodes for name in node.named())
+        tensors = {name: form_of(attrgetter(name)(self)) for name in names}
+        one = [Form(tuple(x.shape[1:]), x.dtype) for x in inputs]
+        found = outline_of_two(check_program(self._nodes), one, tensors, self._limits)
+        shapes: list[Any] = [(BATCHES[0], *one[0].shape)]
+        for node, shape in zip(self._nodes, found.shapes(), strict=True):
+            if not keeps_examples_apart(node, shapes) or shape is None or shape[:1] != BATCHES[:1]:
                 return None
-            shapes.append(tuple(next(results).shape))
-            if shapes[-1][:1] != (2,):
-                return None
-        return max(1, 2 * PART // max(map(math.prod, shapes)))
+            shapes.append(shape)
+        return max(1, BATCHES[0] * PART // max(map(math.prod, shapes)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_function": None}  # generated functions cannot be pickled

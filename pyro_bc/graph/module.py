@@ -1,6 +1,6 @@
 """A graph that runs: an ``nn.Module`` that needs no class of the user's."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layer_types import layer_type
-from .nodes import Named, Node, Value, arguments, is_layer, layer_arguments, layer_groups, layer_name
+from .nodes import Named, Node, Value, arguments, is_layer, last_reads, layer_arguments, layer_groups, layer_name
 from .operations import operation
 
 
@@ -59,11 +59,7 @@ class GraphNetwork(nn.Module):
                 owner.register_parameter(last, nn.Parameter(tensor.clone()))
             elif name not in built:
                 owner.register_buffer(last, tensor.clone())
-        # Results that no later node reads are freed, as a network written by hand does.
-        readers = {index: position for position, node in enumerate(nodes) for index in node.values()}
-        self._done: list[list[int]] = [[] for _ in nodes]
-        for index, position in readers.items():
-            self._done[position].append(index)
+        self._done = last_reads(nodes)
         self.eval()
 
     def _owner(self, path: str) -> tuple[nn.Module, str]:
@@ -91,7 +87,12 @@ class GraphNetwork(nn.Module):
 
     def run(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Tensor:
         """The output of this network's nodes, or of the same ones with other literals."""
-        return deque(self.results(nodes, *inputs), maxlen=1).pop()
+        left = len(nodes)
+        for result in self.results(nodes, *inputs):
+            left -= 1
+            if left:
+                del result  # which would else live until the next one is there
+        return result
 
     def results(self, nodes: tuple[Node, ...], *inputs: Tensor) -> Iterator[Any]:
         """What each node of :meth:`run` comes to, one after the other."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from . import constant_rules, shape_rules, unit_rules, vocabulary
+from . import constant_rules, unit_rules, vocabulary
 from .constant_rules import ConstantRule
+from .forms import Rule
 from .functions import getitem, of_schema, on_integers, on_tensors
 from .layer_types import lookup
-from .shape_rules import ShapeRule
+from .rules import RULES
 from .unit_rules import UnitRule
 
 
@@ -24,7 +25,7 @@ class Operation:
     :param function: what computes it, and nothing but it, whatever a file asks for.
     :param units: which units the axes of its result have; an operation without a rule of its own fixes what it reads.
     :param constants: which entries of its result are constant where some of its argument's are; None: not known.
-    :param shape: the shape of its result, known before it is computed; None: torch is asked.
+    :param result: shape and type of its result and what it takes to compute it, told before it is computed.
     :param elementwise: whether it keeps every element in its place, and does to one what it does to all.
     :param statistics: whether it adds up all entries of a followed axis, so that only those that are 0 may go.
     :param monotone: whether a larger element never becomes the smaller one, so that it may follow a maximum.
@@ -35,9 +36,9 @@ class Operation:
     code: int
     name: str
     function: Callable[..., Any]
+    result: Rule
     units: UnitRule = unit_rules.unknown
     constants: ConstantRule | None = None
-    shape: ShapeRule | None = None
     elementwise: bool = False
     statistics: bool = False
     monotone: bool = False
@@ -46,17 +47,17 @@ class Operation:
 
 
 def _row(code: int, name: str, function: Callable[..., Any] | None = None, **rest: Any) -> Operation:
-    return Operation(code, name, on_tensors(name) if function is None else function, **rest)
+    return Operation(code, name, on_tensors(name) if function is None else function, RULES[name], **rest)
 
 
 def _elementwise(code: int, name: str, **rest: Any) -> Operation:
     rules: Any = {"units": unit_rules.elementwise, "constants": constant_rules.through_elementwise}
-    return _row(code, name, elementwise=True, **{"shape": shape_rules.unchanged, **rules, **rest})
+    return _row(code, name, elementwise=True, **{**rules, **rest})
 
 
 def _of_schemas(names: Mapping[int, str], **rest: Any) -> tuple[Operation, ...]:
     """A row for each of ATen's overloads in a group of the vocabulary."""
-    return tuple(Operation(code, name, of_schema(name), **rest) for code, name in names.items())
+    return tuple(Operation(code, name, of_schema(name), RULES[name], **rest) for code, name in names.items())
 
 
 _ON_INTEGERS: dict[str, Any] = {"int_mod": operator.mod, "int_max": torch.sym_max, "int_min": torch.sym_min}
@@ -65,15 +66,14 @@ _ELEMENTWISE: dict[str, Any] = {"elementwise": True, "per_example": True, "units
 
 #: all of them; the order of the rows means nothing.
 OPERATIONS: tuple[Operation, ...] = (
-    _row(0, "linear", units=unit_rules.layer, shape=shape_rules.linear, per_example=True),
-    _row(1, "conv2d", units=unit_rules.layer, shape=shape_rules.convolution(2), per_example=True),
-    _row(2, "conv1d", units=unit_rules.layer, shape=shape_rules.convolution(1), per_example=True),
+    _row(0, "linear", units=unit_rules.layer, per_example=True),
+    _row(1, "conv2d", units=unit_rules.layer, per_example=True),
+    _row(2, "conv1d", units=unit_rules.layer, per_example=True),
     _row(
         3,
         "max_pool2d",
         units=unit_rules.spatial,
         constants=constant_rules.through_pool,
-        shape=shape_rules.max_pool(2),
         per_example=True,
     ),
     _row(
@@ -81,7 +81,6 @@ OPERATIONS: tuple[Operation, ...] = (
         "flatten",
         units=unit_rules.reshape,
         constants=constant_rules.through_reshape,
-        shape=shape_rules.flatten,
         per_example=True,
     ),
     _row(
@@ -89,28 +88,25 @@ OPERATIONS: tuple[Operation, ...] = (
         "batch_norm",
         units=unit_rules.batch_norm,
         constants=constant_rules.through_batch_norm,
-        shape=shape_rules.batch_norm,
         per_example=True,
     ),
-    _row(6, "add", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
-    _row(7, "cat", units=unit_rules.cat, constants=constant_rules.through_cat, shape=shape_rules.cat),
+    _row(6, "add", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(7, "cat", units=unit_rules.cat, constants=constant_rules.through_cat),
     _row(
         8,
         "index_select",
         units=unit_rules.index_select,
         constants=constant_rules.through_selection,
-        shape=shape_rules.index_select,
         per_example=True,
     ),
-    _row(9, "sub", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
-    _row(10, "mul", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
-    _row(11, "div", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
+    _row(9, "sub", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(10, "mul", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(11, "div", units=unit_rules.binary, constants=constant_rules.through_binary),
     _row(
         12,
         "avg_pool2d",
         units=unit_rules.spatial,
         constants=constant_rules.through_pool,
-        shape=shape_rules.avg_pool(2),
         per_example=True,
     ),
     _row(
@@ -118,10 +114,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "adaptive_avg_pool2d",
         units=unit_rules.spatial,
         constants=constant_rules.through_pool,
-        shape=shape_rules.adaptive_pool(2),
         per_example=True,
     ),
-    _row(14, "mean", units=unit_rules.reduction, constants=constant_rules.through_mean, shape=shape_rules.reduction),
+    _row(14, "mean", units=unit_rules.reduction, constants=constant_rules.through_mean),
     # A view is of neighbouring numbers, which those of a batch need not be; the numbers are the same.
     _row(
         15,
@@ -129,58 +124,46 @@ OPERATIONS: tuple[Operation, ...] = (
         on_tensors("reshape"),
         units=unit_rules.reshape,
         constants=constant_rules.through_reshape,
-        shape=shape_rules.reshape,
     ),
-    _row(16, "reshape", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.reshape),
-    _row(
-        17, "transpose", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.transpose
-    ),
-    _row(18, "permute", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.permute),
-    _row(19, "squeeze", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.squeeze),
-    _row(
-        20, "unsqueeze", units=unit_rules.reshape, constants=constant_rules.through_reshape, shape=shape_rules.unsqueeze
-    ),
-    _row(
-        21, "unflatten", units=unit_rules.reshape, constants=constant_rules.through_moves, shape=shape_rules.unflatten
-    ),
-    _row(22, "select", units=unit_rules.select, constants=constant_rules.through_moves, shape=shape_rules.select),
-    _row(23, "slice", units=unit_rules.slice_, constants=constant_rules.through_moves, shape=shape_rules.slice_),
+    _row(16, "reshape", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(17, "transpose", units=unit_rules.permute, constants=constant_rules.through_moves),
+    _row(18, "permute", units=unit_rules.permute, constants=constant_rules.through_moves),
+    _row(19, "squeeze", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(20, "unsqueeze", units=unit_rules.reshape, constants=constant_rules.through_reshape),
+    _row(21, "unflatten", units=unit_rules.reshape, constants=constant_rules.through_moves),
+    _row(22, "select", units=unit_rules.select, constants=constant_rules.through_moves),
+    _row(23, "slice", units=unit_rules.slice_, constants=constant_rules.through_moves),
     _row(
         24,
         "layer_norm",
         units=unit_rules.layer_norm,
         constants=constant_rules.through_layer_norm,
-        shape=shape_rules.layer_norm,
         statistics=True,
     ),
-    _row(25, "softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
-    _row(26, "scaled_dot_product_attention", units=unit_rules.attention, shape=shape_rules.attention),
+    _row(25, "softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]])),
+    _row(26, "scaled_dot_product_attention", units=unit_rules.attention),
     _row(27, "expand", units=unit_rules.expand, constants=constant_rules.through_moves),
     _row(28, "pad", units=unit_rules.pad, constants=constant_rules.through_moves, per_example=True),
-    _row(29, "matmul", shape=shape_rules.matmul),
-    _row(30, "bmm", shape=shape_rules.bmm),
-    _row(31, "sum", units=unit_rules.reduction, constants=constant_rules.through_moves, shape=shape_rules.reduction),
-    _row(32, "amax", units=unit_rules.reduction, constants=constant_rules.through_mean, shape=shape_rules.reduction),
+    _row(29, "matmul"),
+    _row(30, "bmm"),
+    _row(31, "sum", units=unit_rules.reduction, constants=constant_rules.through_moves),
+    _row(32, "amax", units=unit_rules.reduction, constants=constant_rules.through_mean),
     _row(
         33,
         "max_pool1d",
         units=unit_rules.spatial,
         constants=constant_rules.through_pool,
-        shape=shape_rules.max_pool(1),
         per_example=True,
     ),
-    _row(
-        34, "avg_pool1d", units=unit_rules.spatial, constants=constant_rules.through_pool, shape=shape_rules.avg_pool(1)
-    ),
+    _row(34, "avg_pool1d", units=unit_rules.spatial, constants=constant_rules.through_pool),
     _row(
         35,
         "adaptive_avg_pool1d",
         units=unit_rules.spatial,
         constants=constant_rules.through_pool,
-        shape=shape_rules.adaptive_pool(1),
     ),
     _row(36, "group_norm", units=unit_rules.group_norm, constants=constant_rules.through_group_norm, statistics=True),
-    _row(37, "log_softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]]), shape=shape_rules.along_one),
+    _row(37, "log_softmax", units=unit_rules.mixes(lambda node, ndim: [node.args[1]])),
     _row(38, "upsample_nearest2d", units=unit_rules.spatial, constants=constant_rules.through_pool),
     _row(39, "adaptive_max_pool2d"),
     _row(40, "gru", units=unit_rules.recurrent),
@@ -192,8 +175,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(46, "int_sub", on_integers("int_sub", operator.sub)),
     _row(47, "int_mul", on_integers("int_mul", operator.mul)),
     _row(48, "int_floordiv", on_integers("int_floordiv", operator.floordiv)),
-    _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
-    _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary, shape=shape_rules.broadcast),
+    _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary),
+    _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary),
     _row(51, "prelu"),
     _row(52, "rms_norm", units=unit_rules.layer_norm, constants=constant_rules.through_layer_norm, statistics=True),
     _row(53, "chunk"),
@@ -202,7 +185,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(56, "embedding"),
     _row(57, "pixel_shuffle"),
     _row(58, "instance_norm", units=unit_rules.batch_norm, constants=constant_rules.through_batch_norm),
-    _row(59, "t", units=unit_rules.permute, constants=constant_rules.through_moves, shape=shape_rules.t),
+    _row(59, "t", units=unit_rules.permute, constants=constant_rules.through_moves),
     _elementwise(60, "relu", monotone=True, per_example=True),
     _elementwise(61, "tanh", monotone=True, per_example=True),
     _elementwise(62, "sigmoid", monotone=True, per_example=True),
@@ -226,30 +209,25 @@ OPERATIONS: tuple[Operation, ...] = (
     _elementwise(80, "sqrt"),
     _elementwise(81, "rsqrt"),
     _elementwise(82, "square"),
-    _elementwise(83, "pow", shape=None),
-    _elementwise(84, "clamp", shape=None),
+    _elementwise(83, "pow"),
+    _elementwise(84, "clamp"),
     _elementwise(85, "contiguous"),
     _elementwise(86, "clone"),
     _elementwise(87, "erf"),
     _elementwise(88, "sin"),
     _elementwise(89, "cos"),
-    _elementwise(91, "to", shape=None, constants=None, per_example=True),
-    _row(90, "conv_transpose2d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(2), per_example=True),
+    _elementwise(91, "to", constants=None, per_example=True),
+    _row(90, "conv_transpose2d", units=unit_rules.layer, per_example=True),
     # Layers that came later have codes from 400 on.
-    _row(400, "conv3d", units=unit_rules.layer, shape=shape_rules.convolution(3), per_example=True),
+    _row(400, "conv3d", units=unit_rules.layer, per_example=True),
     _row(403, "lookup", lookup, units=unit_rules.lookup),
     _row(404, "rnn_tanh", units=unit_rules.recurrent),
     _row(405, "rnn_relu", units=unit_rules.recurrent),
-    _row(
-        401, "conv_transpose1d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(1), per_example=True
-    ),
-    _row(
-        402, "conv_transpose3d", units=unit_rules.layer, shape=shape_rules.transposed_convolution(3), per_example=True
-    ),
+    _row(401, "conv_transpose1d", units=unit_rules.layer, per_example=True),
+    _row(402, "conv_transpose3d", units=unit_rules.layer, per_example=True),
     *_of_schemas(
         vocabulary.ELEMENTWISE,
         constants=constant_rules.through_elementwise,
-        shape=shape_rules.unchanged,
         **_ELEMENTWISE,
     ),
     *_of_schemas(vocabulary.CLASSIFYING, **_ELEMENTWISE),

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .functions import GATES
+from .cells import GATES
 from .nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code
 
 

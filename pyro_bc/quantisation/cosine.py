@@ -17,6 +17,7 @@ halves up.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ def from_cosines(coefficients: Tensor, grid: Sequence[int]) -> Tensor:
     return transformed(coefficients, grid, bases)
 
 
+@lru_cache(maxsize=4)  # of as many megabytes as a side of 1,024 takes, and computed for every tensor of a file
 def integer_basis(size: int) -> Tensor:
     """``2^24`` times :func:`cosine_basis`, rounded, int64; exactly the same on every machine, and on the CPU."""
     k = torch.arange(size, device="cpu")[:, None]

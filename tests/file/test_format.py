@@ -508,17 +508,17 @@ def hostile_graphs():
     lists = [Node("add", ((1, 2), (3, 4))), *(Node("add", (Value(i), Value(i))) for i in range(40))]
     grown = [Node("expand", (x, (2, 1 << 20))), *(Node("cat", ((Value(i), Value(i)), 1)) for i in range(40))]
     cell = [Named(f"w{i}") for i in range(4)]
-    sequence = [Node("expand", (x, (1 << 24, 2, 1))), Node("zeros", ((1, 2, 1),)),
-                Node("gru", (Value(0), Value(1), tuple(cell), True, 1, 0.0, False, False, False)),
-                Node("getitem", (Value(2), 0))]  # fmt: skip
+    sequence = [size, Node("zeros", ((1, Value(0), 1),)), Node("expand", (x, (1 << 24, -1, 1))),
+                Node("gru", (Value(2), Value(1), tuple(cell), True, 1, 0.0, False, False, False)),
+                Node("getitem", (Value(3), 0)), Node("select", (Value(4), 0, -1))]  # fmt: skip
     pieces = [Node("expand", (x, (2, 1 << 24))), Node("split", (Value(0), 1, 1)), Node("getitem", (Value(1), 0))]
     return {
         "integers without end": ([size, *doubled, Node("zeros", ((Value(40),),))], "more than is allowed"),
         "a list times a number": ([Node("int_mul", ((1, 2), 3)), Node("mul", (x, Value(0)))], "'a' cannot be a list"),
         "a list in a tensor's place": (lists, "'self' cannot be a list"),
         "millions of pieces": (pieces, "4096 pieces"),
-        "results without end": (grown, "more than 268435456 numbers"),
-        "a recurrent cell of many steps": (sequence, "more than 4096 steps"),
+        "results without end": (grown, "bytes, and the limit is"),
+        "a recurrent cell of many steps": (sequence, "multiplications, and the limit is"),
         "code in a keyword": ([Node("gelu", (x,), (("a=print(1), b", 1),))], "keyword that is none"),
         "a keyword of Python's": ([Node("gelu", (x,), (("lambda", 1),))], "keyword that is none"),
         "a tensor to write into": ([Node("relu", (x,), (("out", Named("w0")),))], "keyword that is none"),

@@ -8,7 +8,7 @@ import torch
 from graph.test_operations import EXAMPLES, examples
 from pyro_bc.errors import UnsupportedNetworkError
 from pyro_bc.graph.arguments import check_program, named_arguments, signatures
-from pyro_bc.graph.functions import GATES
+from pyro_bc.graph.cells import GATES
 from pyro_bc.graph.nodes import Named, Node, Value, leaves
 from pyro_bc.graph.operations import OPERATIONS
 
