@@ -169,8 +169,9 @@ def measured(name: str, folder: str | None, epochs: int, seeds: int, before: dic
 
 
 def means(own: dict, method: str) -> list[list[float]]:
-    """Of each of a method's settings: bytes, held-out error and test error, means of its runs."""
-    runs = [runs for setting, runs in own["points"].items() if setting.startswith(method) and runs]
+    """Of each of a method's settings that have as many runs as any: bytes, held-out and test error, means of these."""
+    most = max(map(len, own["points"].values()))
+    runs = [runs for setting, runs in own["points"].items() if setting.startswith(method) and len(runs) == most]
     return [[sum(column) / len(column) for column in zip(*found, strict=True)][:3] for found in runs]
 
 
