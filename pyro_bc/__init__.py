@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .file.compressed import load as load
     from .file.compressed import read as read
     from .graph import onnx as onnx
+    from .graph.limits import Limits as Limits
     from .inference.fit import fit as fit
     from .inference.history import Epoch as Epoch
     from .inference.history import FitResult as FitResult
@@ -92,6 +93,7 @@ _NAMES = {
     "GroupPrior": "priors.base",
     "LayerPosterior": "posterior.summary",
     "LearnedCode": "priors.learned_code",
+    "Limits": "graph.limits",
     "LogUniform": "priors.normal_jeffreys",
     "Prior": "priors.base",
     "PyroBCError": "errors",

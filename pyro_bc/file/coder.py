@@ -66,6 +66,9 @@ _MOST_DIGITS = 26
 
 _HALF = 0.5
 
+# Bits more than the data has: zeros at its end are left out.
+_SLACK = 1 << 12
+
 # How many decisions of a class the layer's own probability counts for.
 _BELIEF = 4
 
@@ -131,6 +134,7 @@ class Decoder:
         padded = data + b"\0" * (-len(data) % 4)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, dtype="<u4").astype(np.uint32))
         self._bits = 0.0
+        self._even = 8 * len(data) + _SLACK
 
     def take_bits(self) -> float:
         """Information content, in bits, of what was decoded since the last call."""
@@ -195,20 +199,27 @@ class Decoder:
     def _integer(self, counts: "_Counts", kind: int) -> int:
         if not counts.add_zero(kind, self._bit(counts.of_zero(kind))):
             return 0
-        negative, magnitude = self._bit(_HALF), 1
+        negative, magnitude = self._even_bit(), 1
         while magnitude <= _UNARY and counts.add(magnitude, self._bit(counts.probability(magnitude))):
             magnitude += 1
         if magnitude > _UNARY:
             digits = 0
-            while self._bit(_HALF):
+            while self._even_bit():
                 digits += 1
                 if digits > _MOST_DIGITS:
                     raise CompressedFileError("the file holds an integer that is too large")
             rest = 1
             for _ in range(digits):
-                rest = 2 * rest + self._bit(_HALF)
+                rest = 2 * rest + self._even_bit()
             magnitude += rest - 1
         return -magnitude if negative else magnitude
+
+    def _even_bit(self) -> int:
+        """A decision as likely as not; there are no more of them than the data has bits."""
+        self._even -= 1
+        if self._even < 0:
+            raise CompressedFileError("the file's numbers go on where its data has ended")
+        return self._bit(_HALF)
 
     def _bit(self, probability: float) -> int:
         bit = self._decode(constriction.stream.model.Bernoulli(probability, perfect=False))

@@ -15,12 +15,14 @@ from ..graph.arguments import check_program
 from ..graph.attention import separate_heads
 from ..graph.bags import separate_bags
 from ..graph.fast import PredictionNetwork
+from ..graph.forms import Form
 from ..graph.limits import Limits
 from ..graph.nodes import Graph
+from ..graph.outline import outline_of_two
 from ..graph.read import read_graph
 from ..runtime.files import write_atomically
 from ..runtime.html import paragraph, table
-from .contents import Contents, Input, Numbers, values
+from .contents import Contents, Input, Numbers, form, values
 from .format import decode, encode
 
 
@@ -115,7 +117,10 @@ class CompressedNetwork(Contents):
         :param net: as for :meth:`save`.
         :raises UnsupportedNetworkError: where it computes what no file may ask for.
         """
-        check_program(self.nodes)
+        calls = check_program(self.nodes)
+        if self.input_shape:
+            tensors = {name: form(tensor) for name, tensor in self.tensors.items()}
+            outline_of_two(calls, [Form(own.shape, own.dtype) for own in self.inputs], tensors)
         return encode(self, None if net is None else _dense_graph(net)(self.inputs))
 
     @staticmethod

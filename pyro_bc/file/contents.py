@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedNetworkError
+from ..graph.forms import Form
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.nodes import Node, is_layer
+from ..graph.outline import form_of
 from ..quantisation.fixed_point import FixedPoint
 
 
@@ -171,6 +173,11 @@ def integers_of(name: str, tensor: Tensor) -> Integers:
     if codes.numel() and int(codes.abs().max()) >= _MOST_INTEGER:
         raise UnsupportedNetworkError(f"tensor '{name}' holds integers of {_MOST_INTEGER:,} and more: a file has none")
     return Integers(codes, tensor.dtype)
+
+
+def form(stored: Stored) -> Form:
+    """Shape and type of the tensor itself, without making its numbers of their codes."""
+    return Form(tuple(stored.codes.shape)) if isinstance(stored, Numbers) else form_of(values(stored))
 
 
 def values(stored: Stored) -> Tensor:

@@ -84,7 +84,8 @@ transform of kind 5 is in :mod:`pyro_bc.quantisation.cosine`.
 Nothing in the
 file is executed or unpickled: operations are those of a fixed list, applied to tensors of the file and to the input.
 Before any of them runs all are looked at (:mod:`pyro_bc.graph.arguments`): names, kinds and ranges of arguments, and
-whether they come to one tensor that depends on the input.
+whether they come to one tensor that depends on the input. Shapes, types, and indices that the file holds are followed
+through the program by rules (:mod:`pyro_bc.graph.outline`), without running it; the output keeps the examples in front.
 
 Limits, beyond which a file is refused before anything is allocated: 2^14 nodes and tensors, 2^28 numbers in all (for
 kind 2, those selected from), of which kinds 4, 5 and 8, and the steps of rows, at most 2^20; and of a file of n bytes
@@ -92,9 +93,10 @@ behind its checksum 2^16 + 1,024 n numbers, 2^16 + 256 n of kinds 4, 5 and 8 and
 take more than a few megabytes. (A writer adds zero bytes at the end where a file would be shorter: they read as the
 end of the data does.) Grids have up to 1,024 a side and codes that
 :func:`~pyro_bc.quantisation.cosine.fits_integers`; an inflated graph has up to 2^20 bytes, fraction bits are within
-±160, codes below 2^25, keywords of lower-case letters and underscores. What the network
-computes for one input has up to 2^28 numbers an operation, pieces of a tensor are up to 4,096, steps of a recurrent
-cell too.
+±160, codes below 2^25, keywords of lower-case letters and underscores. Integers that are coded adaptively have no more
+signs and digits than the data has bits, and 2^12. What the network computes for one input has up to 2^28 numbers an
+operation, and pieces of a tensor are up to 4,096. Work, memory and pieces in all, to read the file and to predict for
+one input, are limited by its size (:class:`~pyro_bc.graph.limits.Limits`).
 """
 
 import struct
@@ -111,12 +113,12 @@ from ..graph.forms import Form
 from ..graph.layer_types import layer_type
 from ..graph.limits import Limits
 from ..graph.nodes import Graph, Named, Node, is_layer, layer_arguments, layer_groups, leaves, replace_leaves
-from ..graph.outline import form_of, outline, outline_of_two
+from ..graph.outline import outline, outline_of_two
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
 from .chain import Chain, find_chain, prune
 from .coder import Decoder, Encoder
-from .contents import DTYPES, Contents, Input, Integers, Numbers, Stored, values
+from .contents import DTYPES, Contents, Input, Integers, Numbers, Stored, form
 from .header import MOST_NODES, HeaderReader, HeaderWriter, bytes_needed
 from .tensors import SINCE_4, SINCE_5, Plan, decode_tensor, decoding_cost, encode_tensor, plans_of
 
@@ -350,7 +352,7 @@ def _check(contents: Contents, calls: Sequence[Call], limits: Limits) -> None:
 
     :param limits: of this file.
     """
-    tensors = {name: _form(stored) for name, stored in contents.tensors.items()}
+    tensors = {name: form(stored) for name, stored in contents.tensors.items()}
     try:
         _check_layers(contents)
         if contents.input_shape:
@@ -381,9 +383,3 @@ def _check_layers(contents: Contents) -> None:
             raise ValueError(f"a result of the same size has a stride of 1 in {node.op}")
         if given.get("padding_idx") is not None and not -shape[0] <= given["padding_idx"] < shape[0]:
             raise ValueError(f"{node.op} has no row {given['padding_idx']:,}")
-
-
-def _form(stored: Stored) -> Form:
-    if isinstance(stored, Numbers):
-        return Form(tuple(stored.codes.shape))
-    return form_of(values(stored))

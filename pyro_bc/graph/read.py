@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedNetworkError
 from ..runtime.inputs import Batch, names_of, random_like, tensors_of
 from ..runtime.messages import first_line
+from .arguments import check_program
 from .exported import UnknownOperationError, graph_of, simpler, writes_in_place
 from .folding import weights_of_layers
 from .interface import OneOutput, Output
@@ -80,6 +81,7 @@ def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:
                 raise first from None
         else:
             if _computes(net, graph, examples):
+                check_program(graph.nodes)
                 return graph
             if not writes_in_place(program):
                 raise UnsupportedNetworkError(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.contents import integers_of
-from ..graph.arguments import check_program
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.read import read_graph
@@ -54,7 +53,6 @@ def obstacle(
     with same_random_state(inputs[0].device):
         try:
             graph = read_graph(net, args[0], getattr(model, "output", None))
-            check_program(graph.nodes)
             for name, tensor in graph.tensors.items():
                 if not tensor.is_floating_point():
                     integers_of(name, tensor)

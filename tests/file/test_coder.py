@@ -155,3 +155,17 @@ def test_an_endless_magnitude_is_refused():
     encoder.adaptive(np.array([2**40]))
     with pytest.raises(CompressedFileError, match="too large"):
         Decoder(encoder.data()).adaptive(1)
+
+
+def test_numbers_do_not_go_on_behind_the_data(monkeypatch):
+    """Signs and digits cost a bit each, so that data have no more of them than bits: no slack is needed for that."""
+    monkeypatch.setattr("pyro_bc.file.coder._SLACK", 64)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        codes = np.rint(rng.laplace(0, 10 ** rng.uniform(-1, 4), 300)).astype(np.int64)
+        encoder = Encoder()
+        encoder.adaptive(codes)
+        assert np.array_equal(Decoder(encoder.data()).adaptive(len(codes)), codes)
+    monkeypatch.setattr("pyro_bc.file.coder._SLACK", -8 * len(encoder.data()) + 5)
+    with pytest.raises(CompressedFileError, match="go on where its data has ended"):
+        Decoder(encoder.data()).adaptive(len(codes))
