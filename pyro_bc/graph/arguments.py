@@ -50,6 +50,14 @@ _RANGES: Mapping[str | None, tuple[int, int]] = {
     "sizes": (-1, _MOST_NUMBERS),
     "shape": (-1, _MOST_NUMBERS),
     "step": (1, _FAR),
+    "repeats": (0, _MOST_NUMBERS),
+    "n": (0, _MOST_NUMBERS),
+    "m": (0, _MOST_NUMBERS),
+    "s": (-1, _MOST_NUMBERS),
+    # Positions in lists of ways; with any other torch computes nothing, and leaves in the result what was in memory.
+    "interpolation_mode": (0, 2),
+    "padding_mode": (0, 2),
+    "compute_mode": (0, 2),
     # Beyond the end of a dimension means its end.
     "start": (-(1 << 63), (1 << 63) - 1),
     "end": (-(1 << 63), (1 << 63) - 1),
@@ -59,7 +67,7 @@ _RANGES: Mapping[str | None, tuple[int, int]] = {
 _COMPUTED = {"a", "b", "size", "sizes", "shape", "output_size", "start", "end", "index", "repeats", "split_size"}
 
 #: lists of sizes, which may not come to more numbers than any result has.
-_SIZES = {"size", "sizes", "shape", "output_size"}
+_SIZES = {"size", "sizes", "shape", "output_size", "repeats", "s"}
 
 #: factors of an upsampling, which are positive and no larger.
 _SCALES, _MOST_SCALE = {"scale_factors", "scales_h", "scales_w", "scales_d", "scales"}, 1 << 12
