@@ -9,13 +9,12 @@ import io
 import lzma
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError
-from ..runtime.messages import first_line
+from ..runtime.files import readable
 
 # Of an archive, all that comes out of it, headers and padding included: CIFAR-10 has 186 MB, in 8 files or in 60,000.
 _MOST_BYTES, _MOST_FILES = 1 << 29, 200_000
@@ -26,11 +25,6 @@ _MOST_OF_A_FILE = 1 << 26
 # What xz may need to unpack; its own tools write files that need up to 65 MiB.
 _XZ_MEMORY = 1 << 27
 
-_DAMAGED = (
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError,
-    NotImplementedError,
-)  # fmt: skip
-
 
 def files_in(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of files in a folder, or in a tar or zip archive, packed or not.
@@ -38,7 +32,8 @@ def files_in(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     :param wanted: of a name, whether the file is one of those.
     :raises DataError: where it cannot be read, or has more files or bytes than any data set here.
     """
-    try:
+    what = "folder" if path.is_dir() else "archive"
+    with readable(path, f"is not a readable {what}", DataError, "replace it with the original"):
         for name, content, size in _of_folder(path) if path.is_dir() else _of_archive(path):
             if not wanted(name):
                 continue
@@ -48,13 +43,6 @@ def files_in(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
                     f"'{name}' in '{path}' is larger than {_MOST_OF_A_FILE:,} bytes: it is not the original"
                 )
             yield name, data
-    except DataError:
-        raise
-    except _DAMAGED as error:
-        what = "folder" if path.is_dir() else "archive"
-        raise DataError(
-            f"'{path}' is not a readable {what} ({first_line(error)}); replace it with the original"
-        ) from None
 
 
 #: a file's name, what reads so many bytes of it, and how many it says that it has.

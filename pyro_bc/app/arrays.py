@@ -20,9 +20,13 @@ from torch import Tensor
 
 from ..data.streamed import Inputs, Streamed
 from ..errors import DataError
+from ..runtime.files import readable
 from .examples import Examples, fits_memory, in_memory
 
 ENDINGS = (".npy", ".npz", ".safetensors")
+
+# A packed archive may inflate to so many bytes, or so many times its own size: packed pictures are a third of theirs.
+_INFLATED, _TIMES = 1 << 30, 32
 
 # Under which names parts are found.
 _NAMES = {
@@ -76,18 +80,16 @@ def _are_pictures(array: Any) -> bool:
 
 def _arrays(path: Path) -> Mapping[str, Any]:
     """Arrays by their names, on the disk where the file's format allows it."""
-    try:
+    with readable(path, f"is not a readable {path.suffix} file of numbers", DataError):
         if path.suffix == ".npy":
-            return {"x": _checked(np.load(path, mmap_mode="r", allow_pickle=False))}
-        if path.suffix == ".npz":
-            return {name.removesuffix(".npy"): _checked(array) for name, array in _of_archive(path).items()}
-        with safetensors.safe_open(path, framework="pt") as file:  # tensors of a file that is mapped into memory
-            return {name: _checked(_of_tensor(file.get_tensor(name))) for name in file.keys()}  # noqa: SIM118
-    except (
-        OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, struct.error, zipfile.BadZipFile,
-        safetensors.SafetensorError,
-    ) as error:  # fmt: skip
-        raise DataError(f"'{path}' is not a readable {path.suffix} file of numbers ({error})") from None
+            found = {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
+        elif path.suffix == ".npz":
+            found = {name.removesuffix(".npy"): array for name, array in _of_archive(path).items()}
+        else:
+            with safetensors.safe_open(path, framework="pt") as file:  # tensors of a file that is mapped into memory
+                found = {name: _of_tensor(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        found = {name: _checked(array) for name, array in found.items()}
+    return found
 
 
 def _of_tensor(tensor: Tensor) -> Any:
@@ -97,11 +99,15 @@ def _of_tensor(tensor: Tensor) -> Any:
 def _of_archive(path: Path) -> dict[str, Any]:
     """Arrays of a ``.npz`` file; those that are stored as they are stay on the disk."""
     found: dict[str, Any] = {}
+    most = max(_INFLATED, _TIMES * path.stat().st_size)
     with np.load(path, allow_pickle=False) as loaded, zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         for name in loaded.files:
             member = members.get(f"{name}.npy") or members[name]
             is_stored = member.compress_type == zipfile.ZIP_STORED and member.file_size > 2**20
+            most -= 0 if is_stored else member.file_size  # zipfile gives no more than a member says
+            if most < 0:
+                raise DataError(f"'{path}' inflates to far more than it has; numpy.savez writes what is read in parts")
             found[name] = _mapped(path, archive, member) if is_stored else loaded[name]
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from ..runtime.messages import first_line
+from ..runtime.files import readable
 from .archives import files_in
 from .pickled import read_pickle
 
@@ -21,9 +21,6 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _PYTHON = ([f"data_batch_{number}" for number in range(1, 6)], ["test_batch"])
 
 _BINARY = ([f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"])
-
-# What Pillow raises on damaged files, or on those of a size that it takes for an attack.
-_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, Image.DecompressionBombError)
 
 #: endings of archives that are read.
 PACKED = ("tar.gz", "tgz", "tar", "tar.xz", "tar.bz2", "zip")
@@ -68,14 +65,11 @@ def _is_picture(name: str) -> bool:
 
 def _picture(path: Path, name: str, data: bytes) -> np.ndarray:
     """A picture, whose size is looked at before it is decoded: a kilobyte may claim gigabytes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    with readable(f"{name}' in '{path}", "is not a readable picture", DataError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         if opened.size == (32, 32):
             return np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
-    except _DAMAGED as error:
-        raise DataError(f"'{name}' in '{path}' is not a readable picture ({first_line(error)})") from None
     raise DataError(f"'{name}' in '{path}' has {opened.width} x {opened.height} pixels, not 32 x 32")
 
 
@@ -89,10 +83,8 @@ def _batches(
         raise DataError(f"'{path}' does not hold {', '.join(missing)}; replace it with the original")
     arrays: list[np.ndarray] = []
     for part in names:
-        try:
+        with readable(path, "does not hold CIFAR-10's batches", DataError):
             batches = [read(found[name]) for name in part]
-        except ValueError as error:
-            raise DataError(f"'{path}' does not hold CIFAR-10's batches ({first_line(error)})") from None
         if any(len(x) != len(y) for x, y in batches):
             raise DataError(f"'{path}' does not hold a class for each of its pictures")
         arrays += [np.concatenate(side) for side in zip(*batches, strict=True)]

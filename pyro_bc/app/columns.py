@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..runtime.messages import first_line
+from ..runtime.files import readable
 from .examples import Examples
 
 ENDINGS = (".csv", ".tsv", ".parquet")
@@ -23,6 +23,10 @@ _TARGETS = ("target", "label", "class", "y")
 
 # More different texts than that are no categories.
 _MOST_CATEGORIES = 100
+
+# Characters of a first line; and of a table of Parquet, where nothing else bounds them, values and bytes in all, and
+# rows that are inflated before they are counted.
+_MOST_OF_A_LINE, _MOST_CELLS, _MOST_BYTES, _ROWS_AT_ONCE = 1 << 24, 1 << 29, 1 << 32, 1 << 10
 
 
 def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examples:
@@ -59,20 +63,36 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
 def _frame(path: Path) -> Any:
     import pandas  # half a second, and only tables need it
 
-    try:
+    with readable(path, f"is not a readable {path.suffix} file", DataError):
         if path.suffix == ".parquet":
-            return pandas.read_parquet(path)
+            return _of_parquet(path)
         with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
+            head = file.readline(_MOST_OF_A_LINE)
         separator = max("\t;,", key=head.count)
         frame = pandas.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
-    except ImportError:
-        raise DataError(f"'{path}': Parquet is read by pyarrow: pip install 'pyro-bc[parquet]'") from None
-    except (OSError, ValueError, LookupError, MemoryError) as error:  # also what pandas and pyarrow derive from these
-        raise DataError(f"'{path}' is not a readable {path.suffix} file ({first_line(error)})") from None
     if all(_is_number(str(column)) for column in frame.columns):
         raise DataError(f"'{path}' has no names in its first line, but numbers: give the columns names")
     return frame
+
+
+def _of_parquet(path: Path) -> Any:
+    """A table of Parquet, of which a few bytes may stand for any number of rows: what it comes to is counted first."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(f"'{path}': Parquet is read by pyarrow: pip install 'pyro-bc[parquet]'") from None
+    parts, left = [], _MOST_BYTES
+    with parquet.ParquetFile(path) as file:
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        if cells > _MOST_CELLS:
+            raise DataError(f"'{path}' holds {cells:,} values; at most {_MOST_CELLS:,} are read")
+        for part in file.iter_batches(_ROWS_AT_ONCE):
+            left -= part.nbytes
+            if left < 0:
+                raise DataError(f"'{path}' inflates to more than {_MOST_BYTES:,} bytes: it holds more than numbers")
+            parts.append(part)
+        return pyarrow.Table.from_batches(parts, file.schema_arrow).to_pandas()
 
 
 def _is_number(text: str) -> bool:

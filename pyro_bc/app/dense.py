@@ -1,6 +1,5 @@
 """The data and the dense network of a run."""
 
-import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..errors import CheckpointError, DataError, NonFiniteLossError, UsageError
 from ..inference.checkpoint import load_checkpoint, save_checkpoint
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
+from ..runtime.files import readable
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
 from .datasets import Dataset
@@ -69,18 +69,14 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if path.suffix in (".pt", ".pth", ".bin"):
-        try:
+        with readable(path, "is no state_dict that torch.load(weights_only=True) reads", UsageError):
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-            reason = first_line(error)
-            raise UsageError(f"'{path}' is no state_dict that torch.load(weights_only=True) reads: {reason}") from None
         if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
             raise UsageError(f"'{path}' holds no state_dict: save net.state_dict() with torch.save")
         return found
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"'{path}' is not a readable safetensors file ({error})") from None
+    with readable(path, "is not a readable safetensors file", UsageError):
+        found = safetensors.torch.load_file(path)
+    return found
 
 
 def dense_network(

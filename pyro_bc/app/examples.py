@@ -46,7 +46,7 @@ class Examples:
 def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
     """Examples with their parts: in a fixed mixed order, and a tenth split off where there are none to measure on.
 
-    :param name: of what was read, for errors.
+    :param name: of what was read, for errors, and beside figures.
     :param likelihood: by its name; None for what targets look like.
     :raises DataError: where there are too few, or targets are not what the likelihood takes.
     """
@@ -71,7 +71,7 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
     classes = max(len(found.classes), int(max(y.max(), test_y.max())) + 1) if has_classes else 0
     most = max(1000, _IN_MEMORY // math.prod(x.shape[1:]))  # held-out examples are read at once
     return Dataset(
-        Path(name).stem, x.index_select(0, order), y[order], test_x, test_y, classes,
+        Path(name).absolute().stem, x.index_select(0, order), y[order], test_x, test_y, classes,
         held_out=found.held_out or min(_MOST, most, max(1, int(_PART * len(order)))), likelihood=chosen,
         test_part=test_part,
         what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns, is_own=True,

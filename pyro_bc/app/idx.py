@@ -1,21 +1,26 @@
 """Raw idx files of pictures and classes, packed by gzip or not, as MNIST and its like come."""
 
 import gzip
+import math
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..runtime.files import readable
 
 #: the four files of a set, without an ending: training pictures and classes, test pictures and classes.
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 _GZIP = b"\x1f\x8b"
+
+# Of one file: the largest published set of this kind, of letters, has 550 million.
+_MOST_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,23 @@ def read_idx(path: Path) -> Tensor:
 
     :raises DataError: where it is none.
     """
-    try:
-        data = path.read_bytes()
-        if data[:2] == _GZIP:
-            data = gzip.decompress(data)
-        if data[:3] != b"\0\0\x08":
+    with readable(path, "is not a readable IDX file", DataError), path.open("rb") as packed:
+        is_packed = packed.read(2) == _GZIP
+        packed.seek(0)
+        file: IO[bytes] = gzip.GzipFile(fileobj=packed) if is_packed else packed  # type: ignore[assignment]
+        magic = file.read(4)
+        if magic[:3] != b"\0\0\x08":
             raise ValueError("it does not begin as one of unsigned bytes does")
-        dims = data[3]
-        sizes = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
-        return torch.frombuffer(bytearray(data[4 + 4 * dims :]), dtype=torch.uint8).reshape(sizes)
-    except (OSError, EOFError, zlib.error, struct.error, IndexError, RuntimeError, ValueError) as error:
-        raise DataError(f"'{path}' is not a readable IDX file ({error})") from None
+        sizes = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
+        count = math.prod(sizes)
+        if count > _MOST_BYTES:
+            raise ValueError(f"it says that it holds {count:,} bytes, where at most {_MOST_BYTES:,} are read")
+        data = bytearray(file.read(count + 1))  # however much more a packed one inflates to
+        if len(data) != count:
+            raise ValueError(f"it holds {'more' if len(data) > count else 'less'} than the {count:,} bytes it says")
+        found = torch.frombuffer(data, dtype=torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
+        found = found.reshape(sizes)
+    return found
 
 
 def names_of(file: str) -> tuple[str, ...]:

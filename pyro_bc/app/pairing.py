@@ -1,6 +1,5 @@
 """A network and data that go together, found out before anything is trained or written."""
 
-import json
 import warnings
 from dataclasses import replace
 from itertools import zip_longest
@@ -19,6 +18,7 @@ from ..model.likelihoods import Categorical, NegativeBinomial, Normal, Poisson
 from ..model.network import BayesianNetwork
 from ..priors.base import Prior
 from ..runtime.devices import device_of
+from ..runtime.files import read_object
 from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .datasets import Dataset
@@ -121,8 +121,10 @@ def check_same_inputs(file: Path, data: Dataset) -> None:
     if not data.is_own or not beside.is_file():
         return
     try:
-        found = json.loads(beside.read_text())["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_object(beside, UsageError, "")["inputs"]
+    except (UsageError, KeyError):  # it says nothing then
+        return
+    if not isinstance(found, dict):
         return
     for what, own in (("columns", data.columns), ("classes", data.class_names)):
         before = found.get(what)

@@ -6,8 +6,10 @@ all of them pictures of colour; an alpha channel is left out.
 """
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from ..data.streamed import Inputs, Streamed
 from ..errors import DataError
+from ..runtime.files import readable
 from .examples import Examples, fits_memory, in_memory
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -33,8 +36,8 @@ _GREY, _COLOUR = ("1", "L", "LA", "La"), ("P", "PA", "RGB", "RGBA", "RGBX", "RGB
 # A picture of more pixels is refused before it is decoded.
 _MOST_PIXELS = 50_000_000
 
-# Whatever Pillow raises on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, IndexError, EOFError, Image.DecompressionBombError)
+# Pillow's readers that are asked, whatever a file is called: others run programs (EPS), or know no limits.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 R = TypeVar("R")
 
@@ -149,13 +152,22 @@ def _files(folder: Path, names: Sequence[str], is_training: bool) -> list[tuple[
     return found
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A context with a picture, of which no more than the header has been looked at.
+
+    :raises DataError: where it is none, or turns out to be damaged inside.
+    """
+    with readable(path, "is not a readable picture", DataError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is odd about a picture that can be read, or said again by an error
+        with Image.open(path, formats=_FORMATS) as picture:
+            yield picture
+
+
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     """Height and width, and Pillow's mode, without decoding."""
-    try:
-        with Image.open(path) as picture:
-            (width, height), mode = picture.size, picture.mode
-    except _DAMAGED as error:
-        raise DataError(f"'{path}' is not a readable picture ({error})") from None
+    with _opened(path) as picture:
+        (width, height), mode = picture.size, picture.mode
     if width * height > _MOST_PIXELS:
         raise DataError(f"'{path}' has {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are read")
     if mode not in (*_GREY, *_COLOUR):
@@ -171,14 +183,16 @@ def _decoded(paths: Sequence[Path], shape: tuple[int, int, int], rows: Tensor) -
 
 def _picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
-    except _DAMAGED as error:
-        raise DataError(f"'{path}' is not a readable picture ({error})") from None
+    with _opened(path) as opened:
+        picture = opened.convert("L" if channels == 1 else "RGB")
     if picture.size != (width, height):
         scale = max(width / picture.width, height / picture.height)
         across, along = (max(1, round(side * scale)) for side in picture.size)
+        if across * along > _MOST_PIXELS:
+            raise DataError(
+                f"'{path}' of {_times((picture.height, picture.width))} pixels is too long to be brought to "
+                f"{_times((height, width))}: cut something out of it"
+            )
         left, top = (across - width) // 2, (along - height) // 2
         picture = picture.resize((across, along), Image.Resampling.BILINEAR)
         picture = picture.crop((left, top, left + width, top + height))

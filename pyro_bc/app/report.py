@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from ..inspection.diagnostics import Calibration
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
-from ..runtime.files import read_object, write_atomically
+from ..runtime.files import read_object, readable, write_atomically
 from ..runtime.html import paragraph, table
 from ..runtime.markup import Markup, joined, markup
 from ..runtime.messages import first_line
@@ -122,10 +123,13 @@ def _posterior(file: Path) -> Any:
 
     :raises UsageError: where it cannot.
     """
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        return arviz_package().from_netcdf(file)
-    except Exception as error:  # HDF5, xarray and ArviZ each have their own
-        raise UsageError(f"'{file}' is no posterior that ArviZ reads: {first_line(error)}") from None
+        with readable(file, "is no posterior that ArviZ reads", UsageError):
+            found = arviz_package().from_netcdf(file)
+    finally:  # what was opened halfway fails once more when it is given up, and Python would print that
+        sys.unraisablehook = before
+    return found
 
 
 def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..runtime import processes
 from ..runtime.devices import device_of
-from ..runtime.files import write_atomically
+from ..runtime.files import readable, write_atomically
 from ..runtime.messages import first_line
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
@@ -163,13 +163,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     """
     if not Path(path).is_file():
         raise CheckpointError(f"there is no checkpoint at '{path}'; start without resume")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["pyro_bc"])
-            if not isinstance(metadata, dict):
-                raise ValueError("its header holds no settings")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(
-            f"'{path}' is not a readable pyro_bc checkpoint ({first_line(error)}); delete it to start over"
-        ) from None
+    fault, advice = "is not a readable pyro_bc checkpoint", "delete it to start over"
+    with readable(path, fault, CheckpointError, advice), safetensors.safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {})["pyro_bc"])
+        if not isinstance(metadata, dict):
+            raise ValueError("its header holds no settings")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, metadata

@@ -1,5 +1,6 @@
 """What is written appears whole or not at all, and a folder belongs to one run at a time."""
 
+import errno
 import json
 import os
 import tempfile
@@ -8,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError, PyroBCError, UsageError
+from ..errors import OutputError, PyroBCError, UsageError, printable
 from .messages import first_line
 
 _SUFFIX = ".partial"
 
 _LOCK = ".lock"
+
+# A run's settings and figures have some kilobytes.
+_MOST_JSON = 1 << 26
 
 
 @contextmanager
@@ -81,6 +85,37 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def content_of(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a file that somebody else made.
+
+    :param most: bytes that it may have; a device has more.
+    :raises OSError: where it has more, or cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
+    return content
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str], fault: str, wrong: type[PyroBCError], advice: str = "") -> Iterator[None]:
+    """A context that reads a file that somebody else made, by a library which raises what it likes where it is damaged.
+
+    :param fault: what is to be said of the file then, such as "is not a readable picture".
+    :param wrong: the error where it is none; our own errors pass.
+    :param advice: what to do then.
+    """
+    try:
+        yield
+    except PyroBCError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        end = f"; {advice}" if advice else ""
+        raise wrong(f"'{path}' {fault} ({printable(reason)}){end}") from None
+
+
 def read_object(path: Path, wrong: type[PyroBCError], advice: str) -> dict[str, Any]:
     """What a JSON file holds, an object.
 
@@ -88,7 +123,7 @@ def read_object(path: Path, wrong: type[PyroBCError], advice: str) -> dict[str, 
     :param advice: what to do then.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(content_of(path, _MOST_JSON))
         if isinstance(found, dict):
             return found
         reason = f"it holds a {type(found).__name__}"

@@ -1,5 +1,7 @@
 """Arrays of numpy's and safetensors: every type as a network takes it, mapped where a file allows; each refusal."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,26 @@ def test_damaged_files_are_one_error(tmp_path, ending):
     path.write_bytes(b"\x93NUMPY\x01 torn")
     with pytest.raises(DataError, match=f"not a readable {ending} file"):
         load_data(str(path))
+
+
+def test_what_is_damaged_inside_is_one_error_too(tmp_path):
+    np.savez_compressed(tmp_path / "packed.npz", x=X)
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    packed[30 + sum(struct.unpack("<HH", packed[26:30]))] |= 7  # a kind of block that deflate does not have
+    (tmp_path / "packed.npz").write_bytes(packed)
+    np.save(tmp_path / "text.npy", X)
+    (tmp_path / "text.npy").write_bytes((tmp_path / "text.npy").read_bytes().replace(b"(30", b"((("))
+    for name in ("packed.npz", "text.npy"):
+        with pytest.raises(DataError, match=f"{name}' is not a readable"):
+            load_data(str(tmp_path / name))
+
+
+def test_an_archive_that_inflates_to_far_more_than_it_has_is_refused_and_one_of_pictures_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_bc.app.arrays._INFLATED", 1000)
+    for value, is_read in ((0, False), (np.random.default_rng(0).integers(0, 256, (200, 8, 8)), True)):
+        np.savez_compressed(tmp_path / "set.npz", x=np.zeros((200, 8, 8), np.uint8) + np.uint8(value))
+        if is_read:
+            assert load_data(str(tmp_path / "set.npz")).picture_shape == (1, 8, 8)
+            continue
+        with pytest.raises(DataError, match=r"inflates to far more than it has; numpy\.savez writes"):
+            load_data(str(tmp_path / "set.npz"))

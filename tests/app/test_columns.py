@@ -88,6 +88,13 @@ def test_parquet_is_read_or_its_package_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="not a readable"):
         load_data(str(path))
     FRAME.to_parquet(path)
+    for limit, said in (
+        ("_MOST_CELLS", "holds [0-9,]+ values; at most 8 are read"),
+        ("_MOST_BYTES", "inflates to more"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=said):
+            patch.setattr(f"pyro_bc.app.columns.{limit}", 8)
+            load_data(str(path))
     data = load_data(str(path))
     assert data.columns == ("size", "colour=blue", "colour=green", "colour=red", "new", "kind=b")
 

@@ -79,3 +79,18 @@ def test_what_is_no_idx_file_is_refused(tmp_path, data):
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(DataError, match="not a readable IDX file"):
         read_idx(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "message"),
+    [((4,), 5, "holds more than the 4 bytes"), ((4,), 3, "holds less than"), ((1 << 16, 1 << 16), 3, "at most")],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_an_idx_file_holds_as_much_as_it_says_however_much_it_inflates_to(tmp_path, sizes, count, message, pack):
+    data = bytes((0, 0, 8, len(sizes))) + b"".join(size.to_bytes(4, "big") for size in sizes) + bytes(count)
+    (tmp_path / "file").write_bytes(pack(data))
+    with pytest.raises(DataError, match=message):
+        read_idx(tmp_path / "file")
+    data = bytes((0, 0, 8, 2)) + b"".join(size.to_bytes(4, "big") for size in (0, 28))
+    (tmp_path / "file").write_bytes(pack(data))
+    assert read_idx(tmp_path / "file").shape == (0, 28)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_bc import read
 from pyro_bc.app.datasets import load_dataset
+from pyro_bc.app.dense import load_weights
 from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS, lenet_300_100
 from pyro_bc.app.report import findings
@@ -132,6 +133,10 @@ def test_a_pretrained_network_is_where_the_run_starts(tmp_path):
     file.write_bytes(b"none")
     with pytest.raises(UsageError, match="not a readable safetensors file"):
         run(settings, tmp_path / "other", progress=False)
+    # A pickle that takes from a list what is not in it: torch raises an IndexError.
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02]q\x00a.")
+    with pytest.raises(UsageError, match=r"w\.pth' is no state_dict that torch\.load\(weights_only=True\) reads"):
+        load_weights(net, tmp_path / "w.pth")
     assert not (tmp_path / "other").exists()
 
 

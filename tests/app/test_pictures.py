@@ -114,3 +114,17 @@ def test_one_class_and_huge_pictures_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_MOST_PIXELS", 14)
     with pytest.raises(DataError, match=r"5 x 3 pixels; at most 14"):
         load_data(str(grey(tmp_path / "huge")))
+
+
+def test_a_program_that_is_called_a_picture_is_none(tmp_path):
+    (grey(tmp_path) / "a" / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 3\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"a/0\.png' is not a readable picture"):
+        load_data(str(tmp_path))
+
+
+def test_a_long_picture_is_not_scaled_to_more_pixels_than_are_read(tmp_path, monkeypatch):
+    root = grey(tmp_path)
+    save(root / "a" / "0.png", [[1] * 60])
+    monkeypatch.setattr(pictures, "_MOST_PIXELS", 200)
+    with pytest.raises(DataError, match=r"of 1 x 60 pixels is too long to be brought to 4 x 4"):
+        load_data(str(root), picture_size=4)

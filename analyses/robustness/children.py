@@ -1,0 +1,97 @@
+"""Work that may end its process, one piece after the other in children: what a signal or the clock ended is known."""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+#: seconds that one piece may take, and bytes that it may ask for beside what was there before.
+SECONDS, MEMORY = 10, 2 << 30
+
+
+#: makes of a number what is to be watched, which says in one line what came of it.
+Work = Callable[[int], Callable[[], str]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one piece of work.
+
+    :param number: which one.
+    :param seconds: that it took.
+    :param peak: bytes of memory that it took, beside what was there before.
+    :param told: what the work said in one line; what begins with ``!`` should not be.
+    """
+
+    number: int
+    seconds: float
+    peak: int
+    told: str
+
+
+def each(numbers: range, work: Work, seconds: float, batch: int = 2000) -> Iterator[Piece]:
+    """Do every piece of work, in order, until all are done or so much time has passed.
+
+    A child of this process does one after the other; where it ends before its time, the piece that it was at is said to
+    have ended it, and another child goes on behind it. What is made before the first call is there in every child.
+
+    :param work: which is given every number.
+    """
+    torch.empty(2, 2, device="meta").relu().sum()  # what torch imports when it first computes without storage
+    ends, done = time.monotonic() + seconds, numbers.start
+    while done < numbers.stop and time.monotonic() < ends:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.close(reader)
+                _child(range(done, min(numbers.stop, done + batch)), work, writer)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(writer)
+        try:
+            with os.fdopen(reader, errors="replace") as lines:
+                for line in lines:
+                    took, peak, told = line.rstrip("\n").split(";", 2)
+                    yield Piece(done, float(took), int(peak), told)
+                    done += 1
+                    if time.monotonic() > ends:
+                        os.kill(child, signal.SIGKILL)
+                        return
+        finally:
+            _, status = os.waitpid(child, 0)
+        if status:
+            ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exception of ours"
+            late = ended == "SIGALRM"
+            yield Piece(done, SECONDS if late else 0, 0, f"! longer than {SECONDS} s" if late else f"! {ended}")
+            done += 1
+
+
+def _child(numbers: range, work: Work, writer: int) -> None:
+    torch.set_num_threads(1)
+    limit = _status("VmSize") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in numbers:
+        watched = work(number)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
+        before, started = _status("VmRSS"), time.perf_counter()
+        signal.alarm(SECONDS)  # whose default ends the process
+        told = watched()
+        signal.alarm(0)
+        taken = time.perf_counter() - started
+        os.write(writer, f"{taken};{_status('VmHWM') - before};{told}\n".encode(errors="replace"))
+
+
+def _status(key: str) -> int:
+    """Bytes of this process's memory."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(key))
+    return 1024 * int(line.split()[1])
