@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..compression.rate import DIVERGENCE
-from ..errors import CompressedFileError, PyroBCError, UsageError, printable
+from ..errors import CompressedFileError, OutputError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
 from ..quantisation.rounding import RULES
 from ..runtime import processes
+from ..runtime.files import check_target, check_temporary
 from ..runtime.messages import first_line
 from .compress_job import compress_trained
 from .datasets import DATASETS, Dataset
@@ -36,6 +38,9 @@ _DATA = (
     f".parquet, raw idx or CIFAR files"
 )
 
+# What a shell says of a program that ended since nobody reads what it writes.
+_CLOSED = 141
+
 #: what ``--objective rate`` means.
 LEARNED = "learned"
 
@@ -48,13 +53,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _tell(text: object) -> None:
-    """Print lines in which nothing makes a terminal do anything."""
-    print("\n".join(printable(line) for line in str(text).split("\n")))
+    """Print lines in which nothing makes a terminal do anything.
+
+    :raises OutputError: where the standard output stream takes none.
+    """
+    try:
+        print("\n".join(printable(line) for line in str(text).split("\n")), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the standard output cannot be written: {error.strerror or error}") from None
 
 
 def _say(line: object) -> None:
     """One line on the standard error stream, likewise."""
-    print(printable(str(line)), file=sys.stderr)
+    if sys.stderr is not None:  # print would take the other stream
+        print(printable(str(line)), file=sys.stderr)
+
+
+def _has_terminal() -> bool:
+    """Whether somebody looks at the standard error stream, which a program may have been started without."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _say_once(line: object) -> None:
@@ -192,7 +211,7 @@ def _run(args: argparse.Namespace) -> None:
     settings = Settings.of(args.net, prior, args.data, **given, thresholds=thresholds or None)
     with processes.joined(args.device) as device:
         metrics = run(
-            settings, args.out, args.data_dir, args.resume, progress=sys.stderr.isatty(), say=_say_once, device=device,
+            settings, args.out, args.data_dir, args.resume, progress=_has_terminal(), say=_say_once, device=device,
             log_dir=args.log_dir,
         )  # fmt: skip
     if metrics:
@@ -205,7 +224,7 @@ def _compress(args: argparse.Namespace) -> None:
         args.likelihood, args.target, args.picture_size,
     )  # fmt: skip
     with processes.joined("cpu"):
-        metrics = compress_trained(settings, args.out, args.data_dir, progress=sys.stderr.isatty(), say=_say_once)
+        metrics = compress_trained(settings, args.out, args.data_dir, progress=_has_terminal(), say=_say_once)
     if metrics:
         _tell(json.dumps(metrics, indent=2) if args.json else markdown(metrics))
 
@@ -295,9 +314,11 @@ def _inspect(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     if args.int8 and not args.data:
         raise UsageError("--int8 needs --data: its training pictures show what ranges the activations take")
+    files = [path for path in (args.file, args.onnx, args.int8) if path]
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise UsageError(f"{' and '.join(map(repr, files))} are one file, which would be replaced: name another")
     for path in filter(None, (args.onnx, args.int8)):
-        if not Path(path).absolute().parent.is_dir():
-            raise UsageError(f"'{path}' cannot be written: there is no such folder")
+        check_target(path)
     stored = compressed.read(args.file)
     if not stored.input_shape:
         raise UsageError(
@@ -329,8 +350,18 @@ def _export(args: argparse.Namespace) -> None:
             _tell(f"  {name:<8} {in_words(metric, error)} of {result['n']:,} examples")
 
 
+def _forget_output() -> None:
+    """Lose what the standard output stream could not take, which Python would try again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C."""
+    """Entry point; returns the exit code: 0, 2 after one line on what was wrong, 130 after Ctrl-C, 141 unread."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where an arrow cannot be written, it is spelled
@@ -340,13 +371,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
     }  # fmt: skip
     try:
+        if args.command in ("run", "compress", "export"):
+            check_temporary()
         commands[args.command](args)
+    except BrokenPipeError:  # whoever read it has seen enough
+        _forget_output()
+        return _CLOSED
     except PyroBCError as error:
+        _forget_output()
         if not error.is_everywhere or processes.is_started_first():
             _say(f"pyro-bc: {error}")
         return 2
     except OSError as error:
+        _forget_output()
         _say(f"pyro-bc: {error}")
+        return 2
+    except MemoryError:
+        _say("pyro-bc: this takes more memory than there is")
         return 2
     except KeyboardInterrupt:
         hint = f"; continue with --resume --out {args.out}" if args.command == "run" else ""

@@ -54,7 +54,10 @@ def _opened(out: Path, settings: Settings | CompressSettings, resume: bool, held
     if resume:
         _check_settings(out, settings)
         check_places(out)
-    elif out.exists() and (not out.is_dir() or not is_empty(out)):
+    elif os.path.lexists(out) and not out.is_dir():
+        what = "a symbolic link to nothing" if out.is_symlink() and not out.exists() else "no folder"
+        raise UsageError(f"'{out}' is {what}; choose a new folder")
+    elif out.exists() and not is_empty(out):
         raise in_use
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -77,9 +80,11 @@ def check_places(out: Path) -> None:
         place, is_folder = out / name, name in FOLDERS
         if not os.path.lexists(place):
             continue
+        kind = "folder" if is_folder else "file"
+        if place.is_symlink():  # which may lead into another run's folder
+            raise OutputError(f"'{place}' is a symbolic link, where a run writes a {kind}; move it out of the way")
         if not (place.is_dir() if is_folder else place.is_file()):
-            kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
-            raise OutputError(f"'{place}' is no {kinds[0][2:]}, where a run writes {kinds[0]}; move it out of the way")
+            raise OutputError(f"'{place}' is no {kind}, where a run writes a {kind}; move it out of the way")
         if not os.access(place, os.R_OK | (os.W_OK | os.X_OK if is_folder else 0)):
             raise OutputError(f"'{place}' cannot be {'written' if is_folder else 'read'}: its permissions forbid it")
 

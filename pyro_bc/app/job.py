@@ -55,6 +55,7 @@ from ..priors.base import GroupPrior
 from ..priors.learned_code import LearnedCode
 from ..quantisation.rounding import RULES
 from ..runtime import processes
+from ..runtime.files import check_room
 from .datasets import Dataset
 from .dense import batches_of, chosen_data, dense_network, load_weights
 from .folder import in_folder
@@ -83,6 +84,9 @@ _SECONDS_BETWEEN_PICTURES = 60
 _FEW = 1000
 # Logs of TensorBoard, by the checkpoint of their fit.
 _LOGS = {"checkpoint": "fit", "finetune": "finetune"}
+# What a run writes at least: the dense network, and a checkpoint of posterior means, deviations and two moments of the
+# optimiser of each, which is there twice while one takes the place of the one before.
+_BYTES, _IN_CHECKPOINTS = 4, 2 * 6
 # Epochs of a teacher that is trained where the dense network is given.
 _TEACHER_EPOCHS = 20
 
@@ -202,6 +206,7 @@ def run(
             teacher = normalised(teacher, data)
     if is_own(settings.net):
         check_network(net, data, PRIORS[settings.prior])
+    parameters = fitted = sum(parameter.numel() for parameter in net.parameters())
     if settings.thresholds or widths:
         graph = read_graph(net, data.train_x[:2])
         layers = [layer_name(node) for node in graph.nodes if is_layer(node)]
@@ -209,13 +214,15 @@ def run(
             if layer not in layers:
                 raise UsageError(f"a threshold is given for '{layer}', but the layers are {', '.join(layers)}")
         if widths:
-            narrowed(graph, widths)
+            fitted = sum(tensor.numel() for tensor in narrowed(graph, widths).tensors.values())
 
     logs = None if log_dir is None else Path(log_dir)
     if logs is not None:
         tensorboard_log(logs / "fit")  # what stands in its way is said before anything is trained
 
     def job(folder: Path) -> dict[str, Any]:
+        if not resume:
+            processes.from_first(lambda: check_room(folder, _BYTES * (parameters + _IN_CHECKPOINTS * fitted)))
         own = Job(settings, plan, widths, data, folder, resume, progress, say, after_epoch, logs, held)
         return _run(own, net, teacher)
 

@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,20 +27,21 @@ _MOST_JSON = 1 << 26
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A context that writes a file under a temporary name in the same folder; at its end that is renamed to ``path``.
 
-    Where anything is raised inside, or the machine stops, ``path`` is as it was.
+    Where anything is raised inside, or the machine stops, ``path`` is as it was. Who may read a file that was there may
+    read the new one.
 
-    :raises OutputError: where the file cannot be written.
+    :raises OutputError: where the file cannot be written, or something else is in its place: a device, or a link, which
+        may lead to what nobody meant.
     """
-    path = Path(path)
-    temporary = None
+    path, temporary = Path(path), None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _check_place(path)
+        temporary = _new_file(path)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
+        if path.exists():
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -46,6 +50,62 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Look whether a file can be written, before anything is computed for it; nothing is left of the look.
+
+    :raises OutputError: where it cannot.
+    """
+    try:
+        _check_place(Path(path))
+        _new_file(Path(path)).unlink()
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be written: {error.strerror or error}") from None
+
+
+def _check_place(path: Path) -> None:
+    """:raises OSError: where there is something else than a file, which a new file would take the place of."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link: name the file itself, or take the link away")
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, and no file")
+
+
+def _new_file(target: Path) -> Path:
+    """An empty file with a name of its own beside another; who may read it is as for any new file."""
+    path = target.parent / f".{target.name[:32]}.{secrets.token_hex(8)}{_SUFFIX}"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
+
+
+def check_temporary() -> None:
+    """Look whether there is a folder for temporary files, which torch and its exporter need.
+
+    :raises OutputError: where there is none.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise OutputError(f"{error.strerror or error}: name one that can be written with $TMPDIR") from None
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Look whether so many bytes can be written into a folder.
+
+    :raises OutputError: where there is less room; some file systems do not say how much they have.
+    """
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return
+    if disk.total and disk.free < size:
+        raise OutputError(
+            f"'{folder}' has room for {disk.free:,} bytes, and at least {size:,} will be written: free some, or choose "
+            f"another folder"
+        )
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -68,6 +128,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     """
     import filelock  # only runs need it
 
+    if (folder / _LOCK).is_symlink():  # what it points to would be emptied
+        raise OutputError(f"'{folder / _LOCK}' is a symbolic link, where a run writes a file; move it out of the way")
     lock = filelock.FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
@@ -79,7 +141,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
         raise OutputError(f"'{folder}' cannot be written: {error.strerror or error}") from None
     try:
         for left in folder.rglob(f".*{_SUFFIX}"):
-            left.unlink(missing_ok=True)
+            if left.is_symlink() or left.is_file():
+                left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -212,6 +212,62 @@ def test_what_an_encoding_lacks_is_spelled_and_nothing_reaches_the_terminal(fini
     assert b"\x1b" not in said and rb"\x1b[31m\xf6\udc80.pbc' cannot be read" in said
 
 
+def test_streams_that_are_closed_full_or_not_read(finished, tmp_path, monkeypatch):
+    network = str(finished / "network.pbc")
+
+    class Unread(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        patch.setattr(sys, "stderr", said := io.StringIO())
+        assert main(["inspect", network]) == 2
+        assert said.getvalue() == "pyro-bc: the standard output cannot be written: No space left on device\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Unread())
+        assert main(["inspect", network]) == 141
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", told := io.StringIO())
+        patch.setattr(sys, "stderr", None)
+        assert main(["inspect", str(tmp_path / "none")]) == 2 and told.getvalue() == ""
+        patch.setattr(sys, "stdout", None)
+        assert main(["inspect", network]) == 0
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["{f}/network.pbc"], "are one file, which would be replaced"),
+        (["{t}/a.onnx", "--int8", "{t}/./a.onnx", "--data", "digits"], "are one file"),
+        (["{t}/none/a.onnx"], "cannot be written: No such file"),
+        (["/dev/null"], "cannot be written: it is a device"),
+    ],
+)
+def test_where_nothing_can_be_exported_to_is_said_first(finished, tmp_path, capsys, places, message):
+    places = [place.format(f=finished, t=tmp_path) for place in places]
+    assert main(["export", str(finished / "network.pbc"), "--onnx", *places]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_where_there_is_no_temporary_folder_or_memory_it_is_said(tmp_path, capsys, monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.gettempdir", none)
+        assert main(["run", *SHORT, "--prior", "gnj", "--out", str(tmp_path / "out")]) == 2
+    assert "No usable temporary directory found in ['/tmp']: name one" in capsys.readouterr().err
+
+    def much(args):
+        raise MemoryError
+
+    monkeypatch.setattr("pyro_bc.app.cli._inspect", much)
+    assert main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err == "pyro-bc: this takes more memory than there is\n"
+
+
 def test_a_file_is_not_evaluated_on_pictures_of_another_size(finished, mnist_folder):
     done = command("evaluate", finished / "network.pbc", "--data", "mnist", "--data-dir", mnist_folder)
     assert done.returncode == 2 and "(1, 8, 8)" in done.stderr and done.stderr.count("\n") == 1

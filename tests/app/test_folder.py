@@ -66,3 +66,24 @@ def test_what_is_in_a_files_or_folders_place_is_said_first(folder, name):
     with pytest.raises(PyroBCError, match=r"is no f|holds no run") as error:
         resumed(folder)
     assert isinstance(error.value, OutputError if name != "run.json" else CheckpointError)
+
+
+@pytest.mark.parametrize("name", ["network.pbc", "plots", ".lock"])
+def test_a_link_in_a_files_or_folders_place_is_not_followed(folder, tmp_path, name):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "network.pbc").write_bytes(b"another run's")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(other if name == "plots" else other / "network.pbc")
+    with pytest.raises(OutputError, match=f"{name}' is a symbolic link, where a run writes a f"):
+        resumed(folder)
+    assert (other / "network.pbc").read_bytes() == b"another run's" and len(list(other.iterdir())) == 1
+
+
+def test_an_output_folder_that_is_none_is_said(tmp_path):
+    (tmp_path / "file").write_text(""), (tmp_path / "link").symlink_to(tmp_path / "none")
+    for name, message in (("file", "is no folder"), ("link", "is a symbolic link to nothing")):
+        with pytest.raises(PyroBCError, match=f"{name}' {message}; choose a new folder"):
+            in_folder(tmp_path / name, SETTINGS, False, print, lambda folder: {})
+    (tmp_path / "inner").mkdir(), (tmp_path / "through").symlink_to(tmp_path / "inner")
+    assert in_folder(tmp_path / "through", SETTINGS, False, print, lambda folder: {"new": 1}) == {"new": 1}

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, on full and read-only disks too, and a folder belongs to one run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,16 @@ from pyro_bc.errors import OutputError, UsageError
 from pyro_bc.inference.checkpoint import save_checkpoint
 from pyro_bc.inspection import netcdf as writer
 from pyro_bc.inspection.netcdf import Content, Variable, write_content
-from pyro_bc.runtime.files import is_empty, only_run_in, replacing, write_atomically
+from pyro_bc.runtime.files import (
+    check_room,
+    check_target,
+    content_of,
+    is_empty,
+    only_run_in,
+    readable,
+    replacing,
+    write_atomically,
+)
 
 
 @contextmanager
@@ -51,6 +61,62 @@ def test_what_is_raised_inside_leaves_the_old_file_too(tmp_path):
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert (tmp_path / "file").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    other, link, loop, folder = (tmp_path / name for name in ("other", "link", "loop", "folder"))
+    other.write_bytes(b"old"), link.symlink_to(other), loop.symlink_to(loop), folder.mkdir()
+    (tmp_path / "nothing").symlink_to(tmp_path / "none")
+    for path, message in (
+        (link, "symbolic link"), (loop, "symbolic link"), (tmp_path / "nothing", "symbolic link"),
+        (folder, "Is a directory"), ("/dev/null", "device or a pipe"), (other / "file", "Not a directory"),
+    ):  # fmt: skip
+        for write in (check_target, lambda path: write_atomically(path, b"new")):
+            with pytest.raises(OutputError, match=f"cannot be written: .*{message}"):
+                write(path)
+    assert other.read_bytes() == b"old" and link.is_symlink() and not (tmp_path / "none").exists()
+    assert len(list(tmp_path.iterdir())) == 5
+    check_target(other), check_target(tmp_path / ("ö" * 120))
+    assert other.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 5
+
+
+def test_who_may_read_a_file_is_as_it_was_or_as_for_any_new_one(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "file").chmod(0o600)
+    write_atomically(tmp_path / "file", b"newer")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_has_no_room_is_said_with_both_numbers(tmp_path, monkeypatch):
+    disk = shutil.disk_usage(tmp_path)
+    check_room(tmp_path, disk.free // 2), check_room(tmp_path / "none", 1 << 60)
+    with pytest.raises(OutputError, match=r"has room for [0-9,]+ bytes, and at least 1,152,921,504,606,846,976"):
+        check_room(tmp_path, 1 << 60)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type(disk)(0, 0, 0))  # some file systems do not say
+    check_room(tmp_path, 1 << 60)
+
+
+def test_a_file_without_end_is_read_up_to_its_limit_and_no_error_of_a_library_passes(tmp_path):
+    message = r"'/dev/zero' is none \(it has more than 9 bytes\); take another"
+    with pytest.raises(UsageError, match=message), readable("/dev/zero", "is none", UsageError, "take another"):
+        content_of("/dev/zero", 9)
+    with pytest.raises(UsageError, match=r"'x' is none \(RecursionError\)$"), readable("x", "is none", UsageError):
+        raise RecursionError
+    with pytest.raises(OutputError, match="own"), readable("x", "is none", UsageError):
+        raise OutputError("own")
+
+
+def test_a_lock_that_is_a_link_is_not_taken(tmp_path):
+    (tmp_path / "other").write_bytes(b"kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "other")
+    with pytest.raises(OutputError, match=r"\.lock' is a symbolic link"), only_run_in(tmp_path):
+        pass
+    assert (tmp_path / "other").read_bytes() == b"kept"
 
 
 def test_folders_that_are_missing_are_said(tmp_path):
