@@ -4,6 +4,7 @@ The page needs no network and no scripts; pictures are in it. It is made from th
 """
 
 import base64
+import gc
 import io
 import json
 import math
@@ -23,6 +24,7 @@ from ..inference.history import Epoch
 from ..inspection import plots
 from ..inspection.arviz import arviz_package, history_of, layer_posteriors
 from ..inspection.diagnostics import Calibration
+from ..inspection.probe import check_netcdf
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
@@ -107,6 +109,10 @@ def write_report(folder: str | Path, metrics: Mapping[str, Any] | None = None) -
     check_places(folder)
     advice = "the report is made from it: run the job anew in another folder"
     metrics = read_object(folder / "metrics.json", UsageError, advice)
+    for name in ("posterior.nc", "finetune.nc"):
+        if (folder / name).is_file():
+            with readable(folder / name, "is no posterior that ArviZ reads", UsageError):
+                check_netcdf(folder / name)
     try:
         return _written(folder, metrics)
     except (PyroBCError, OSError):
@@ -123,13 +129,18 @@ def _posterior(file: Path) -> Any:
 
     :raises UsageError: where it cannot.
     """
-    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    reason, before = "", sys.unraisablehook
+    # What was opened halfway fails once more when it is given up, and Python would print that.
+    sys.unraisablehook = lambda unraisable: None
     try:
-        with readable(file, "is no posterior that ArviZ reads", UsageError):
-            found = arviz_package().from_netcdf(file)
-    finally:  # what was opened halfway fails once more when it is given up, and Python would print that
+        try:
+            return arviz_package().from_netcdf(file)
+        except Exception as error:  # HDF5, xarray and ArviZ each have their own
+            reason = first_line(error)
+        gc.collect()
+    finally:
         sys.unraisablehook = before
-    return found
+    raise UsageError(f"'{file}' is no posterior that ArviZ reads: {reason}")
 
 
 def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
