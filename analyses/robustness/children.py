@@ -1,17 +1,24 @@
 """Work that may end its process, one piece after the other in children: what a signal or the clock ended is known."""
 
+import json
 import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-#: seconds that one piece may take, and bytes that it may ask for beside what was there before.
+#: seconds of the processor, however busy it is with others, that one piece may take, and bytes that it may ask for
+#: beside what was there before.
 SECONDS, MEMORY = 10, 2 << 30
+
+# Seconds in which nothing at all may happen.
+_STANDING = 200
 
 
 #: makes of a number what is to be watched, which says in one line what came of it.
@@ -23,7 +30,7 @@ class Piece:
     """What came of one piece of work.
 
     :param number: which one.
-    :param seconds: that it took.
+    :param seconds: of the processor that it took.
     :param peak: bytes of memory that it took, beside what was there before.
     :param told: what the work said in one line; what begins with ``!`` should not be.
     """
@@ -32,6 +39,39 @@ class Piece:
     seconds: float
     peak: int
     told: str
+
+
+@dataclass
+class Tally:
+    """What was tried, and what was found; as JSON in a file, from which a later call goes on."""
+
+    done: int = 0
+    counts: Counter = field(default_factory=Counter)
+    findings: list[list[Any]] = field(default_factory=list)
+    slowest: float = 0.0
+    peak: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(file: Path) -> "Tally":
+        """What a file holds; nothing tried where there is none."""
+        saved = json.loads(file.read_text()) if file.exists() else {}
+        return Tally(**{**saved, "counts": Counter(saved.get("counts", {}))})
+
+    def add(self, piece: Piece, told: str, about: Callable[[], list[Any]]) -> None:
+        """Count one piece of work.
+
+        :param told: what it came to.
+        :param about: what else is kept of one that should not have come to that.
+        """
+        self.done = piece.number + 1
+        self.slowest, self.peak = max(self.slowest, piece.seconds), max(self.peak, piece.peak)
+        self.counts[told] += 1
+        if "!" in told:
+            self.findings.append([piece.number, told, round(piece.seconds, 2), piece.peak >> 20, *about()])
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(vars(self), indent=1) + "\n")
 
 
 def each(numbers: range, work: Work, seconds: float, batch: int = 2000) -> Iterator[Piece]:
@@ -69,7 +109,7 @@ def each(numbers: range, work: Work, seconds: float, batch: int = 2000) -> Itera
             _, status = os.waitpid(child, 0)
         if status:
             ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exception of ours"
-            late = ended == "SIGALRM"
+            late = ended in ("SIGPROF", "SIGALRM")
             yield Piece(done, SECONDS if late else 0, 0, f"! longer than {SECONDS} s" if late else f"! {ended}")
             done += 1
 
@@ -82,11 +122,13 @@ def _child(numbers: range, work: Work, writer: int) -> None:
     for number in numbers:
         watched = work(number)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-        before, started = _status("VmRSS"), time.perf_counter()
-        signal.alarm(SECONDS)  # whose default ends the process
+        before, started = _status("VmRSS"), time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose default ends the process
+        signal.alarm(_STANDING)
         told = watched()
         signal.alarm(0)
-        taken = time.perf_counter() - started
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        taken = time.process_time() - started
         os.write(writer, f"{taken};{_status('VmHWM') - before};{told}\n".encode(errors="replace"))
 
 

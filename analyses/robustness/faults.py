@@ -11,34 +11,40 @@ one anew.
 """
 
 import argparse
-import contextlib
+import importlib
 import json
 import math
 import os
+import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # children of a process with threads have none
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 
 from common import RESULTS
 from crashes import check_whole, outcome
+from programs import program
 from runtime.test_files import mounted
+
+from pyro_bc.app.cli import main as called
+from pyro_bc.errors import CompressedFileError
+from pyro_bc.file.compressed import CompressedNetwork
 
 STATE = RESULTS / "faults.json"
 
 RUN = ("run", "--net", "lenet-300-100", "--prior", "gnj", "--data", "digits", "--widths", "8-8", "--epochs", "3",
        "--pretrain-epochs", "1", "--train-limit", "100", "--development")  # fmt: skip
-
-#: Every process of the command takes so long for its imports that nothing but a training is slower.
-_BRIEF = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -95,29 +101,70 @@ def fault(group: str, name: str) -> Callable[[Fault], Fault]:
     return add
 
 
+class Running:
+    """The command in a process of its own, which is a child of this one: all that it imports is imported."""
+
+    def __init__(self, *argv: str | Path, cwd: Path | None = None, file_size: int | None = None):
+        self.streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  read at its end
+        self.pid = os.fork()
+        if not self.pid:
+            code = 1
+            try:
+                for number, stream in enumerate(self.streams, 1):
+                    os.dup2(stream.fileno(), number)
+                os.chdir(cwd or Path.cwd())
+                if file_size is not None:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+                code = called([str(word) for word in argv])
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)
+
+    def end(self, seconds: float = math.inf) -> Done | None:
+        """What it came to; None where it has not ended in so many seconds, and was killed."""
+        ends = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, 0 if seconds == math.inf else os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > ends:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                return None
+            time.sleep(0.02)
+        texts = []
+        for stream in self.streams:
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="backslashreplace"))
+        return Done(os.waitstatus_to_exitcode(status), texts[0], texts[1].splitlines())
+
+
 def command(
     *argv: str | Path, env: dict[str, str | None] | None = None, cwd: Path | None = None, file_size: int | None = None,
     shell: str = "", before: str = "",
 ) -> Done:  # fmt: skip
-    """``python -m pyro_bc`` as a user calls it.
+    """The command as a user calls it: ``python -m pyro_bc`` where the environment or a shell's line are what is tried.
 
     :param env: other variables of the environment; None for one that is not there.
     :param file_size: bytes that a file may have.
     :param shell: what follows the command in a shell's line.
     :param before: what a shell does first.
     """
-    variables = {**os.environ, **_BRIEF, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})}
+    if not (env or shell or before):
+        done = Running(*argv, cwd=cwd, file_size=file_size).end()
+        assert done is not None
+        return done
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})}
     variables = {name: value for name, value in variables.items() if value is not None}
-
-    def limit() -> None:
-        if file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
     words = [sys.executable, "-m", "pyro_bc", *map(str, argv)]
     if shell or before:
         # What the words are is no part of the line.
         words = ["bash", "-o", "pipefail", "-c", f'{before} "$@" {shell}', "bash", *words]
-    done = subprocess.run(words, capture_output=True, env=variables, cwd=cwd, preexec_fn=limit, timeout=300)
+    done = subprocess.run(words, capture_output=True, env=variables, cwd=cwd, timeout=600)
     printed, said = (text.decode(errors="backslashreplace") for text in (done.stdout, done.stderr))
     return Done(done.returncode, printed, said.splitlines())
 
@@ -207,13 +254,6 @@ def _no_room(place: Place) -> Told:
         return as_before(told, not list(small.rglob("dense*")), "a network was trained first")
 
 
-@fault("output folder", "the working folder is gone")
-def _gone(place: Place) -> Told:
-    gone = place.folder / "gone"
-    gone.mkdir()
-    return refused(command(*RUN, "--out", "out", cwd=gone, before=f"rmdir '{gone}';"), "out")
-
-
 # While a run writes
 
 
@@ -246,35 +286,24 @@ for _text in ("300k", "700k", "1100k"):
 @fault("while a run writes", "two runs in one folder at the same time")
 def _two(place: Place) -> Told:
     out = place.folder / "out"
-    words = [sys.executable, "-m", "pyro_bc", *RUN, "--out", str(out)]
-    environment = {**os.environ, **_BRIEF, "PYTHONPATH": str(Path(__file__).parents[2])}
-    both = [subprocess.Popen(words, stdout=-1, stderr=-1, text=True, env=environment) for _ in range(2)]
-    found = sorted(
-        (process.wait(), said) for process, (_, said) in [(own, own.communicate()) for own in both]
-    )  # fmt: skip
-    told = refused(Done(found[1][0], "", found[1][1].splitlines()), str(out))
-    told = as_before(told, found[0][0] == 0, "none of them ended well")
+    both = [Running(*RUN, "--out", out) for _ in range(2)]
+    first, second = sorted((own.end() or Done(1, "", []) for own in both), key=lambda done: done.code)
+    told = as_before(refused(second, str(out)), first.code == 0, "none of them ended well")
     return as_before(told, outcome(out) == outcome(place.run), "other bytes or figures")
 
 
-@fault("while a run writes", "killed six times at random moments; then resumed")
+@fault("while a run writes", "killed at eight random moments; then resumed")
 def _killed(place: Place) -> Told:
-    import random
-
-    generator, out, kills = random.Random(0), place.folder / "out", 0
-    environment = {**os.environ, **_BRIEF, "PYTHONPATH": str(Path(__file__).parents[2])}
-    while kills < 6:
-        words = [sys.executable, "-m", "pyro_bc", *RUN, "--out", str(out)]
-        words += ["--resume"] if (out / "run.json").exists() else []
-        process = subprocess.Popen(words, stdout=-1, stderr=-1, text=True, env=environment)
-        try:
-            process.communicate(timeout=generator.uniform(4, 16))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            check_whole(out) if out.exists() else []
+    started, generator, out, kills = time.monotonic(), random.Random(0), place.folder / "out", 0
+    assert Running(*RUN, "--out", place.folder / "alone").end()
+    whole = time.monotonic() - started
+    while kills < 8:
+        resume = ["--resume"] if (out / "run.json").exists() else []
+        if Running(*RUN, "--out", out, *resume).end(generator.uniform(0.1, 0.9) * whole):
+            shutil.rmtree(out)  # it came to its end: another one
+            continue
+        kills += 1
+        check_whole(out) if out.exists() else []
     return completes(out, place.run, Told(f"killed {kills} times, every file whole after each"))
 
 
@@ -455,13 +484,6 @@ def _class(place: Place) -> Told:
 
 @fault("ONNX", "odd networks are written, or refused in one line")
 def _onnx(place: Place) -> Told:
-    import io
-
-    from programs import program
-
-    from pyro_bc.app.cli import main as called
-    from pyro_bc.errors import CompressedFileError
-    from pyro_bc.file.compressed import CompressedNetwork
 
     counts, wrong, number, path = [0, 0], [], 0, place.folder / "x.pbc"
     while sum(counts) < 25:
@@ -474,18 +496,11 @@ def _onnx(place: Place) -> Told:
         except CompressedFileError:
             continue
         path.write_bytes(data)
-        errors = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-            try:
-                code = called(["export", str(path), "--onnx", str(place.folder / "x.onnx")])
-            except BaseException as error:
-                wrong.append(f"program {number}: {type(error).__name__}: {str(error)[:200]}")
-                counts[1] += 1
-                continue
-        counts[code > 0] += 1
-        if code not in (0, 2) or (code == 2 and errors.getvalue().count("\n") != 1):
-            wrong.append(f"program {number}: {code}, {errors.getvalue()[:200]}")
-        if code == 2 and (place.folder / "x.onnx").exists():
+        done = command("export", path, "--onnx", place.folder / "x.onnx")
+        counts[done.code > 0] += 1
+        if done.code not in (0, 2) or (done.code == 2 and len(done.said) != 1):
+            wrong.append(f"program {number}: {done.code}, {done.said[-1:]}")
+        if done.code == 2 and (place.folder / "x.onnx").exists():
             wrong.append(f"program {number}: a file was written")
         (place.folder / "x.onnx").unlink(missing_ok=True)
     return Told(f"{counts[0]} written, {counts[1]} refused", wrong)
@@ -545,6 +560,8 @@ def main() -> None:
     results = json.loads(STATE.read_text()) if STATE.exists() else {}
     results = {name: own for name, own in results.items() if name in FAULTS and name not in args.again}
     args.scratch.mkdir(exist_ok=True)
+    for name in ("arviz", "matplotlib.figure", "sklearn.datasets", "torch._dynamo", "torch.export._trace", "h5netcdf"):
+        importlib.import_module(name)  # which every child needs, and has then
     ends = time.monotonic() + args.seconds
     for name in FAULTS:
         if name in results or time.monotonic() > ends:

@@ -4,19 +4,14 @@
 
 Each is a ``CompressedFileError`` or a network that can be written again to the same numbers; anything else ends the
 script with the file that did it. Checksums are corrected, unless it is said that they are not, since they would
-refuse nearly all. Well formed programs whose arguments, operations and connections are changed at random are loaded and
-predict, each under limits on memory and time, in a child process that a signal may end. Counts go to
-``analyses/results/hostile.md``; the fuzzer's corpus, made small, to ``tests/corpus/``, where the tests read it.
+refuse nearly all. Counts go to ``analyses/results/hostile.md``, with those of programs.py and readers.py; the fuzzer's
+corpus, made small, to ``tests/corpus/``, where the tests read it.
 """
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import random
-import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -24,12 +19,11 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import Progress, track
+from rich.progress import track
 from torch import nn
 
 from pyro_bc.errors import CompressedFileError
@@ -37,14 +31,15 @@ from pyro_bc.file.chain import KNOWN, Chain, Layer, prune
 from pyro_bc.file.compressed import CompressedNetwork, read_sections
 from pyro_bc.file.contents import Contents, Integers
 from pyro_bc.file.format import encode
-from pyro_bc.graph.nodes import Named, Node, Value, is_layer
-from pyro_bc.graph.operations import OPERATIONS
+from pyro_bc.graph.nodes import is_layer
 from pyro_bc.graph.read import read_graph
 from pyro_bc.quantisation.fixed_point import FixedPoint
 
 sys.path.append(str(Path(__file__).parents[1]))
+from children import Tally
 from common import RESULTS
 
+STATE = RESULTS / "hostile.json"
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MOST_FILES, MOST_BYTES = 120, 600  # of the corpus that is kept, and of each of its files
 
@@ -175,149 +170,6 @@ def changes(file: bytes, first: int = 0):
     return (file[:p] + bytes([file[p] ^ change]) + file[p + 1 :] for p in positions for change in range(1, 256))
 
 
-#: what an argument becomes: what is at a limit, beyond it, of another kind, or is acted on by a terminal.
-_NUMBERS = (0, 1, -1, 2, 3, 7, 16, 100, 4096, 1 << 16, 1 << 24, 1 << 28, 1 << 31, 1 << 40, 1 << 61, -(1 << 40))
-_OTHERS = (
-    None,
-    True,
-    False,
-    0.0,
-    0.5,
-    -1.0,
-    math.inf,
-    math.nan,
-    1e30,
-    "same",
-    "float32",
-    "tanh",
-    "\x1b[31m",
-    (),
-    (1, 1),
-)
-_KEYWORDS = ("dtype", "dim", "stride", "alpha", "approximate", "out_dtype", "memory_format", "bogus")
-
-# Limits on one program: seconds, and bytes of memory beside what the libraries take.
-_SECONDS, _MEMORY = 20, 6 << 30
-
-
-def forged(generator: random.Random, contents: Contents) -> bytes:
-    """A network's file with one to three changes to its program; shapes known or not."""
-    nodes = list(contents.nodes)
-    for _ in range(generator.choice((1, 1, 1, 2, 3))):
-        at = generator.randrange(len(nodes))
-        nodes[at] = _changed(generator, at, nodes[at], tuple(contents.tensors))
-    names = dict.fromkeys(name for node in nodes for name in node.named())
-    weights = {node.args[1].name for node in nodes if is_layer(node)}
-    tensors = {name: contents.tensors[name] for name in names}
-    dense = {name: contents.dense_shapes.get(name, (1, 1)) for name in weights}
-    shape = contents.input_shape if generator.random() < 0.6 else ()
-    return encode(Contents(tuple(nodes), tensors, dense, 100, shape, contents.buffers.intersection(names)))
-
-
-def _changed(generator: random.Random, at: int, node: Node, names: tuple[str, ...]) -> Node:
-    kind, args = generator.random(), list(node.args)
-    if kind < 0.1:
-        return replace(node, op=generator.choice(OPERATIONS).name)
-    if kind < 0.2:
-        return replace(node, args=(*args, _other(generator, at, names)))
-    if kind < 0.3:
-        return replace(node, kwargs=(*node.kwargs, (generator.choice(_KEYWORDS), _other(generator, at, names))))
-    if kind < 0.35 or not args:
-        return replace(node, args=tuple(args[:-1]))
-    place = generator.randrange(len(args))
-    if isinstance(args[place], tuple) and args[place] and generator.random() < 0.7:
-        inner = list(args[place])
-        inner[generator.randrange(len(inner))] = _other(generator, at, names)
-        args[place] = tuple(inner)
-    else:
-        args[place] = _other(generator, at, names)
-    return replace(node, args=tuple(args))
-
-
-def _other(generator: random.Random, at: int, names: tuple[str, ...]) -> Any:
-    kind = generator.random()
-    if kind < 0.5:
-        return generator.choice(_NUMBERS)
-    if kind < 0.7:
-        return generator.choice(_OTHERS)
-    return Value(generator.randrange(-1, at)) if kind < 0.85 or not names else Named(generator.choice(names))
-
-
-def predicted(data: bytes, shape: tuple[int, ...]) -> str:
-    """``refused``; ``no prediction`` where the network raises on three inputs; or ``predicted``."""
-    if outcome(data) == "refused":
-        return "refused"
-    net = CompressedNetwork.from_bytes(data).network()
-    try:
-        with torch.no_grad():
-            assert isinstance(net(torch.rand(3, *shape)), torch.Tensor)
-    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError):
-        return "no prediction"
-    return "predicted"
-
-
-def programs(count: int, batch: int = 250) -> tuple[Counter, float]:
-    """Forged programs in child processes; :raises SystemExit: with the file, where one ends its process."""
-    torch.manual_seed(0)
-    transformer = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)
-    networks = [
-        from_module(Branches(), (2, 4, 4)),
-        from_module(nn.Sequential(transformer, nn.Flatten(), nn.Linear(8, 2)), (2, 4), 1.0),
-        from_module(nn.Sequential(nn.Conv1d(2, 2, 3), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(4, 2)), (2, 6)),
-        from_module(
-            nn.Sequential(
-                nn.ConvTranspose2d(1, 2, 3, 2), nn.PReLU(), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(2)
-            ),
-            (1, 4, 4),
-        ),
-        from_module(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.InstanceNorm2d(2), nn.PixelShuffle(1)), (1, 4, 4)),
-    ]
-    counts, slowest, done = Counter[str](), 0.0, 0
-    with Progress() as progress:
-        shown = progress.add_task("forged programs", total=count)
-        while done < count:
-            reader, writer = os.pipe()
-            child = os.fork()
-            if not child:
-                with contextlib.suppress(BaseException):
-                    _batch(networks, range(done, min(count, done + batch)), writer)
-                    os._exit(0)
-                os._exit(1)
-            os.close(writer)
-            with os.fdopen(reader) as told:
-                lines = [line.split(";") for line in told.read().splitlines()]
-            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            if ended == -signal.SIGALRM:
-                lines.append(["too long", str(_SECONDS)])
-            elif ended:
-                sys.exit(f"the process of program {done + len(lines)} ended with {ended}; hostile.pbc did it")
-            counts.update(what for what, _ in lines)
-            slowest = max(slowest, *(float(seconds) for _, seconds in lines))
-            done += len(lines)
-            progress.update(shown, completed=done)
-    return counts, slowest
-
-
-def _batch(networks: list[Contents], numbers: range, writer: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    torch.set_num_threads(1)
-    for number in numbers:
-        generator = random.Random(number)
-        contents = generator.choice(networks)
-        started = time.perf_counter()
-        try:
-            data = forged(generator, contents)
-        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, struct.error):
-            os.write(writer, b"never written;0\n")  # even our writer needs some sense
-            continue
-        Path("hostile.pbc").write_bytes(data)
-        signal.alarm(_SECONDS)
-        found = predicted(data, contents.input_shape)
-        signal.alarm(0)
-        os.write(writer, f"{found};{time.perf_counter() - started}\n".encode())
-    Path("hostile.pbc").unlink(missing_ok=True)
-
-
 def fuzz(seconds: int) -> dict:
     """Atheris in a process of its own, from the corpus and the seeds; the corpus is then made small."""
     with tempfile.TemporaryDirectory() as folder:
@@ -342,47 +194,80 @@ def fuzz(seconds: int) -> dict:
         return json.loads(stats.read_text()) | {"corpus": len(found), "kept": len(kept)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=900, help="of fuzzing")
-    parser.add_argument("--programs", type=int, default=100_000, help="forged programs")
-    args = parser.parse_args()
-    counts, slowest = programs(args.programs)
-    table = rows()
-    found = fuzz(args.seconds)
+def _of_files(kept: dict) -> Iterator[str]:
+    for name, counts, slowest in kept.get("bytes", []):
+        tried, refused, networks = sum(counts.values()), counts.get("refused", 0), counts.get("network", 0)
+        yield f"| {name} | {tried:,} | {refused:,} | {networks:,} | {slowest:.2f} s |"
+    if "fuzz" in kept:
+        found = kept["fuzz"]
+        counts = found["counts"]
+        yield (
+            f"| coverage-guided (atheris), {found['seconds'] / 60:.0f} minutes, checksum right | "
+            f"{sum(counts.values()):,} | {counts.get('refused', 0):,} | {counts.get('network', 0):,} | "
+            f"< 20 s (its limit) |"
+        )
+
+
+def _of_tally(tally: Tally, what: str) -> list[str]:
+    """A tally as a table; what should not be last."""
+    lines = ["", f"| {what} | count |", "|---|---|"]
+    for told, count in sorted(tally.counts.items(), key=lambda item: ("!" in item[0], -item[1])):
+        lines.append(f"| {told.replace('! ', '**')}{'**' * ('!' in told)} | {count:,} |")
+    most = f"{tally.peak >> 20:,} MiB"
+    return [*lines, "", f"{tally.done:,} tried; the slowest took {tally.slowest:.1f} s, the largest {most} of memory."]
+
+
+def page(kept: dict) -> str:
+    """All that was tried: bytes, programs, and files of other kinds."""
     lines = [
         "# Hostile files",
         "",
-        f"`python analyses/robustness/hostile.py --seconds {args.seconds} --programs {args.programs}`. Each is refused "
-        "with a `CompressedFileError`, or "
-        "is a network whose numbers come back when it is written again.",
+        "`python analyses/robustness/hostile.py --seconds 900`, `python analyses/robustness/programs.py` and `python "
+        "analyses/robustness/readers.py`, in as many calls as it takes.",
+        "",
+        "Compressed networks. Each is refused with a `CompressedFileError`, or is a network whose numbers come back "
+        "when it is written again.",
         "",
         "| inputs | tried | refused | networks | slowest |",
         "|---|---|---|---|---|",
+        *_of_files(kept),
     ]
-    for name, counts, slowest in table:
-        lines.append(
-            f"| {name} | {sum(counts.values()):,} | {counts['refused']:,} | {counts['network']:,} | {slowest:.2f} s |"
-        )
-    loaded = counts["predicted"] + counts["no prediction"] + counts["too long"]
-    lines.append(
-        f"| well formed programs, arguments, operations and connections changed | {loaded + counts['refused']:,} | "
-        f"{counts['refused']:,} | {loaded:,}, of which {counts['no prediction']:,} raise at a prediction and "
-        f"{counts['too long']:,} take longer than {_SECONDS} s | {slowest:.2f} s |"
-    )
-    counts = found["counts"]
-    lines.append(
-        f"| coverage-guided (atheris), {found['seconds'] / 60:.0f} minutes, checksum right | "
-        f"{sum(counts.values()):,} | {counts.get('refused', 0):,} | {counts.get('network', 0):,} | < 20 s (its limit) |"
-    )
-    lines += [
-        "",
-        f"The fuzzer's corpus grew to {found['corpus']} files, of which {found['kept']} are in `tests/corpus/`; its "
-        f"process never took more than {found['peak_mb']:,} MB (limit 1,500), torch included.",
-    ]
-    text = "\n".join(lines) + "\n"
-    (RESULTS / "hostile.md").write_text(text)
-    print(text)
+    if "fuzz" in kept:
+        found = kept["fuzz"]
+        lines += [
+            "",
+            f"The fuzzer's corpus grew to {found['corpus']} files, of which {found['kept']} are in `tests/corpus/`; "
+            f"its process never took more than {found['peak_mb']:,} MB (limit 1,500), torch included.",
+        ]
+    programs, files = Tally.of(RESULTS / "programs.json"), Tally.of(RESULTS / "readers.json")
+    if programs.done:
+        lines += [
+            "",
+            "Programs of the operations' rows, valid and changed, read, then asked for two batches.",
+        ]
+        lines += _of_tally(programs, "programs")
+    if files.done:
+        lines += [
+            "",
+            "Files of every other kind, changed at random, and the command that reads them.",
+        ]
+        lines += _of_tally(files, "files")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=900, help="of fuzzing; 0 for none")
+    parser.add_argument("--page", action="store_true", help="write the page from what is known, and try nothing")
+    args = parser.parse_args()
+    kept = json.loads(STATE.read_text()) if STATE.exists() else {}
+    if not args.page:
+        kept["bytes"] = rows()
+    if not args.page and args.seconds:
+        kept["fuzz"] = fuzz(args.seconds)
+    STATE.write_text(json.dumps(kept, indent=1) + "\n")
+    (RESULTS / "hostile.md").write_text(page(kept))
+    print(page(kept))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,15 @@ Counts are kept in ``analyses/results/programs.json``, and a later call goes on 
 """
 
 import argparse
-import json
 import math
 import random
 import signal
 import struct
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,11 @@ from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 
-from children import SECONDS, Piece, each
+from children import SECONDS, Tally, each
 from common import RESULTS
 from graph.test_operations import Example, examples
 
-from pyro_bc.errors import CompressedFileError, UnsupportedNetworkError
+from pyro_bc.errors import CompressedFileError, PyroBCError
 from pyro_bc.file.compressed import CompressedNetwork
 from pyro_bc.file.contents import Contents, Floats, Integers, Stored
 from pyro_bc.file.format import encode
@@ -376,7 +374,11 @@ def outcome(found: Program, data: bytes) -> str:
     for examples_of_batch in (2, 5):
         x = torch.rand(examples_of_batch, *found.shape)
         with torch.no_grad():
-            parts, whole = _computed(net, x), _computed(super(fast.PredictionNetwork, net), x)
+            parts = _computed(net, x)
+            if isinstance(parts, PyroBCError):  # the shape of its input was not known before
+                told.add("refused at the prediction")
+                continue
+            whole = _computed(super(fast.PredictionNetwork, net), x)
         for own in (parts, whole):
             if isinstance(own, Exception) and (isinstance(own, MemoryError) or "allocate memory" in str(own)):
                 return "! a prediction asks for more memory than there is"
@@ -385,8 +387,7 @@ def outcome(found: Program, data: bytes) -> str:
         if isinstance(whole, Exception) or isinstance(parts, Exception):
             if type(whole) is not type(parts):
                 return "! a prediction in parts ends otherwise than the whole"
-            refused = isinstance(whole, CompressedFileError | UnsupportedNetworkError)
-            told.add("refused at the prediction" if refused else "the prediction raises")
+            told.add("the prediction raises")
             continue
         if not isinstance(whole, Tensor):
             return "! the output is no tensor"
@@ -410,45 +411,14 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-@dataclass
-class Tally:
-    """What was tried, and what was found; as JSON in a file."""
-
-    done: int
-    counts: Counter
-    findings: list[list[Any]]
-    slowest: float = 0.0
-    peak: int = 0
-    seconds: float = 0.0
-
-    def add(self, piece: Piece) -> None:
-        """Count one program."""
-        self.done = piece.number + 1
-        size, _, told = piece.told.rpartition(";")
-        if piece.peak > MOST_MEMORY and int(size) < SMALL_FILE and not told.startswith("!"):
-            told = "! more than 1 GiB"
-        self.slowest, self.peak = max(self.slowest, piece.seconds), max(self.peak, piece.peak)
-        self.counts[told] += 1
-        if told.startswith("!"):
-            found, data = program(piece.number)
-            row = [piece.number, told, len(data), round(piece.seconds, 2), piece.peak >> 20, found.what[:150]]
-            self.findings.append(row)
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(vars(self), indent=1) + "\n")
-
-
-def tally(file: Path) -> Tally:
-    """What a file holds; nothing tried where there is none."""
-    if not file.exists():
-        return Tally(0, Counter(), [])
-    saved = json.loads(file.read_text())
-    return Tally(**{**saved, "counts": Counter(saved["counts"])})
-
-
 def _work(number: int) -> Callable[[], str]:
     found, data = program(number)
     return lambda: f"{len(data)};{outcome(found, data)}"
+
+
+def _about(number: int) -> list[Any]:
+    found, data = program(number)
+    return [len(data), found.what[:150]]
 
 
 def tried(counted: Tally, count: int, seconds: float) -> None:
@@ -459,7 +429,10 @@ def tried(counted: Tally, count: int, seconds: float) -> None:
     with Progress() as progress:
         shown = progress.add_task("programs", total=count, completed=counted.done)
         for piece in each(range(counted.done, count), _work, seconds):
-            counted.add(piece)
+            size, _, told = piece.told.rpartition(";")
+            if piece.peak > MOST_MEMORY and int(size) < SMALL_FILE and not told.startswith("!"):
+                told = "! more than 1 GiB"
+            counted.add(piece, told, partial(_about, piece.number))
             progress.update(shown, completed=counted.done)
     counted.seconds = before + time.monotonic() - started
 
@@ -482,10 +455,10 @@ def main() -> None:
                 print("  ", name, type(stored).__name__, tuple(getattr(stored, "codes", torch.empty(0)).shape))
         torch.set_num_threads(1)
         fast.PART = 2
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         print(outcome(found, data))
         return
-    counted = tally(args.state)
+    counted = Tally.of(args.state)
     tried(counted, args.programs, args.seconds)
     counted.save(args.state)
     for told, count in counted.counts.most_common():

@@ -20,9 +20,9 @@ import struct
 import sys
 import tarfile
 import tempfile
+import time
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -35,10 +35,16 @@ from rich.progress import Progress
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from children import each
+from children import Tally, each
+from common import RESULTS
 
 from pyro_bc.app.cli import main as command
 from pyro_bc.app.networks import NETWORKS
+
+STATE = RESULTS / "readers.json"
+
+#: bytes of memory that a file of some kilobytes may take.
+_MOST_MEMORY = 1 << 29
 
 _WHERE = Path(tempfile.gettempdir()) / "pyro-bc-readers"
 
@@ -277,28 +283,36 @@ def told(argv: tuple[str, ...], folder: Path) -> str:
     return "refused"
 
 
+def tried(counted: Tally, count: int, seconds: float, chosen: list[str]) -> None:
+    """Try files until there were so many, or so much time has passed."""
+    _others()  # before the fork: each child has them
+    started, before = time.monotonic(), counted.seconds
+    with Progress() as progress:
+        shown = progress.add_task("files", total=count, completed=counted.done)
+        for piece in each(range(counted.done, count), partial(work, chosen), seconds, 400):
+            kind, _, what = piece.told.rpartition(";")
+            kind = kind or chosen[piece.number % len(chosen)]
+            if piece.peak > _MOST_MEMORY and not what.startswith("!"):
+                what = "! more than 512 MiB"
+            counted.add(piece, f"{kind}: {what}", list)
+            progress.update(shown, completed=counted.done)
+    counted.seconds = before + time.monotonic() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=math.inf)
-    parser.add_argument("--kinds", default="", help="only those that begin so")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of this call; a later one goes on")
+    parser.add_argument("--state", type=Path, default=STATE, help="where counts are kept")
+    parser.add_argument("--kinds", default="", help="only those that begin so; several with semicolons between")
     args = parser.parse_args()
     chosen = [kind for kind in kinds() if kind.startswith(tuple(args.kinds.split(";")))]
-    _others()
-    counts, peak, slowest = Counter(), 0, 0.0
-    with Progress() as progress:
-        shown = progress.add_task("files", total=args.files)
-        for piece in each(range(args.start, args.start + args.files), partial(work, chosen), args.seconds, 400):
-            kind, _, what = piece.told.partition(";")
-            counts[kind, what if not what.startswith("!") else "!"] += 1
-            peak, slowest = max(peak, piece.peak), max(slowest, piece.seconds)
-            if what.startswith("!") or not what or piece.peak > 1 << 29 or piece.seconds > 3:
-                print(piece.number, piece.told, f"{piece.seconds:.1f} s, {piece.peak >> 20} MiB")
-            progress.update(shown, completed=piece.number + 1 - args.start)
-    for (kind, what), count in sorted(counts.items()):
-        print(f"{count:7,} {kind}: {what}")
-    print(f"most memory {peak >> 20} MiB, slowest {slowest:.1f} s")
+    counted = Tally.of(args.state)
+    tried(counted, args.files, args.seconds, chosen)
+    counted.save(args.state)
+    for told, count in sorted(counted.counts.items()):
+        print(f"{count:8,} {told}")
+    print(f"{counted.done:,} files, slowest {counted.slowest:.1f} s, most memory {counted.peak >> 20} MiB")
 
 
 if __name__ == "__main__":
