@@ -198,7 +198,7 @@ def _find(name: str, files: Sequence[str], url: str, md5: str, folder: str | os.
             pooch.retrieve(url + file, known_hash=f"md5:{md5}", fname=f"{name}-{file}", path=pooch.os_cache("pyro_bc"))
         )
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise DataError(
             f"{file} of {name} could not be downloaded ({reason}); check the network, or give the folder that holds "
             f"the original file with --data-dir or $PYRO_BC_DATA"

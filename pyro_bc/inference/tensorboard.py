@@ -18,7 +18,7 @@ def tensorboard_log(folder: str | Path) -> Callable[[Epoch], None]:
 
     :param folder: made where there is none.
     :raises UsageError: where TensorBoard is not installed.
-    :raises OutputError: where the folder cannot be written into.
+    :raises OutputError: where the folder cannot be written into, at once or later.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -36,11 +36,14 @@ def tensorboard_log(folder: str | Path) -> Callable[[Epoch], None]:
     writers: list[Any] = []
 
     def write(epoch: Epoch) -> None:
-        if not writers:
-            writers.append(SummaryWriter(str(folder), purge_step=epoch.epoch))
-        for name, value in scalars(epoch):
-            writers[0].add_scalar(name, value, epoch.epoch)
-        writers[0].flush()  # a fit may be killed
+        try:
+            if not writers:
+                writers.append(SummaryWriter(str(folder), purge_step=epoch.epoch))
+            for name, value in scalars(epoch):
+                writers[0].add_scalar(name, value, epoch.epoch)
+            writers[0].flush()  # a fit may be killed
+        except OSError as error:
+            raise OutputError(f"the log in '{folder}' cannot be written: {error.strerror or error}") from None
 
     return write
 

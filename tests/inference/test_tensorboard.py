@@ -7,6 +7,7 @@ from helpers import fresh, two_layers, two_of_six
 
 import pyro_bc
 from pyro_bc.errors import OutputError, UsageError
+from pyro_bc.inference.history import Epoch
 from pyro_bc.inference.tensorboard import scalars, tensorboard_log
 
 
@@ -48,6 +49,19 @@ def test_a_resumed_fit_goes_on_in_the_same_log(tmp_path):
         assert [event.step for event in read.Scalars(name)] == [1, 2, 3, 4, 5], name
         expected = [dict(scalars(own))[name] for own in history]
         assert [event.value for event in read.Scalars(name)] == pytest.approx(expected, rel=1e-6), name
+
+
+def test_a_log_that_cannot_be_written_any_more_is_said_with_its_folder(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="the log needs the extra tensorboard")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    write = tensorboard_log(tmp_path / "log")
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    epoch = Epoch(1, 1.0, 1.0, 0.0, 1.0, 0.0, {}, 0.1)
+    with pytest.raises(OutputError, match=r"the log in '.*log' cannot be written: No space left"):
+        write(epoch)
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
