@@ -421,7 +421,7 @@ def _about(number: int) -> list[Any]:
     return [len(data), found.what[:150]]
 
 
-def tried(counted: Tally, count: int, seconds: float) -> None:
+def tried(counted: Tally, state: Path, count: int, seconds: float) -> None:
     """Try programs until there were so many, or so much time has passed."""
     changes()  # before the fork: each child has them
     fast.PART = 2  # so that every batch goes through in parts, where it may
@@ -434,6 +434,8 @@ def tried(counted: Tally, count: int, seconds: float) -> None:
                 told = "! more than 1 GiB"
             counted.add(piece, told, partial(_about, piece.number))
             progress.update(shown, completed=counted.done)
+            if counted.done % 1000 == 0:
+                counted.save(state)
     counted.seconds = before + time.monotonic() - started
 
 
@@ -459,7 +461,7 @@ def main() -> None:
         print(outcome(found, data))
         return
     counted = Tally.of(args.state)
-    tried(counted, args.programs, args.seconds)
+    tried(counted, args.state, args.programs, args.seconds)
     counted.save(args.state)
     for told, count in counted.counts.most_common():
         print(f"{count:8,} {told}")

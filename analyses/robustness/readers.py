@@ -283,7 +283,7 @@ def told(argv: tuple[str, ...], folder: Path) -> str:
     return "refused"
 
 
-def tried(counted: Tally, count: int, seconds: float, chosen: list[str]) -> None:
+def tried(counted: Tally, state: Path, count: int, seconds: float, chosen: list[str]) -> None:
     """Try files until there were so many, or so much time has passed."""
     _others()  # before the fork: each child has them
     started, before = time.monotonic(), counted.seconds
@@ -296,6 +296,8 @@ def tried(counted: Tally, count: int, seconds: float, chosen: list[str]) -> None
                 what = "! more than 512 MiB"
             counted.add(piece, f"{kind}: {what}", list)
             progress.update(shown, completed=counted.done)
+            if counted.done % 1000 == 0:
+                counted.save(state)
     counted.seconds = before + time.monotonic() - started
 
 
@@ -308,7 +310,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = [kind for kind in kinds() if kind.startswith(tuple(args.kinds.split(";")))]
     counted = Tally.of(args.state)
-    tried(counted, args.files, args.seconds, chosen)
+    tried(counted, args.state, args.files, args.seconds, chosen)
     counted.save(args.state)
     for told, count in sorted(counted.counts.items()):
         print(f"{count:8,} {told}")

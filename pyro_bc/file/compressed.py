@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,13 @@ from ..graph.limits import Limits
 from ..graph.nodes import Graph
 from ..graph.outline import outline_of_two
 from ..graph.read import read_graph
-from ..runtime.files import write_atomically
+from ..runtime.files import content_of, readable, write_atomically
 from ..runtime.html import paragraph, table
 from .contents import Contents, Input, Numbers, form, values
 from .format import decode, encode
+
+# Of a file, whose numbers are at most 2^28, of four bytes; a device has more.
+_MOST_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,9 @@ def read(path: str | os.PathLike[str], net: nn.Module | None = None, limits: Lim
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Content of a file; :raises CompressedFileError: where it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise CompressedFileError(f"'{path}' cannot be read: {error.strerror or error}") from None
+    with readable(path, "cannot be read", CompressedFileError):
+        data = content_of(path, _MOST_BYTES)
+    return data
 
 
 def load(path: str | os.PathLike[str], net: nn.Module | None = None, limits: Limits | None = None) -> nn.Module:

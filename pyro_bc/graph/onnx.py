@@ -137,6 +137,8 @@ def to_onnx(
         raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
     net = copy.deepcopy(net).cpu().eval()
     example = _random_inputs(2, forms)
+    with torch.no_grad():
+        net(*example)  # which looks at what a file's network may take, where its shape was not known before
     arranged = _with_plain_pools(without_selections(net, *example)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
