@@ -4,6 +4,11 @@ Every error that a user can cause derives from :class:`PyroBCError`; the command
 line on standard error and exit code 2.
 """
 
+import re
+
+# What Pyro adds to a ValueError that is raised within a model.
+_ADDED = re.compile(r"\n *Trace Shapes:.*", re.DOTALL)
+
 # Characters of one message: what a file holds may be quoted in it, however long it is.
 _LONGEST = 8000
 
@@ -29,7 +34,7 @@ class PyroBCError(Exception):
     is_everywhere = False
 
     def __str__(self) -> str:
-        text = printable(super().__str__())
+        text = printable(_ADDED.sub("", super().__str__()))
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

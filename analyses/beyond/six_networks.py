@@ -3,8 +3,8 @@
     python analyses/beyond/six_networks.py --data-dir ../shared/data
 
 trains those that ``runs/six-networks`` does not hold yet, and prints their errors; the ResNet-20, which takes twenty
-minutes on a core, is in ``six-networks`` beside this script. LeNet-300-100 and LeNet-5-Caffe on MNIST, a ResNet-20 and a
-network of depthwise convolutions on the JPEG copy of CIFAR-10, a transformer encoder on the rows of the digits, and a
+minutes on a core, is in ``six-networks`` beside this script. LeNet-300-100 and LeNet-5-Caffe on MNIST, a ResNet-20 and
+a network of depthwise convolutions on the JPEG copy of CIFAR-10, a transformer encoder on the rows of the digits, and a
 network of fully connected layers on scikit-learn's table of breast cancers.
 """
 

@@ -17,9 +17,11 @@ from ..runtime.messages import first_line
 from .arguments import check_program
 from .exported import UnknownOperationError, graph_of, simpler, writes_in_place
 from .folding import weights_of_layers
+from .forms import Form
 from .interface import OneOutput, Output
 from .module import GraphNetwork, evaluating
 from .nodes import Graph, is_layer, layer_name
+from .outline import form_of, outline_of_two
 
 
 def read_graph(net: nn.Module, example: Batch, output: Output = None) -> Graph:
@@ -81,7 +83,8 @@ def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:
                 raise first from None
         else:
             if _computes(net, graph, examples):
-                check_program(graph.nodes)
+                forms = [Form(tuple(x.shape[1:]), x.dtype) for x in examples]
+                outline_of_two(check_program(graph.nodes), forms, {n: form_of(t) for n, t in graph.tensors.items()})
                 return graph
             if not writes_in_place(program):
                 raise UnsupportedNetworkError(

@@ -395,7 +395,13 @@ class BayesianNetwork(PyroModule):
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = called(self.net, x, self.output)
-        density = self.likelihood(outputs)
-        with pyro.plate("data", self.num_data, subsample=tensors_of(x)[0], dim=-1):
+        density, examples = self.likelihood(outputs), tensors_of(x)[0]
+        targets = density.batch_shape[-1:]
+        if targets and targets[0] not in (1, len(examples)):
+            raise UnsupportedNetworkError(
+                f"the network's output does not keep its examples in front: of {len(examples)} it makes outputs of "
+                f"shape {tuple(outputs.shape)}, which say {targets[0]} targets"
+            )
+        with pyro.plate("data", self.num_data, subsample=examples, dim=-1):
             pyro.sample("y", density, obs=y)
         return outputs

@@ -21,6 +21,7 @@ from pyro_bc import (
     LogUniform,
     StandardNormal,
     bayesianize,
+    check,
 )
 from pyro_bc.errors import ImproperPriorError, PyroBCError, UnsupportedNetworkError, UsageError
 from pyro_bc.model.likelihoods import Normal
@@ -317,3 +318,20 @@ def test_a_users_own_density_stays_where_the_model_moves():
     layer = BayesianLinear(3, 2, prior=StandardNormal())
     layer.weight = PyroSample(dist.Normal(7.0, 1e-3).expand([2, 3]).to_event(2))
     assert (layer.to(torch.float32).weight - 7).abs().max() < 0.1
+
+
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x).T
+
+
+def test_an_output_that_does_not_keep_its_examples_in_front_is_refused_in_one_line():
+    model = BayesianNetwork(Turned(), num_data=8)
+    with pytest.raises(UnsupportedNetworkError, match=r"of 8 it makes outputs of shape \(3, 8\), which say 3 targets$"):
+        poutine.trace(model).get_trace(torch.rand(8, 4))  # Pyro adds a table of shapes, which says nothing more
+    found = check(Turned(), torch.rand(8, 4))
+    assert "does not keep its examples in front" in str(found)
