@@ -27,6 +27,7 @@ from ..data.loaders import check_inputs, first_batch, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.judged import figure
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..posterior.thresholds import choose_threshold
@@ -259,18 +260,19 @@ def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str
     """What the progress bar says; of a network that is looked at, the error of what would be stored."""
     record = history[-1]
     left = "-".join(map(str, record.groups_left.values()))
-    looks = [own for own in history if own.held_out_error is not None]
+    looks = [(own.held_out_error, own.file_bytes) for own in history if own.held_out_error is not None]
     if looks:
-        error = f"compressed {metric} {looks[-1].held_out_error:.2f}"
-        return f"{error}  {looks[-1].file_bytes:,} bytes  {left}  loss {record.loss:.3f}  KL {record.kl:.3f}"
+        error = f"compressed {metric} {figure(metric, looks[-1][0])}"
+        return f"{error}  {looks[-1][1]:,} bytes  {left}  loss {record.loss:.3f}  KL {record.kl:.3f}"
     size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
-    error = "" if math.isnan(record.error) else f"  {metric} of drawn weights {record.error:.2f}"
+    error = "" if math.isnan(record.error) else f"  {metric} of drawn weights {figure(metric, record.error)}"
     return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
 
 
 def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
     """Say that a fit is far from its target, and what is done about it."""
-    what = "nothing would be left of the network" if math.isnan(standing.error) else f"{metric} {standing.error:.2f}"
+    found = f"{metric} {figure(metric, standing.error)}"
+    what = "nothing would be left of the network" if math.isnan(standing.error) else found
     warnings.warn(
         f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which is far beyond the target; "
         f"the KL gets less weight",

@@ -64,8 +64,8 @@ class FitResult:
         )
         rows = [
             (
-                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.2f}",
-                "" if own.held_out_error is None else f"{own.held_out_error:.2f}",
+                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.4g}",
+                "" if own.held_out_error is None else f"{own.held_out_error:.4g}",
                 "" if own.file_bytes is None else f"{own.file_bytes:,}", "-".join(map(str, own.groups_left.values())),
             )
             for own in shown
