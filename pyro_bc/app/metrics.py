@@ -163,6 +163,7 @@ def metrics_of(
             "negative_log_likelihood_per_example": last.negative_log_likelihood,
             "kl_per_example": last.kl,
         },
+        "kl_weight": guide.kl_weight,
         "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
     }
 

@@ -95,7 +95,9 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
     if "fit" not in recipe:
         return [f"{recipe['epochs']} epochs of training, rounded" if recipe["epochs"] else "Without training"]
     own, again = recipe["fit"], recipe["finetune"]
-    weight = "learned" if own["kl_weight"] is None else f"{own['kl_weight']:g}"
+    weight = f"{own['kl_weight']:g}" if own["kl_weight"] is not None else "found while training"
+    if own["kl_weight"] is None and "kl_weight" in metrics:
+        weight = f"{metrics['kl_weight']:.2g}, {weight}"
     how = [f"{own['epochs']} epochs", f"KL weight {weight}"]
     if metrics["started_from"]:
         how.append(f"started from widths {'-'.join(map(str, metrics['started_from']))}")

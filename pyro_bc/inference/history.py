@@ -16,12 +16,13 @@ class Epoch:
     :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
     :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
     :param learning_rates: at its end, by what is learned with them (:class:`~pyro_bc.inference.schedule.Trained`).
-    :param slack: of a fit with a target, where held-out data were looked at after this epoch: the part of what is
-        allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`).
+    :param slack: where compression was looked at after this epoch, and something is asked of it: the part of what is
+        allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`), by a target, or of what compression may
+        cost where no weight of the KL was given.
     :param held_out_error: where held-out data were looked at, the error of what compression would have left then, in
         the unit of the likelihood's ``metric``.
     :param file_bytes: about the size of its file.
-    :param is_kept: whether that kept the target; None without one.
+    :param is_kept: whether it kept what is asked for; None where nothing is.
     """
 
     epoch: int
