@@ -25,7 +25,7 @@ from .history import Epoch
 CHECKPOINT_FORMAT = 3
 
 # Of an epoch, what only a fit has whose compression is looked at.
-_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept")
+_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept", "train_error")
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
-from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
+from .multiplier import Errors, Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
@@ -167,10 +167,10 @@ def fit(
         most = usual_weight(model.num_data, weights_of(guide))
         if target is None and isinstance(model, BayesianNetwork) and not has_codes:
             guard = guarding(model, guide, examples)
-    known = -math.inf
-    if target is not None:
-        known = judge(model.skeleton, model.likelihood, examples, posterior_of(guide), model.output).error
-        known = sum(processes.gathered(known)) / processes.count()
+    before = None
+    if target is not None and held_out is not None:
+        guard = guarding(model, guide, examples)
+        before = _errors(model, guide, examples, held_out)
     guide.kl_weight = float(most)
     bounds = log_variance_bounds(guide, schedule.max_scale)
     warmup = schedule.warmup(epochs, has_codes)
@@ -207,8 +207,8 @@ def fit(
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
-            learned = None if target is None else learned_weight(history, epochs, known)
-            highest = most if guard is None else guarded_weight(history, epochs, most)
+            learned = None if target is None else learned_weight(history, epochs, before)
+            highest = most if guard is None or target is not None else guarded_weight(history, epochs, most)
             if epoch == rounded_from:
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
@@ -260,8 +260,10 @@ def fit(
                                      file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
                 if guard is not None:
                     standing = guard(is_rounding)
-                    record = replace(record, slack=standing.slack, is_kept=standing.is_kept,
-                                     file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
+                    record = replace(record, train_error=standing.error)
+                    if target is None:
+                        record = replace(record, slack=standing.slack, is_kept=standing.is_kept,
+                                         file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
                 if best_look([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
@@ -275,7 +277,7 @@ def fit(
         if best is not None and not end.is_kept:
             put_back(kept, model, guide)
             end = history[best]
-        elif guard is not None and not end.is_kept:
+        elif target is None and not end.is_kept:
             _say_costly(end)
         guide.kl_weight = end.kl_weight
     if has_codes:  # where nothing was rounded
@@ -305,6 +307,16 @@ def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
         f"the KL gets less weight",
         stacklevel=3,
     )
+
+
+def _errors(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any], held_out: Iterable[Any]) -> Errors:
+    """Those of the network that a fit starts from, of which several processes have parts of the examples."""
+    sites = posterior_of(guide)
+    train, held = (
+        judge(model.skeleton, model.likelihood, own, sites, model.output).error for own in (examples, held_out)
+    )
+    trains = processes.gathered(train)
+    return Errors(sum(trains) / len(trains), held)
 
 
 def _say_costly(end: Epoch) -> None:

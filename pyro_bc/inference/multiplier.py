@@ -12,8 +12,9 @@ constraint is kept with room, and falls where it is not; and last it is held at 
 learning rates fall and the posterior settles, and only falls where the constraint is not kept. Looks of the first part
 say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where a network knows
 what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
-risen, its weight then rises on. So it does, however far it has risen, where a target is missed by a posterior that
-knows what it was trained on better than the network did from which it started: what is missing is no fit.
+risen, its weight then rises on. So it does, however far it has risen, where a target is missed and the
+error on held-out data is more times that on training data than it was for the network from which the fit started:
+what is missing is no fit.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
@@ -32,7 +33,7 @@ Either is a function of the looks so far, so that a resumed fit goes on with it.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..posterior.standing import Standing
 from .history import Epoch
@@ -57,6 +58,13 @@ _GUARDED_FROM = 0.25
 
 #: looks at held-out data in one training, where it has as many epochs.
 LOOKS = 50
+
+
+class Errors(NamedTuple):
+    """Of one network, on some of its training data, and on what it was not trained on."""
+
+    train: float
+    held_out: float
 
 
 class Watch(Protocol):
@@ -99,10 +107,10 @@ def guarded_weight(history: Sequence[Epoch], epochs: int, most: float) -> float:
     return most * math.exp(change)
 
 
-def learned_weight(history: Sequence[Epoch], epochs: int, known: float = -math.inf) -> float:
+def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None = None) -> float:
     """The KL's weight in the epoch that follows.
 
-    :param known: error on training data of the network that the fit started from.
+    :param before: of the network that the fit started from; None where they are not known.
     """
     looks = min(epochs, LOOKS)
     rising = math.log(_RISEN / _FIRST) / (_RISE * looks)
@@ -114,7 +122,7 @@ def learned_weight(history: Sequence[Epoch], epochs: int, known: float = -math.i
         if record.slack is None:
             continue
         slack = min(_ROOM, max(_LEAST, record.slack))
-        is_too_close = record.is_kept is False and record.error < known
+        is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         if slack < 0 and (is_too_close or (weight < math.log(_RISEN) and _learns_by_heart(record))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
@@ -130,6 +138,13 @@ def learned_weight(history: Sequence[Epoch], epochs: int, known: float = -math.i
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)
     return math.exp(weight)
+
+
+def _is_closer(record: Epoch, before: Errors) -> bool:
+    """Whether what compression left is closer to the training data, beside the held-out ones, than what was before."""
+    if record.train_error is None or record.held_out_error is None or not before.train > 0:
+        return False
+    return record.train_error * before.held_out < record.held_out_error * before.train
 
 
 def _learns_by_heart(record: Epoch) -> bool:

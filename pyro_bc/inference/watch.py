@@ -56,9 +56,10 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
     :param examples: batches ``(x, y)``, passed over often.
     """
     batches = list(examples)
+    has_codes = Cell in guide.families.values()
 
     def look(is_rounded: bool) -> Standing:
-        mean, net, changed = _compressed(model, guide, False)
+        mean, net, changed = _compressed(model, guide, has_codes and not is_rounded)
         fitted = posterior_of(guide)
         found, whole = (judge(own, model.likelihood, batches, fitted, model.output) for own in (net, mean))
         cost = (found.loss - whole.loss) / _NATS
@@ -66,8 +67,9 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
             cost = min(cost, (found.error - whole.error) / max(_POINTS, whole.resolution))
         costs = processes.gathered(cost)
         slack = 1 - sum(costs) / len(costs)
+        errors = processes.gathered(found.error)
         size = processes.from_first(lambda: file_bytes(net, changed, batches[0][0], model.output))
-        return Standing(slack, found.error, size, slack >= 0)
+        return Standing(slack, sum(errors) / len(errors), size, slack >= 0)
 
     return look
 

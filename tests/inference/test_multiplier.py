@@ -8,6 +8,7 @@ import pytest
 from pyro_bc.inference.history import Epoch
 from pyro_bc.inference.multiplier import (
     LOOKS,
+    Errors,
     best_look,
     guarded_weight,
     is_looked_at,
@@ -44,12 +45,19 @@ def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
     assert learned_weight(not_so, 40) < 0.01
 
 
-def test_what_knows_its_training_data_too_well_and_misses_its_target_needs_more_of_the_kl():
-    missed = [replace(own, error=0.6, held_out_error=0.9, is_kept=False) for own in looks(*[-5.0] * 28)]
-    assert learned_weight(missed, 40, known=0.7) == pytest.approx(2.0)
-    assert learned_weight(missed, 40, known=0.5) < 0.01
+def test_a_target_that_is_missed_for_being_too_close_to_the_training_data_needs_more_of_the_kl():
+    missed = looks(*[-5.0] * 28)
+    missed = [replace(own, error=0.7, train_error=0.6, held_out_error=0.9, is_kept=False) for own in missed]
+    assert learned_weight(missed, 40, Errors(0.6, 0.8)) == pytest.approx(2.0)
+    assert (
+        learned_weight(missed, 40, Errors(0.6, 1.0)) < 0.01
+    )  # as far from each other as before: too little is learned
+    assert learned_weight(missed, 40, Errors(0.0, 0.8)) < 0.01  # says nothing
+    assert learned_weight(missed, 40) < 0.01
+    pruned = [replace(own, train_error=0.9) for own in missed]  # what pruning loses is lost on both
+    assert learned_weight(pruned, 40, Errors(0.6, 0.8)) < 0.01
     small_enough = [replace(own, is_kept=True) for own in missed]  # a file that is smaller than it has to be
-    assert learned_weight(small_enough, 40, known=0.7) < 0.01
+    assert learned_weight(small_enough, 40, Errors(0.6, 0.8)) < 0.01
 
 
 def test_without_a_target_the_weight_is_that_of_examples_beside_weights():
