@@ -31,7 +31,7 @@ from ..runtime import processes
 from .datasets import Dataset
 from .dense import load_weights
 from .folder import in_folder
-from .metrics import diagnostics_of, export_posterior, figures_of, inputs_of, test_error
+from .metrics import diagnostics_of, export_posterior, figures_of, inputs_of, sensitivity_told, test_error
 from .observed import check_targets, said_by, scaled_to
 from .own_data import load_data
 from .own_network import is_own, network
@@ -152,6 +152,7 @@ def _compress(
         **figures_of(small, decoded, data, dense_error, file_bytes, guide),
         **inputs,
         "precision": "rate",
+        **sensitivity_told(model, guide, (data.train_x, data.train_y), "training data"),
         "diagnostics": diagnostics_of(model, guide, decoded, data, 0.0, measured_on, folder),
     }
     metrics["seconds"] = round(time.perf_counter() - started, 1)

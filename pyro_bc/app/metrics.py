@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..compression.sensitivity import blame, is_clearly_worse, sensitivity
+from ..compression.sensitivity import Sensitivity, blame, is_clearly_worse, sensitivity
 from ..compression.target import Reached
 from ..data.streamed import Inputs
 from ..file import compressed
@@ -163,6 +163,7 @@ def metrics_of(
             "negative_log_likelihood_per_example": last.negative_log_likelihood,
             "kl_per_example": last.kl,
         },
+        "kl_weight": guide.kl_weight,
         "training_seconds": round(sum(epoch.seconds for epoch in history), 1),
     }
 
@@ -228,32 +229,56 @@ def watched_of(
     :param watched_on: what they are of.
     :param thresholds: explicit ones, of this fit.
     """
-    x, y = watched
     looks = [record for record in history if record.held_out_error is not None]
-    some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED, _effort(model, x)[0])).long()
-    batches = held_out_batches(x[some], y[some])
-    table = sensitivity(
-        model, guide, batches, thresholds=thresholds,
-        precision=settings.precision if settings.precision in RULES else RULES[0],
-    )  # fmt: skip
+    precision = settings.precision if settings.precision in RULES else RULES[0]
+    batches, table = _layer_by_layer(model, guide, watched, thresholds=thresholds, precision=precision)
     found = judge(decoded, model.likelihood, batches, posterior_of(guide))
     told: dict[str, Any] = {
         "course": {
             "measured_on": watched_on,
-            "n": len(x),
+            "n": len(watched[1]),
             **{name: [getattr(own, name) for own in looks] for name in ("epoch", "held_out_error", "file_bytes")},
         },
+        **_sensitivity_told(table, batches, watched_on),
+    }
+    examples = sum(len(y) for _, y in batches)
+    if settings.target is None and is_clearly_worse(found, table.mean, examples):
+        told["warning"] = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
+    return told
+
+
+def sensitivity_told(
+    model: BayesianNetwork, guide: Any, watched: tuple[Inputs, Tensor], watched_on: str
+) -> dict[str, Any]:
+    """Sensitivity by layer, as JSON.
+
+    :param watched: inputs and targets, of which some are used.
+    :param watched_on: what they are of.
+    """
+    batches, table = _layer_by_layer(model, guide, watched)
+    return _sensitivity_told(table, batches, watched_on)
+
+
+def _layer_by_layer(
+    model: BayesianNetwork, guide: Any, watched: tuple[Inputs, Tensor], **options: Any
+) -> tuple[list[tuple[Tensor, Tensor]], Sensitivity]:
+    """A spread of the examples, as many as can be afforded, and the table of sensitivity on them."""
+    x, y = watched
+    some = torch.linspace(0, len(x) - 1, min(len(x), _MOST_WATCHED, _effort(model, x)[0])).long()
+    batches = held_out_batches(x[some], y[some])
+    return batches, sensitivity(model, guide, batches, **options)
+
+
+def _sensitivity_told(table: Sensitivity, batches: list[tuple[Tensor, Tensor]], watched_on: str) -> dict[str, Any]:
+    return {
         "sensitivity": {
             "measured_on": watched_on,
-            "n": len(some),
+            "n": sum(len(y) for _, y in batches),
             "metric": table.metric,
             "mean": {"error": table.mean.error, "loss": table.mean.loss},
             "rows": [asdict(row) for row in table.rows],
         },
     }
-    if settings.target is None and is_clearly_worse(found, table.mean, len(some)):
-        told["warning"] = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
-    return told
 
 
 def without_nan(tree: Any) -> Any:

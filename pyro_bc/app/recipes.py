@@ -1,13 +1,12 @@
 """Recipes: training settings by network, data set and prior, chosen on held-out data (``--development``).
 
-A run whose combination has no recipe is told so, and what to give instead: settings that suit one network and data set
-are no guess for another.
+A run whose combination has no recipe takes what suits any network and data: as many epochs as so many examples need,
+and the KL's weight that :func:`~pyro_bc.fit` finds where none is given.
 """
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import UsageError
 from ..inference.fit import usual_epochs
 from .settings import Dense, Distil, Finetune, Fit, Settings
 
@@ -41,7 +40,7 @@ def _dense(epochs: int | None = None, learning_rate: float = 1e-3) -> Dense:
     return Dense(epochs, learning_rate)
 
 
-#: What a combination without a recipe starts from: what is missing, a user gives.
+#: What a combination without a recipe starts from: the number of epochs depends on that of examples.
 _UNKNOWN = Recipe(_dense(), _fit())
 
 _DIGITS = Recipe(_dense(100), _fit(200, 0.02))
@@ -95,12 +94,10 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
 def recipe(settings: Settings, examples: int) -> Recipe:
     """The recipe of a run, with what its settings override.
 
-    Where there is a target, one for any network and data: as many epochs as so many examples need, and a weight of the
-    KL that is learned, None here.
+    Where there is a target, or none for its network, data and prior, one for any of them: as many epochs as so many
+    examples need, and a weight of the KL that is found while it trains, None here.
 
     :param examples: of the training set.
-    :raises UsageError: where there is no recipe for its network, data and prior, and its settings do not say what one
-        would.
     """
     has_target = settings.target is not None
     plan = _UNKNOWN if has_target else RECIPES.get((settings.net, settings.data, settings.prior), _UNKNOWN)
@@ -110,17 +107,7 @@ def recipe(settings: Settings, examples: int) -> Recipe:
     plan = replace(plan, **stages)
     if settings.widths is not None or settings.widths_from is not None:
         plan = replace(plan, widths=settings.widths or "")
-    if has_target:
-        return _with_usual_epochs(plan, examples)
-    needed = {"--epochs": plan.fit.epochs, "--kl-weight": plan.fit.kl_weight, "--pretrain-epochs": plan.dense.epochs}
-    missing = [option for option, value in needed.items() if value is None]
-    if missing:
-        raise UsageError(
-            f"there is no recipe for {settings.net} on {settings.data} with the prior {settings.prior}: give "
-            f"{', '.join(missing)} (and other options as needed), or a target such as --max-error-rise 0.5, with "
-            f"which all is found, or take one of {_like(settings)}"
-        )
-    return plan
+    return _with_usual_epochs(plan, examples)
 
 
 _STAGES = ("dense", "fit", "finetune", "distil")
@@ -141,12 +128,3 @@ def _with_usual_epochs(plan: Recipe, examples: int) -> Recipe:
 
 def _overridden(plan: Any, given: Any) -> Any:
     return replace(plan, **{name: value for name, value in asdict(given).items() if value is not None})
-
-
-def _like(settings: Settings) -> str:
-    """Combinations that have a recipe and share the network, or else the data; or all of them."""
-    for share in (lambda key: key[0] == settings.net, lambda key: key[1] == settings.data, lambda key: True):
-        found = [" ".join(key) for key in RECIPES if share(key)]
-        if found:
-            return "; ".join(found)
-    return ""

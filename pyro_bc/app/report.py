@@ -25,6 +25,7 @@ from ..inspection import plots
 from ..inspection.arviz import arviz_package, history_of, layer_posteriors
 from ..inspection.diagnostics import Calibration
 from ..inspection.probe import check_netcdf
+from ..posterior.judged import figure
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.rounding import RULES
@@ -38,7 +39,6 @@ from .settings import command, flat
 from .tables import (
     cuts_in_words,
     error_key,
-    figure,
     in_words,
     inputs_in_words,
     markdown,
@@ -373,6 +373,8 @@ def _sensitivity(metrics: Mapping[str, Any]) -> list[Markup]:
         f"as large, then half and a quarter of the groups, not rounded. Where a row costs nothing, the layer has room. "
         f"Bytes are of its weights."
     )
+    if metrics["precision"] == "rate":
+        how += " Here weights are rounded to the nearest; the file's made up for each other, at a price of a bit."
     return [
         markup("<h2>Layer by layer</h2>"),
         markup('<div class="wide">{table}</div>', table=table(found.head, found.cells())),

@@ -59,7 +59,9 @@ class Fit:
     """The Bayesian training. Augmentation and batch size are the dense network's, too."""
 
     epochs: int | None = _option("epochs", int, "epochs of the Bayesian training")
-    kl_weight: float | None = _option("kl-weight", float, "weight of the KL, 1 for the ELBO")
+    kl_weight: float | None = _option(
+        "kl-weight", float, "weight of the KL, 1 for the ELBO; without a recipe it is found"
+    )
     learning_rate: float | None = _option("learning-rate", float, "of the means")
     log_learning_rate: float | None = _option("log-learning-rate", float, "of log-variances")
     code_learning_rate: float | None = _option("code-learning-rate", float, "of codes, in quantiser's steps")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..compression.sensitivity import Alone, Sensitivity
-from ..posterior.judged import Judged
+from ..posterior.judged import Judged, figure, rise
 
 
 def error_key(metric: str) -> str:
@@ -15,17 +15,12 @@ def error_key(metric: str) -> str:
 
 def in_words(metric: str, error: float) -> str:
     """An error with its unit."""
-    return f"error {error:.2f} %" if "%" in metric else f"{metric} {error:.4g}"
+    return f"error {figure(metric, error)} %" if "%" in metric else f"{metric} {figure(metric, error)}"
 
 
 def metric_of(metrics: Mapping[str, Any]) -> str:
     """What errors are; runs of earlier versions were all of classes."""
     return str(metrics.get("metric", "error %"))
-
-
-def figure(metric: str, error: float) -> str:
-    """An error without its unit."""
-    return in_words(metric, error).split()[1]
 
 
 def inputs_in_words(found: Mapping[str, Any]) -> str:
@@ -100,7 +95,9 @@ def _training(metrics: Mapping[str, Any]) -> list[str]:
     if "fit" not in recipe:
         return [f"{recipe['epochs']} epochs of training, rounded" if recipe["epochs"] else "Without training"]
     own, again = recipe["fit"], recipe["finetune"]
-    weight = "learned" if own["kl_weight"] is None else f"{own['kl_weight']:g}"
+    weight = f"{own['kl_weight']:g}" if own["kl_weight"] is not None else "found while training"
+    if own["kl_weight"] is None and "kl_weight" in metrics:
+        weight = f"{metrics['kl_weight']:.2g}, {weight}"
     how = [f"{own['epochs']} epochs", f"KL weight {weight}"]
     if metrics["started_from"]:
         how.append(f"started from widths {'-'.join(map(str, metrics['started_from']))}")
@@ -132,7 +129,7 @@ def target_in_words(metrics: Mapping[str, Any]) -> str:
     }
     return (
         f"Target: {words[own['kind']]}. {'Kept' if own['is_met'] else 'Missed'} on {own['held_out']:,} held-out "
-        f"examples: {in_words(metric, own['found']['error'])} ({_rise(metric, rises['error'])}{unit}), loss "
+        f"examples: {in_words(metric, own['found']['error'])} ({rise(metric, rises['error'])}{unit}), loss "
         f"{rises['loss']:+.3f} nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
         f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried. "
         f"{own['obstacle']}"
@@ -158,16 +155,16 @@ def watched_in_words(metrics: Mapping[str, Any]) -> list[str]:
     said = [f"Warning: {metrics['warning']}."] if "warning" in metrics else []
     if "sensitivity" in metrics:
         own, table = metrics["sensitivity"], sensitivity_of(metrics)
-        worst = table.worst
-        said.append(
-            f"Compressed alone, all others at their posterior means, layer {worst.layer} costs most: {table.metric} "
-            f"{worst.error:.2f} beside {table.mean.error:.2f}, on {own['n']:,} examples of {own['measured_on']}."
-        )
+        mean, worst, of = table.mean, table.worst, f"{own['n']:,} examples of {own['measured_on']}"
+        if worst.error > mean.error:
+            told = (
+                f"layer {worst.layer} costs most: {table.metric} {figure(table.metric, worst.error)} beside "
+                f"{figure(table.metric, mean.error)}, on {of}"
+            )
+        else:
+            told = f"no layer costs anything on {of}"
+        said.append(f"Compressed alone, all others at their posterior means, {told}.")
     return said
-
-
-def _rise(metric: str, rise: float) -> str:
-    return f"{rise:+.2f}" if "%" in metric else f"{rise:+.4g}"
 
 
 def cuts_in_words(thresholds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import InPlace, coarser, network_with, pruned, rounded
-from ..posterior.judged import Judged, judge
+from ..posterior.judged import Judged, figure, judge, rise
 from ..posterior.summary import LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
@@ -88,7 +88,7 @@ class Sensitivity:
 
     def cells(self) -> Iterator[tuple[str, ...]]:
         """The table's rows as text, the posterior mean first."""
-        yield ("none", "", "", "", f"{self.mean.error:.2f}", "", f"{self.mean.loss:.4f}")
+        yield ("none", "", "", "", figure(self.metric, self.mean.error), "", f"{self.mean.loss:.4f}")
         for row in self.rows:
             is_rounded = row.bits is not None
             yield (
@@ -96,8 +96,8 @@ class Sensitivity:
                 f"{row.groups:,} of {row.of:,}",
                 f"{row.bits}{' (chosen)' if row.is_chosen else ''}" if is_rounded else "",
                 f"{row.code_bytes:,.0f}" if is_rounded else "",
-                f"{row.error:.2f}",
-                f"{row.error - self.mean.error:+.2f}",
+                figure(self.metric, row.error),
+                rise(self.metric, row.error - self.mean.error),
                 f"{row.loss:.4f}",
             )
 
@@ -200,12 +200,14 @@ def blame(found: Judged, mean: Judged, layer: str, alone: float, metric: str) ->
     :param layer: that costs most where it alone is compressed.
     :param alone: the error then.
     """
-    said = f"the compressed network has {metric} {found.error:.2f} where the posterior mean has {mean.error:.2f}"
+    errors = (figure(metric, error) for error in (found.error, mean.error, alone))
+    compressed, at_mean, by_layer = errors
+    said = f"the compressed network has {metric} {compressed} where the posterior mean has {at_mean}"
     finer = "take smaller steps (noise_ratio, or a lower nats_per_bit)"
     if alone - mean.error < _SHARE * (found.error - mean.error):
-        return f"{said}; no layer alone does it, '{layer}' costs most ({alone:.2f}): {finer}"
+        return f"{said}; no layer alone does it, '{layer}' costs most ({by_layer}): {finer}"
     return (
-        f"{said}; layer '{layer}' alone makes it {alone:.2f}: set a higher threshold for it (thresholds), {finer}, or "
+        f"{said}; layer '{layer}' alone makes it {by_layer}: set a higher threshold for it (thresholds), {finer}, or "
         f"give the KL less weight"
     )
 

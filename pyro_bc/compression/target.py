@@ -22,7 +22,7 @@ from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
-from ..posterior.judged import Judged, computed, judge, scored
+from ..posterior.judged import Judged, computed, figure, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes
@@ -166,6 +166,7 @@ class Reached:
     :param is_met: whether the target is kept on the held-out data.
     :param blamed: which layer made the network clearly worse than the posterior mean; empty where none did, or the
         target is met.
+    :param metric: what the errors are.
     """
 
     network: CompressedNetwork
@@ -174,6 +175,7 @@ class Reached:
     curve: tuple[Judged, ...]
     is_met: bool
     blamed: str = ""
+    metric: str = "error %"
 
     @property
     def obstacle(self) -> str:
@@ -181,19 +183,21 @@ class Reached:
         if self.is_met:
             return ""
         least = min(self.curve, key=lambda own: own.error)
+        shown = partial(figure, self.metric)
         return (
-            f"Of {len(self.curve)} networks that were tried the best has an error of {least.error:.2f} "
-            f"({least.file_bytes:,} bytes) beside the dense network's {self.dense.error:.2f}, and the smallest "
+            f"Of {len(self.curve)} networks that were tried the best has an error of {shown(least.error)} "
+            f"({least.file_bytes:,} bytes) beside the dense network's {shown(self.dense.error)}, and the smallest "
             f"{min(own.file_bytes for own in self.curve):,} bytes: the posterior itself is not there. Train it for "
             f"longer, on more data, or allow more. {self.blamed}"
         ).rstrip()
 
     def _repr_html_(self) -> str:
         found, dense = self.found, self.dense
+        name, shown = self.metric.removesuffix(" %"), partial(figure, self.metric)
         said = (
-            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: error {found.error:.2f}, loss "
-            f"{found.loss:.4f}, {found.file_bytes:,} bytes ({found.way}), where the dense network has error "
-            f"{dense.error:.2f}, loss {dense.loss:.4f}. {self.obstacle}"
+            f"The target is {'kept' if self.is_met else 'missed'} on held-out data: {name} {shown(found.error)}, loss "
+            f"{found.loss:.4f}, {found.file_bytes:,} bytes ({found.way}), where the dense network has "
+            f"{shown(dense.error)}, loss {dense.loss:.4f}. {self.obstacle}"
         )
         # What collapsed is no part of the picture.
         most = max(2 * found.error - dense.error, 2 * dense.error, 1.2 * found.error)
@@ -276,7 +280,9 @@ def compress_to(
         full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes]
         found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
     blamed = "" if keeping else _blamed(model, fitted, found, held_out, options.get("thresholds"))
-    return Reached(network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed)
+    return Reached(
+        network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
+    )
 
 
 def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:

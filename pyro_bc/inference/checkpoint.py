@@ -24,8 +24,8 @@ from .history import Epoch
 #: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3
 
-# Of an epoch, what only a fit with a target has.
-_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept")
+# Of an epoch, what only a fit has whose compression is looked at.
+_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept", "train_error")
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ from ..data.loaders import check_inputs, first_batch, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.guides import posterior_of
+from ..posterior.judged import figure, judge
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..posterior.thresholds import choose_threshold
@@ -39,12 +42,12 @@ from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
-from .multiplier import Watch, best_look, is_looked_at, learned_weight
+from .multiplier import Errors, Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
 from .trainable import trainable
-from .watch import watching
+from .watch import guarding, some_examples, watching
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
@@ -88,6 +91,13 @@ def fit(
 ) -> FitResult:
     r"""Maximise the ELBO with Adam; the guide holds the result.
 
+    With nothing else given, the KL weighs as much as there are training examples over weights, at most 1, and so many
+    times less than in the ELBO: with few examples, the ELBO of a mean-field posterior is highest where much is pruned
+    that predicts well. While compression would cost more than 0.01 nats an example and 0.3 points (where errors are
+    counted) of what the posterior mean knows of its training data, the weight gives way, and the guide goes back to the
+    smallest network of the second half that cost less, where the last one does not. What it came to is in
+    ``guide.kl_weight`` and in the history. ``kl_weight=1`` is the ELBO, and any number stays what it is.
+
     Where weights are codes (:class:`~pyro_bc.LearnedCode`), the last part of the training computes with rounded ones,
     in steps that are powers of two (:func:`~pyro_bc.rounded_codes`).
 
@@ -116,7 +126,7 @@ def fit(
         are rounded in another order.
     :param after_epoch: called with each new :class:`Epoch`; a function, or several, such as
         :func:`~pyro_bc.tensorboard_log`.
-    :param changes: fields of the schedule that differ, e.g. ``kl_weight=0.2``.
+    :param changes: fields of the schedule that differ, e.g. ``kl_weight=1``.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
         finite, or targets that do not fit the likelihood; every batch is looked at in the first epoch.
@@ -143,16 +153,26 @@ def fit(
     if seed is not None:
         pyro.set_rng_seed(seed)
     x, y = first_batch(train_loader)
+    examples = some_examples(train_loader) if schedule.kl_weight is None or target is not None else []
     model = processes.on_all(lambda: _trainable(model, guide, x, y))
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
-    watch = None
+    watch = guard = None
     if held_out is not None:
         watch = (watching if target is None else target.watch)(model, guide, held_out)
-    guide.kl_weight = float(schedule.kl_weight)
-    bounds = log_variance_bounds(guide, schedule.max_scale)
     has_codes = Cell in guide.families.values()
+    most = schedule.kl_weight
+    if most is None:
+        most = usual_weight(model.num_data, weights_of(guide))
+        if target is None and isinstance(model, BayesianNetwork) and not has_codes:
+            guard = guarding(model, guide, examples)
+    before = None
+    if target is not None and held_out is not None:
+        guard = guarding(model, guide, examples)
+        before = _errors(model, guide, examples, held_out)
+    guide.kl_weight = float(most)
+    bounds = log_variance_bounds(guide, schedule.max_scale)
     warmup = schedule.warmup(epochs, has_codes)
     rounded_from = schedule.rounded_from(epochs) if has_codes else epochs
     settings = {
@@ -187,7 +207,8 @@ def fit(
         for epoch in range(first_epoch, epochs):
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
-            learned = None if target is None else learned_weight(history, epochs)
+            learned = None if target is None else learned_weight(history, epochs, before)
+            highest = most if guard is None or target is not None else guarded_weight(history, epochs, most)
             if epoch == rounded_from:
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
@@ -202,7 +223,7 @@ def fit(
                     if epoch == first_epoch:
                         processes.on_all(partial(check_batch, x, y, step + 1))
                     progress_now = epoch + step / steps
-                    weight = learned or schedule.kl_weight * (min(1.0, progress_now / warmup) if warmup else 1.0)
+                    weight = learned or highest * (min(1.0, progress_now / warmup) if warmup else 1.0)
                     set_rates(optimizer, schedule, progress_now, epochs, is_rounding)
                     result = (fast if _shapes(x, y) == shapes else plain)(x, y, weight)
                     if processes.count() > 1:
@@ -230,12 +251,19 @@ def fit(
                 kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
                 learning_rates={group["kind"]: float(group["lr"]) for group in optimizer.param_groups},
             )
-            if watch is not None and is_looked_at(epoch, epochs):
-                standing = watch(is_rounding)
-                if standing.slack is not None and standing.slack < _COLLAPSE:
-                    _say_collapse(standing, model.likelihood.metric, epoch)
-                record = replace(record, slack=standing.slack, held_out_error=standing.error,
-                                 file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
+            if is_looked_at(epoch, epochs) and (watch is not None or guard is not None):
+                if watch is not None:
+                    standing = watch(is_rounding)
+                    if standing.slack is not None and standing.slack < _COLLAPSE:
+                        _say_collapse(standing, model.likelihood.metric, epoch)
+                    record = replace(record, slack=standing.slack, held_out_error=standing.error,
+                                     file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
+                if guard is not None:
+                    standing = guard(is_rounding)
+                    record = replace(record, train_error=standing.error)
+                    if target is None:
+                        record = replace(record, slack=standing.slack, is_kept=standing.is_kept,
+                                         file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
                 if best_look([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
@@ -244,11 +272,13 @@ def fit(
             bar(1, state=_state(history, model.likelihood.metric, guide))
             for tell in told:
                 tell(record)
-    if target is not None:
+    if target is not None or guard is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
         if best is not None and not end.is_kept:
             put_back(kept, model, guide)
             end = history[best]
+        elif target is None and not end.is_kept:
+            _say_costly(end)
         guide.kl_weight = end.kl_weight
     if has_codes:  # where nothing was rounded
         settle_codes_(guide)
@@ -259,21 +289,42 @@ def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str
     """What the progress bar says; of a network that is looked at, the error of what would be stored."""
     record = history[-1]
     left = "-".join(map(str, record.groups_left.values()))
-    looks = [own for own in history if own.held_out_error is not None]
+    looks = [(own.held_out_error, own.file_bytes) for own in history if own.held_out_error is not None]
     if looks:
-        error = f"compressed {metric} {looks[-1].held_out_error:.2f}"
-        return f"{error}  {looks[-1].file_bytes:,} bytes  {left}  loss {record.loss:.3f}  KL {record.kl:.3f}"
+        error = f"compressed {metric} {figure(metric, looks[-1][0])}"
+        return f"{error}  {looks[-1][1]:,} bytes  {left}  loss {record.loss:.3f}  KL {record.kl:.3f}"
     size = f"  {code_bytes(guide):,.0f} bytes" if Cell in guide.families.values() else ""
-    error = "" if math.isnan(record.error) else f"  {metric} of drawn weights {record.error:.2f}"
+    error = "" if math.isnan(record.error) else f"  {metric} of drawn weights {figure(metric, record.error)}"
     return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
 
 
 def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
     """Say that a fit is far from its target, and what is done about it."""
-    what = "nothing would be left of the network" if math.isnan(standing.error) else f"{metric} {standing.error:.2f}"
+    found = f"{metric} {figure(metric, standing.error)}"
+    what = "nothing would be left of the network" if math.isnan(standing.error) else found
     warnings.warn(
         f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which is far beyond the target; "
         f"the KL gets less weight",
+        stacklevel=3,
+    )
+
+
+def _errors(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any], held_out: Iterable[Any]) -> Errors:
+    """Those of the network that a fit starts from, of which several processes have parts of the examples."""
+    sites = posterior_of(guide)
+    train, held = (
+        judge(model.skeleton, model.likelihood, own, sites, model.output).error for own in (examples, held_out)
+    )
+    trains = processes.gathered(train)
+    return Errors(sum(trains) / len(trains), held)
+
+
+def _say_costly(end: Epoch) -> None:
+    """Say that compression costs more than it may, whatever the KL's weight has been."""
+    left = "-".join(map(str, end.groups_left.values()))
+    warnings.warn(
+        f"compression would cost much of what the posterior mean knows of its training data, groups left {left}, even "
+        f"at a KL weight of {end.kl_weight:.2g}: train for longer, or give less weight from the beginning (kl_weight)",
         stacklevel=3,
     )
 
@@ -346,6 +397,11 @@ def _by_layer(guide: FactorizedGuide, by_site: list[float]) -> dict[str, float]:
         name = layer if layer in guide.layers else site
         sums[name] = sums.get(name, 0.0) + value
     return sums
+
+
+def weights_of(guide: FactorizedGuide) -> list[int]:
+    """How many weights each layer has."""
+    return [attrgetter(f"{layer}.weight")(guide.locs).numel() for layer in guide.layers]
 
 
 def groups_left(guide: FactorizedGuide) -> dict[str, int]:

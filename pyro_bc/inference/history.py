@@ -16,12 +16,14 @@ class Epoch:
     :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
     :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
     :param learning_rates: at its end, by what is learned with them (:class:`~pyro_bc.inference.schedule.Trained`).
-    :param slack: of a fit with a target, where held-out data were looked at after this epoch: the part of what is
-        allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`).
+    :param slack: where compression was looked at after this epoch, and something is asked of it: the part of what is
+        allowed that was left (:class:`~pyro_bc.posterior.standing.Standing`), by a target, or of what compression may
+        cost where no weight of the KL was given.
     :param held_out_error: where held-out data were looked at, the error of what compression would have left then, in
         the unit of the likelihood's ``metric``.
     :param file_bytes: about the size of its file.
-    :param is_kept: whether that kept the target; None without one.
+    :param is_kept: whether it kept what is asked for; None where nothing is.
+    :param train_error: its error on some examples that it is trained on; None where nobody asks.
     """
 
     epoch: int
@@ -38,6 +40,7 @@ class Epoch:
     held_out_error: float | None = None
     file_bytes: int | None = None
     is_kept: bool | None = None
+    train_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class FitResult:
         )
         rows = [
             (
-                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.2f}",
-                "" if own.held_out_error is None else f"{own.held_out_error:.2f}",
+                own.epoch, f"{own.loss:.4g}", f"{own.kl:.4g}", f"{own.kl_weight:.3g}", f"{own.error:.4g}",
+                "" if own.held_out_error is None else f"{own.held_out_error:.4g}",
                 "" if own.file_bytes is None else f"{own.file_bytes:,}", "-".join(map(str, own.groups_left.values())),
             )
             for own in shown

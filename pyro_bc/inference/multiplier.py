@@ -1,5 +1,6 @@
-r"""The weight of the KL as a Lagrange multiplier that is learned while training (Rezende and Viola 2018, 1810.00597).
+r"""The weight of the KL where nobody says one.
 
+**With a target** it is a Lagrange multiplier that is learned while training (Rezende and Viola 2018, 1810.00597).
 What a user has is a constraint, so much error or so many bytes, and not a weight. The weight has three parts of the
 training. It rises, as a warm-up, to one at which most networks begin to lose groups; then it follows every look at
 held-out data,
@@ -11,12 +12,28 @@ constraint is kept with room, and falls where it is not; and last it is held at 
 learning rates fall and the posterior settles, and only falls where the constraint is not kept. Looks of the first part
 say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where a network knows
 what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
-risen, its weight then rises on. The weight is a function of the looks so far, so that a resumed fit goes on with it.
+risen, its weight then rises on. So it does, however far it has risen, where a target is missed and the
+error on held-out data is more times that on training data than it was for the network from which the fit started:
+what is missing is no fit.
+
+**Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
+pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
+fewer examples than weights, the whole KL is more than the data could ever repay, and the ELBO is highest where much
+that predicts well is pruned. So weighted, the KL of an example is about that of a weight, however large the network
+is. Scales of groups are few, and do not count. The weight then only gives way: every look at some training examples
+compares the network that compression would make of the posterior with the posterior mean, and
+
+.. math:: \log w \leftarrow \min(\log w + \rho\, s,\; \log w_0),
+
+where s is what is left of what compression may cost: a hundredth of a nat an example, or 0.3 points of the error,
+where errors are counted. It falls to a hundredth of w0 at most, and in the last part of the training it rises no more.
+
+Either is a function of the looks so far, so that a resumed fit goes on with it.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from ..posterior.standing import Standing
 from .history import Epoch
@@ -36,8 +53,18 @@ _BY_HEART = 0.5
 # Least and most that one look counts for.
 _LEAST, _ROOM = -2.0, 1.0
 
+# Where a weight without a target begins to give way: after the warm-up.
+_GUARDED_FROM = 0.25
+
 #: looks at held-out data in one training, where it has as many epochs.
 LOOKS = 50
+
+
+class Errors(NamedTuple):
+    """Of one network, on some of its training data, and on what it was not trained on."""
+
+    train: float
+    held_out: float
 
 
 class Watch(Protocol):
@@ -52,8 +79,39 @@ def is_looked_at(epoch: int, epochs: int) -> bool:
     return (epoch + 1) % every == 0 or epoch + 1 == epochs
 
 
-def learned_weight(history: Sequence[Epoch], epochs: int) -> float:
-    """The KL's weight in the epoch that follows."""
+def usual_weight(examples: int, weights: Iterable[int]) -> float:
+    """The KL's weight where nothing else is known of network and data.
+
+    :param examples: of the training set.
+    :param weights: how many each layer has.
+
+    >>> usual_weight(1400, [6400, 600]), usual_weight(60_000, [7000])
+    (0.2, 1.0)
+    """
+    return min(1.0, examples / max(1, sum(weights)))
+
+
+def guarded_weight(history: Sequence[Epoch], epochs: int, most: float) -> float:
+    """The KL's weight in the epoch that follows, where compression may cost little.
+
+    :param most: where it begins, and what it never is above.
+    """
+    pace = math.log(_RANGE) / ((_FOLLOW - _GUARDED_FROM) * min(epochs, LOOKS))
+    change = 0.0
+    for at, record in enumerate(history, 1):
+        if record.slack is None or at <= _GUARDED_FROM * epochs:
+            continue
+        slack = min(_ROOM, max(_LEAST, record.slack))
+        change += pace * (slack if at <= _FOLLOW * epochs else min(0.0, slack))
+        change = min(0.0, max(-math.log(_RANGE), change))
+    return most * math.exp(change)
+
+
+def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None = None) -> float:
+    """The KL's weight in the epoch that follows.
+
+    :param before: of the network that the fit started from; None where they are not known.
+    """
     looks = min(epochs, LOOKS)
     rising = math.log(_RISEN / _FIRST) / (_RISE * looks)
     pace = math.log(_RANGE) / ((_FOLLOW - _RISE) * looks)
@@ -64,7 +122,8 @@ def learned_weight(history: Sequence[Epoch], epochs: int) -> float:
         if record.slack is None:
             continue
         slack = min(_ROOM, max(_LEAST, record.slack))
-        if slack < 0 and weight < math.log(_RISEN) and _learns_by_heart(record):
+        is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
+        if slack < 0 and (is_too_close or (weight < math.log(_RISEN) and _learns_by_heart(record))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
@@ -79,6 +138,13 @@ def learned_weight(history: Sequence[Epoch], epochs: int) -> float:
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)
     return math.exp(weight)
+
+
+def _is_closer(record: Epoch, before: Errors) -> bool:
+    """Whether what compression left is closer to the training data, beside the held-out ones, than what was before."""
+    if record.train_error is None or record.held_out_error is None or not before.train > 0:
+        return False
+    return record.train_error * before.held_out < record.held_out_error * before.train
 
 
 def _learns_by_heart(record: Epoch) -> bool:

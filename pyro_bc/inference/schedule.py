@@ -35,7 +35,9 @@ class Schedule:
     :param code_learning_rate: Adam's, of the codes of :class:`~pyro_bc.LearnedCode`, in steps of the quantiser; it
         falls as a cosine, so that codes come to rest.
     :param kl_weight: the KL's weight after its warm-up. 1 is the ELBO; less trades compression for a better fit, as
-        if every training example had been seen ``1 / kl_weight`` times.
+        if every training example had been seen ``1 / kl_weight`` times. None for what suits network and data
+        (:func:`~pyro_bc.inference.multiplier.usual_weight`), less where compression would cost too much
+        (:func:`~pyro_bc.inference.multiplier.guarded_weight`).
     :param kl_warmup_epochs: over how many epochs the KL's weight rises linearly from 0 (Louizos et al. 2017, section
         4); None for a quarter of them, or a fifth where there are codes.
     :param decay: last part of the training, 0 to 1, in which the first two learning rates fall linearly to 0.
@@ -49,7 +51,7 @@ class Schedule:
     learning_rate: float = 1e-3
     log_learning_rate: float = 1e-2
     code_learning_rate: float = 0.04
-    kl_weight: float = 1.0
+    kl_weight: float | None = None
     kl_warmup_epochs: float | None = None
     decay: float = 0.5
     rounding: float = 0.5
@@ -64,8 +66,9 @@ class Schedule:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is a part of the training between 0 and 1, not {getattr(self, name)!r}")
         warmup = 0 if self.kl_warmup_epochs is None else self.kl_warmup_epochs
-        if not (warmup >= 0 and 0 <= self.kl_weight < math.inf):
-            raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {self.kl_weight}")
+        weight = 0 if self.kl_weight is None else self.kl_weight
+        if not (warmup >= 0 and 0 <= weight < math.inf):
+            raise UsageError(f"kl_warmup_epochs and kl_weight must be 0 or more, not {warmup} and {weight}")
 
     def changed(self, changes: Mapping[str, Any]) -> "Schedule":
         """The schedule with some of its fields changed.

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor, nn
+
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
@@ -12,7 +14,15 @@ from ..posterior.judged import judge
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..priors.cells import Cell
+from ..runtime import processes
+from ..runtime.inputs import tensors_of
 from .multiplier import Watch
+
+# What compression may cost: in nats an example, or in points, where errors are counted.
+_NATS, _POINTS = 0.01, 0.3
+
+# Training examples that it is judged by, and numbers of their inputs, at most.
+_EXAMPLES, _NUMBERS = 1000, 2**25
 
 
 def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Watch:
@@ -29,11 +39,58 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
     has_codes = Cell in guide.families.values()
 
     def look(is_rounded: bool) -> Standing:
-        layers = summarize(guide)
-        changed = {} if has_codes and not is_rounded else {n: compressed_in_place(own) for n, own in layers.items()}
-        net = network_with(model, layers, changed)
+        _, net, changed = _compressed(model, guide, has_codes and not is_rounded)
         found = judge(net, model.likelihood, batches, posterior_of(guide), model.output)
         size = code_bytes(guide) if has_codes else file_bytes(net, changed, batches[0][0], model.output)
         return Standing(None, found.error, round(size), None)
 
     return look
+
+
+def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any]) -> Watch:
+    """What compares the network that :func:`~pyro_bc.compress` would make of the guide with the posterior mean, on
+    examples that it is trained on: both know them alike.
+
+    On several processes each has examples of its own, and all know the mean.
+
+    :param examples: batches ``(x, y)``, passed over often.
+    """
+    batches = list(examples)
+    has_codes = Cell in guide.families.values()
+
+    def look(is_rounded: bool) -> Standing:
+        mean, net, changed = _compressed(model, guide, has_codes and not is_rounded)
+        fitted = posterior_of(guide)
+        found, whole = (judge(own, model.likelihood, batches, fitted, model.output) for own in (net, mean))
+        cost = (found.loss - whole.loss) / _NATS
+        if whole.resolution:  # who is sure of what it learned by heart loses nats, and errs no more
+            cost = min(cost, (found.error - whole.error) / max(_POINTS, whole.resolution))
+        costs = processes.gathered(cost)
+        slack = 1 - sum(costs) / len(costs)
+        errors = processes.gathered(found.error)
+        size = processes.from_first(lambda: file_bytes(net, changed, batches[0][0], model.output))
+        return Standing(slack, sum(errors) / len(errors), size, slack >= 0)
+
+    return look
+
+
+def some_examples(loader: Iterable[Any]) -> list[tuple[Any, Tensor]]:
+    """The first batches of a loader, as many as a look needs."""
+    found: list[tuple[Any, Tensor]] = []
+    examples, numbers = 0, 0
+    for x, y in loader:
+        found.append((x, y))
+        examples, numbers = examples + len(y), numbers + sum(part.numel() for part in tensors_of(x))
+        if examples >= _EXAMPLES or numbers >= _NUMBERS:
+            break
+    return found
+
+
+def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -> tuple[nn.Module, nn.Module, Any]:
+    """The network at the posterior mean, what compression would make of it, and of each layer.
+
+    :param is_mean: whether nothing is compressed yet.
+    """
+    layers = summarize(guide)
+    changed = {} if is_mean else {name: compressed_in_place(own) for name, own in layers.items()}
+    return network_with(model, layers, {}), network_with(model, layers, changed), changed

@@ -81,6 +81,19 @@ def scored(outputs: Iterable[Any], batches: list[Any], likelihood: Likelihood, s
     return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
 
 
+def figure(metric: str, error: float) -> str:
+    """An error as text, without its unit: two decimals of a percentage, four digits of what has a scale of its own.
+
+    :param metric: of the likelihood.
+    """
+    return f"{error:.2f}" if "%" in metric else f"{error:.4g}"
+
+
+def rise(metric: str, difference: float) -> str:
+    """A difference of errors as text, with its sign."""
+    return f"{'' if difference < 0 else '+'}{figure(metric, difference)}"
+
+
 def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:
     """Held-out examples in batches."""
     return list(zip(x.split(size), y.split(size), strict=True))

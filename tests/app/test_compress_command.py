@@ -70,7 +70,8 @@ def test_inputs_alone_make_a_small_file_and_a_report(folder, capsys):
     assert "Without training" in capsys.readouterr().out
     assert pyro_bc.load(file)(torch.zeros(3, 6)).shape == (3, 2)
     page = (folder / "out" / "report.html").read_text()
-    assert "pyro-bc compress" in page and "Calibration" in page
+    assert "pyro-bc compress" in page and "Calibration" in page and "Layer by layer" in page
+    assert {row["layer"] for row in found["sensitivity"]["rows"]} == set(found["thresholds"])
     assert main(["report", str(folder / "out")]) == 0 and (folder / "out" / "report.html").read_text() == page
 
 

@@ -1,4 +1,4 @@
-"""Settings override the recipe, and nothing else does; what has no recipe is told so."""
+"""Settings override the recipe, and nothing else does; what has no recipe takes what suits any network."""
 
 import pytest
 
@@ -37,16 +37,14 @@ def test_every_recipe_is_whole_and_for_what_there_is(key):
         assert missing == []
 
 
-def test_a_combination_without_a_recipe_is_told_what_to_give():
+def test_a_combination_without_a_recipe_takes_what_suits_any_network():
     settings = {"net": "lenet-300-100", "prior": "ghs", "data": "fashion-mnist"}
-    with pytest.raises(
-        UsageError, match=r"no recipe for lenet-300-100 on fashion-mnist .*--epochs, --kl-weight, --pre"
-    ):
-        recipe(Settings.of(**settings), 1000)
-    with pytest.raises(UsageError, match=r"give --kl-weight \(.*lenet-300-100 mnist ghs"):
-        recipe(Settings.of(**settings, epochs=3, pretrain_epochs=1), 1000)
+    plan = recipe(Settings.of(**settings), 1280)
+    assert (plan.dense.epochs, plan.fit.epochs, plan.fit.kl_weight) == (120, 400, None)  # 10 steps an epoch
+    large = recipe(Settings.of(**settings), 128_000)
+    assert (large.dense.epochs, large.fit.epochs) == (15, 40)
     plan = recipe(Settings.of(**settings, epochs=3, pretrain_epochs=1, kl_weight=0.1), 1000)
-    assert (plan.fit.epochs, plan.fit.batch_size) == (3, 128)
+    assert (plan.fit.epochs, plan.fit.batch_size, plan.fit.kl_weight) == (3, 128, 0.1)
     with pytest.raises(UsageError, match="no option 'epoch'"):
         Settings.of(**settings, epoch=3)
 

@@ -13,6 +13,7 @@ from pyro_bc.app.job import run
 from pyro_bc.app.report import _page, write_report
 from pyro_bc.app.settings import Settings, as_json
 from pyro_bc.app.settings import command as command_line
+from pyro_bc.app.tables import watched_in_words
 from pyro_bc.errors import PyroBCError, UsageError
 
 
@@ -128,3 +129,21 @@ def test_the_command_line_shown_gives_the_settings_back():
     assert (args.net, args.prior, args.data, args.epochs, args.kl_weight) == ("lenet-5-caffe", "gnj", "mnist", 3, 0.5)
     assert args.seed == 4 and args.threshold == ["conv1=2.5"] and args.development and args.batch_norm == "keep"
     assert "precision" not in line and "train-limit" not in line
+
+
+@pytest.mark.parametrize(
+    "metric,error,expected",
+    [
+        ("error %", 2.0, "no layer costs anything on 300 examples of training data"),
+        ("error %", 2.5, "layer fc costs most: error % 2.50 beside 2.00, on 300 examples of training data"),
+        ("RMSE", 2.000012, "layer fc costs most: RMSE 2 beside 2, on"),
+        ("RMSE", 0.0012, "no layer costs anything"),
+    ],
+)
+def test_a_layer_is_said_to_cost_most_where_one_costs_anything(metric, error, expected):
+    row = {"layer": "fc", "groups": 3, "of": 4, "bits": 5, "code_bytes": 9.0, "error": error, "loss": 0.1}
+    found = {
+        "metric": metric, "rows": [row | {"is_chosen": True}], "mean": {"error": 2.0, "loss": 0.2}, "n": 300,
+        "measured_on": "training data",
+    }  # fmt: skip
+    assert expected in watched_in_words({"sensitivity": found})[0]

@@ -125,6 +125,17 @@ def test_the_kl_weight_multiplies_the_kl_alone(kl_weight):
     assert terms.loss().item() == terms.loss(1.0).item()
 
 
+def test_a_scaled_guide_weighs_the_kl_in_pyros_elbo():
+    model, guide, x, y = setup(GroupHorseshoe())
+    losses = []
+    for own in (guide, pyro.poutine.scale(guide, 0.25)):
+        pyro.set_rng_seed(3)
+        with local_reparameterization():
+            losses.append(TraceMeanField_ELBO().loss(model, own, x, y))
+    kl = elbo_terms(model, guide, x, y).total_kl().item()
+    assert losses[0] - losses[1] == pytest.approx(0.75 * kl, rel=1e-4)
+
+
 @GRID
 def test_log_likelihood_is_that_of_the_returned_outputs_times_n_over_b(prior):
     model, guide, x, y = setup(prior)

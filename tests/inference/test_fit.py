@@ -35,7 +35,7 @@ def test_fit_learns_and_finds_the_inputs_that_matter(prior):
 
 def test_the_kl_is_warmed_up_linearly_and_the_losses_add_up():
     model, guide = fresh()
-    history = train(model, guide, epochs=4, kl_warmup_epochs=2).history
+    history = train(model, guide, epochs=4, kl_weight=1.0, kl_warmup_epochs=2).history
     # Four steps an epoch: the last one of an epoch is at a quarter before the next.
     assert [record.kl_weight for record in history] == [0.375, 0.875, 1.0, 1.0]
     for record in history:

@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 
 from pyro_bc.inference.history import Epoch
-from pyro_bc.inference.multiplier import LOOKS, best_look, is_looked_at, learned_weight
+from pyro_bc.inference.multiplier import (
+    LOOKS,
+    Errors,
+    best_look,
+    guarded_weight,
+    is_looked_at,
+    learned_weight,
+    usual_weight,
+)
 
 EPOCH = Epoch(1, 1.0, 1.0, 0.0, 1.0, 0.0, {}, 0.0)
 
@@ -35,6 +43,40 @@ def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
     assert learned_weight(by_heart[:10], 40) == pytest.approx(0.1)
     assert 0.05 < learned_weight(by_heart, 40) < 0.3
     assert learned_weight(not_so, 40) < 0.01
+
+
+def test_a_target_that_is_missed_for_being_too_close_to_the_training_data_needs_more_of_the_kl():
+    missed = looks(*[-5.0] * 28)
+    missed = [replace(own, error=0.7, train_error=0.6, held_out_error=0.9, is_kept=False) for own in missed]
+    assert learned_weight(missed, 40, Errors(0.6, 0.8)) == pytest.approx(2.0)
+    assert (
+        learned_weight(missed, 40, Errors(0.6, 1.0)) < 0.01
+    )  # as far from each other as before: too little is learned
+    assert learned_weight(missed, 40, Errors(0.0, 0.8)) < 0.01  # says nothing
+    assert learned_weight(missed, 40) < 0.01
+    pruned = [replace(own, train_error=0.9) for own in missed]  # what pruning loses is lost on both
+    assert learned_weight(pruned, 40, Errors(0.6, 0.8)) < 0.01
+    small_enough = [replace(own, is_kept=True) for own in missed]  # a file that is smaller than it has to be
+    assert learned_weight(small_enough, 40, Errors(0.6, 0.8)) < 0.01
+
+
+def test_without_a_target_the_weight_is_that_of_examples_beside_weights():
+    assert usual_weight(1437, [6400, 1000]) == pytest.approx(1437 / 7400)
+    assert usual_weight(60_000, [100, 10]) == 1.0
+    assert usual_weight(10, []) == 1.0  # a model without layers
+
+
+def test_without_a_target_the_weight_gives_way_and_comes_back_but_not_at_last():
+    assert guarded_weight([], 40, 0.3) == pytest.approx(0.3)
+    assert guarded_weight(looks(*[-50.0] * 10), 40, 0.3) == pytest.approx(0.3)  # of the warm-up
+    low = guarded_weight(looks(*[1.0] * 10, *[-1.0] * 6), 40, 0.3)
+    assert low < 0.1
+    assert low < guarded_weight(looks(*[1.0] * 10, *[-1.0] * 6, *[1.0] * 3), 40, 0.3) < 0.3
+    assert guarded_weight(looks(*[1.0] * 10, *[-1.0] * 6, *[1.0] * 9), 40, 0.3) == pytest.approx(0.3)
+    late = looks(*[1.0] * 10, *[-1.0] * 18)
+    assert guarded_weight([*late, *looks(*[1.0] * 9)], 40, 0.3) == pytest.approx(guarded_weight(late, 40, 0.3))
+    assert guarded_weight(looks(*[-50.0] * 39), 40, 0.3) == pytest.approx(0.003)
+    assert guarded_weight(looks(*[1.0] * 39), 40, 0.3) == pytest.approx(0.3)
 
 
 def test_it_is_held_at_the_mean_of_the_looks_before():

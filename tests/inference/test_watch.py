@@ -1,11 +1,14 @@
 """Held-out data without a target: what would be stored is looked at, and nothing of the fit changes."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from helpers import fresh, two_layers, two_of_six
 
 import pyro_bc
 from pyro_bc.errors import UsageError
+from pyro_bc.inference.watch import guarding
 from pyro_bc.posterior.judged import judge
 
 
@@ -21,15 +24,34 @@ def test_a_look_is_at_what_compress_makes_and_leaves_the_fit_alone(prior):
     held_out = [two_of_six(400)]
     torch.manual_seed(0)
     net = two_layers()
-    plain, _ = fit(fresh(net, prior))
+    plain, alone = fit(fresh(net, prior))
     model, guide = fresh(net, prior)
     guide, history = fit((model, guide), held_out=held_out)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, guide.state_dict()[name]), name
     assert all(record.held_out_error is not None and record.file_bytes > 0 for record in history)
-    assert all(record.slack is None and record.is_kept is None for record in history)
+    assert [(own.slack, own.is_kept) for own in history] == [(own.slack, own.is_kept) for own in alone]
     expected = judge(pyro_bc.compress(model, guide).network(), model.likelihood, held_out)
     assert history[-1].held_out_error == pytest.approx(expected.error, abs=0.5)  # two of 400
+
+
+def test_with_nothing_said_the_kl_weighs_less_for_more_weights_and_gives_way_where_compression_costs():
+    net, (x, _) = two_layers(units=64), two_of_six()
+    y = net(x).argmax(1)
+    model, guide = fresh(net)
+    guide(x, y)
+    look = guarding(model, guide, [(x, y)])
+    exact = look(False)
+    assert exact.slack > 0.5 and exact.is_kept
+    with torch.no_grad():
+        attrgetter("net.0.weight")(guide.log_variances).fill_(0.0)  # a posterior that says nothing of the first layer
+    lost = look(False)
+    assert lost.slack < 0 and not lost.is_kept and lost.file_bytes < exact.file_bytes
+    guide, history = fit(fresh(two_layers(units=64)))
+    assert history[0].kl_weight == pytest.approx(200 / (8 * 64) * 3 / 4 / 1.5)  # in the last of four steps of a warm-up
+    assert all(record.slack is not None and record.held_out_error is None for record in history)
+    guide, history = fit(fresh(two_layers(units=64)), kl_weight=1.0)
+    assert history[-1].kl_weight == guide.kl_weight == 1.0 and history[-1].slack is None
 
 
 def test_looks_are_in_the_export_and_come_back(tmp_path):
@@ -41,7 +63,8 @@ def test_looks_are_in_the_export_and_come_back(tmp_path):
     pyro_bc.save_inference_data(tmp_path / "p.nc", guide, draws=25, history=history)
     again = history_of(arviz.from_netcdf(tmp_path / "p.nc"))
     for own, other in zip(again, history, strict=True):
-        assert (own.held_out_error, own.file_bytes, own.slack) == (other.held_out_error, other.file_bytes, None)
+        assert (own.held_out_error, own.file_bytes) == (other.held_out_error, other.file_bytes)
+        assert own.slack == pytest.approx(other.slack, rel=1e-5)
 
 
 def test_a_model_without_a_network_has_nothing_to_look_at():
