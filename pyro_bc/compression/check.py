@@ -35,7 +35,7 @@ from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .compress import compress
 from .pruning import shrink
-from .reading import layer_posteriors
+from .reading import layer_posteriors, read_posterior
 
 # Examples that are looked at.
 _EXAMPLES = 8
@@ -179,27 +179,32 @@ def _checked(
     else:
         model.likelihood.check(outputs, y)
     guide(x, y)
-    graph = read_graph(model.skeleton, x, output)
+    problems: list[str] = []
+    read = None
+    try:
+        read = read_posterior(model, guide) if guide.obstacle is None else None
+    except PyroBCError as error:
+        problems.append(str(error))
+    graph = read_graph(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
     posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
     if guide.obstacle is not None:
         return Check(_rows(graph, posterior, {}, model), (guide.obstacle,), (), None)
     keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}
-    problems: list[str] = []
     size = None
     try:
-        small = compress(model, guide, thresholds=keep)
+        small = compress(model, guide if read is None else read, thresholds=keep)
         data = small.to_bytes()
         size = len(data)
         with torch.no_grad():
             inputs, again = tensors_of(moved(x, "cpu")), CompressedNetwork.from_bytes(data)
-            stored, loaded = (read.network()(*inputs) for read in (small, again))
+            stored, loaded = (stage.network()(*inputs) for stage in (small, again))
         if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
             problems.append("the network that is loaded from the file computes something else")
     except EmptyNetworkError:
         problems.append("the network computes the same for every one of these inputs")
     except PyroBCError as error:
-        problems.append(str(error))
+        problems += [str(error)] if str(error) not in problems else []
     stuck = _cannot_shrink(graph, posterior)
     return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
 
