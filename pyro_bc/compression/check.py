@@ -18,7 +18,7 @@ from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same
 from ..graph.recurrent import cell_names
 from ..graph.unit_rules import statistics_axis
 from ..graph.units import Tracking
@@ -185,7 +185,7 @@ def _checked(
         read = read_posterior(model, guide) if guide.obstacle is None else None
     except PyroBCError as error:
         problems.append(str(error))
-    graph = read_graph(model.skeleton, x, output) if read is None else read.graph
+    graph = graph_of_same(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
     posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
     if guide.obstacle is not None:
