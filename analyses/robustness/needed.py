@@ -81,9 +81,9 @@ def of_the_masked(net: nn.Module, dead: Mapping[str, Tensor], x: Any, call: Call
             silent.append((id(weight) if weight is not None else -len(silent) - 1, off))
             return noise * ~_along(off, result.dim(), axis)
         off = of_weight.get(id(args[1])) if len(args) > 1 else None
-        if off is None:
-            return noise
         axis = -1 if name in ("linear", "embedding") else result.dim() - 1 - int(name[-2])
+        if off is None or len(off) != result.shape[axis]:  # a table that is a layer's weight, too
+            return noise
         return noise * ~_along(off, result.dim(), axis)
 
     with torch.no_grad(), _Watching(noisy, smooth=True):

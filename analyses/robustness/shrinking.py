@@ -330,7 +330,8 @@ def shrunk(net: nn.Module, keeps: dict[str, Tensor], x: Tensor) -> tuple[int, Gr
     posterior = {}
     for name, keep in keeps.items():
         layer = net.get_submodule(name)
-        bias = None if layer.bias is None else layer.bias.detach()
+        own = getattr(layer, "bias", None)
+        bias = None if own is None else own.detach()
         posterior[name] = LayerPosterior(
             name=name, prior=GroupNormalJeffreys(), weight_mean=layer.weight.detach(),
             weight_variance=torch.full_like(layer.weight, 1e-4), bias_mean=bias,

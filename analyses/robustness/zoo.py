@@ -4,11 +4,14 @@
         regex httpx2 httpcore2 anyio idna truststore h11 hf-xet click
     PYTHONPATH=.zoo python analyses/robustness/zoo.py            # reads, stores and loads all of them
     PYTHONPATH=.zoo python analyses/robustness/zoo.py --whole    # check, a step of fit, half of all groups out, ONNX
+    PYTHONPATH=.zoo python analyses/robustness/zoo.py --whole --held-out   # the same of networks that were held out
+    PYTHONPATH=.zoo python analyses/robustness/zoo.py --whole --more 100   # what has no result, for 100 s
     PYTHONPATH=.zoo python analyses/robustness/zoo.py --only timm.   # those whose name holds this, anew
 
 Random weights, small inputs, from configurations: nothing is downloaded. PyPI's torchvision is built against CUDA's
 torch; its networks need none of its own operators, which are registered as stand-ins here. Every network has a process
-of its own, so that one that takes too long is said and left. Writes ``analyses/results/zoo.json`` and ``zoo.md``.
+of its own, so that one that takes too long is said and left. Writes ``zoo.json`` and ``zoo.md`` of
+``analyses/results/``, and ``zoo_whole.json`` and ``zoo_whole.md`` of the whole line.
 """
 
 import argparse
@@ -32,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+import odd_networks as odd
 from common import RESULTS
 from needed import needed, of_the_masked
 
@@ -293,7 +297,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "transformers.PatchTST": transformer(
         "PatchTSTForClassification", "PatchTSTConfig", lambda: torch.randn(2, 32, 3), num_input_channels=3,
         context_length=32, patch_length=8, patch_stride=8, d_model=32, num_attention_heads=4, num_hidden_layers=2,
-        ffn_dim=64, num_targets=5,
+        ffn_dim=128, num_targets=5,
     ),
     "own.tcn": lambda: (Tcn(), torch.randn(2, 3, 20)),
     "own.u-net": lambda: (UNet(), pictures(16)),
@@ -304,6 +308,40 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "own.squeeze and excite": lambda: (squeezing(), pictures(12)),
     "own.super-resolution": lambda: (super_resolution(), pictures(8)),
     "own.lstm": lambda: (OfLstm(), torch.randn(2, 6, 4)),
+}  # fmt: skip
+
+
+HELD_OUT: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "held out.torchvision.resnext50_32x4d": torchvision_net("resnext50_32x4d"),
+    "held out.torchvision.shufflenet_v2_x1_5": torchvision_net("shufflenet_v2_x1_5"),
+    **{f"held out.timm.{name}": timm_net(name) for name in (
+        "hardcorenas_a", "inception_next_tiny", "mobilenetv1_100", "semnasnet_075", "starnet_s1", "vovnet39a",
+    )},
+    "held out.timm.vit_xsmall_patch16_clip_224": timm_net("vit_xsmall_patch16_clip_224", 32),
+    "held out.timm.pit_ti_224": timm_net("pit_ti_224", 224),
+    "held out.transformers.Ernie": transformer("ErnieForSequenceClassification", "ErnieConfig", masked, **TEXT),
+    "held out.transformers.Olmo2": transformer("Olmo2ForCausalLM", "Olmo2Config", **GROUPED),
+    "held out.transformers.StableLm": transformer("StableLmForCausalLM", "StableLmConfig", **GROUPED),
+    "held out.transformers.T5 encoder": transformer("T5EncoderModel", "T5Config", d_model=32, d_kv=8, d_ff=128,
+                                                    num_layers=2, num_heads=4, vocab_size=120),
+    "held out.transformers.CvT": transformer(
+        "CvtForImageClassification", "CvtConfig", pictures, embed_dim=[16, 32], num_heads=[1, 2], depth=[1, 1],
+        patch_sizes=[7, 3], patch_stride=[4, 2], patch_padding=[2, 1], mlp_ratio=[4.0, 4.0], drop_rate=[0.0, 0.0],
+        attention_drop_rate=[0.0, 0.0], drop_path_rate=[0.0, 0.0], qkv_bias=[True, True], cls_token=[False, True],
+        qkv_projection_method=["dw_bn", "dw_bn"], kernel_qkv=[3, 3], padding_kv=[1, 1], stride_kv=[2, 2],
+        padding_q=[1, 1], stride_q=[1, 1],
+    ),
+    "held out.own.named inputs, a dataclass": lambda: (odd.NamedInputs(), odd.NamedInputs.example()),
+    "held out.own.old weight_norm": lambda: (odd.old_weight_norm(), torch.randn(2, 3, 20)),
+    "held out.own.one module twice": lambda: (odd.Twice(), torch.randn(2, 12)),
+    "held out.own.cross attention in einsums": lambda: (odd.CrossAttention(), (torch.randn(2, 6, 16),
+                                                                             torch.randn(2, 9, 12))),
+    "held out.own.decoder of transposed convolutions": lambda: (odd.decoder(), torch.randn(2, 6)),
+    "held out.own.GRU with attention": lambda: (odd.Attending(), torch.randint(0, 50, (2, 7))),
+    "held out.own.gated TCN": lambda: (odd.GatedTcn(), torch.randn(2, 4, 24)),
+    "held out.own.3d convolutions": lambda: (odd.volumes(), torch.randn(2, 1, 8, 8, 8)),
+    "held out.own.bags of a table": lambda: (odd.Bags(), (torch.randint(0, 30, (2, 5)), torch.randn(2, 4))),
+    "held out.own.parameters in F.linear": lambda: (odd.Parameters(), torch.randn(2, 10)),
 }  # fmt: skip
 
 
@@ -550,7 +588,7 @@ def through_the_line(net: nn.Module, x: Any, loader: Loader) -> dict[str, Any]:
 def one(name: str, loader: Loader | None) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    net, x = ZOO[name]()
+    net, x = (ZOO | HELD_OUT)[name]()
     try:
         return read_and_stored(net, x) if loader is None else through_the_line(net, x, loader)
     except pyro_bc.errors.PyroBCError as error:
@@ -662,6 +700,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--held-out", action="store_true", help="networks that were not tried while it was made")
     parser.add_argument("--more", type=float, metavar="SECONDS", help="only what has no result, for so long")
     args = parser.parse_args()
     file = RESULTS / ("zoo_whole.json" if args.whole else "zoo.json")
@@ -671,12 +710,13 @@ def main() -> None:
     stand_in_for_torchvision()
     torch.set_num_threads(1)  # with more, a process that is forked waits for ever
     loader, start = Loader() if args.whole else None, time.monotonic()
-    for name in [name for name in interleaved(ZOO) if args.only in name]:
+    networks = HELD_OUT if args.held_out else ZOO
+    for name in [name for name in interleaved(networks) if args.only in name]:
         if args.more and (name in results or time.monotonic() - start > args.more):
             continue
         results[name] = alone(name, loader)
         print(name, results[name], flush=True)
-        results = {own: results[own] for own in ZOO if own in results}
+        results = {own: results[own] for own in ZOO | HELD_OUT if own in results}
         file.write_text(json.dumps(results, indent=1) + "\n")
         file.with_suffix(".md").write_text(table_of_lines(results) if args.whole else table(results))
 

@@ -508,13 +508,13 @@ def align(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[tuple[list[in
 def _count(sizes: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
     """Number of elements: a known factor and the names of unknown ones."""
     known = math.prod(size for size in sizes if isinstance(size, int))
-    names = [factor for size in sizes if isinstance(size, str) for factor in _factors(size)]
+    names = [factor for size in sizes if isinstance(size, str) for factor in factors_of(size)]
     return known * math.prod(int(name) for name in names if name.isdigit()), tuple(
         sorted(name for name in names if not name.isdigit())
     )
 
 
-def _factors(size: str) -> list[str]:
+def factors_of(size: str) -> list[str]:
     """Factors of a size that depends on the batch, ``8*s0``; of a sum, itself."""
     return [size] if set(size) & set("+-/() ") else [factor for factor in size.split("*") if factor]
 
