@@ -449,7 +449,7 @@ def best_possible(model: Any, guide: Any, small: CompressedNetwork, read: Any, t
     }
     net = network_with(model, layers, changed).double()
     masks, dead = {}, {}
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, own in changed.items():
         path = name.removeprefix("net.")
         weight, turned = modules[name].in_network.get("weight", (f"{path}.weight", False))
@@ -547,6 +547,7 @@ def through_the_line(net: nn.Module, x: Any, loader: Loader) -> dict[str, Any]:
     lap("fit")
     thresholds = forced_out_(guide, torch.Generator().manual_seed(0))
     read = read_posterior(model, guide)
+    thresholds = {name: value for name, value in thresholds.items() if name in read.posterior}
     lap("read")
     small = pyro_bc.compress(model, read, thresholds=thresholds)
     lap("compress")

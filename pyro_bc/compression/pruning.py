@@ -231,11 +231,14 @@ class _Pruner:
                 inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
                 reads = _by_input(kind.by_output(mask), layer_groups(node)).any(2).any(0).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
-        for index, node in enumerate(self.graph.nodes):
-            if operation(node.op).statistics:
-                alive.update(self._counted(index, node))
-        for node in reversed(self.graph.nodes):
-            alive.update(self._read_by_cells(node, alive))
+        before = -1
+        while before != len(alive):
+            before = len(alive)
+            for index, node in enumerate(self.graph.nodes):
+                if operation(node.op).statistics:
+                    alive.update(self._counted(index, node, np.array(list(alive))))
+            for node in reversed(self.graph.nodes):
+                alive.update(self._read_by_cells(node, alive))
         return alive
 
     def _read_by_cells(self, node: Node, wanted: set[int]) -> set[int]:
@@ -255,15 +258,21 @@ class _Pruner:
             if len(read) == before:
                 return read
 
-    def _counted(self, index: int, node: Node) -> list[int]:
-        """Units that a normalisation's statistics need: all that are not 0 whatever the input."""
+    def _counted(self, index: int, node: Node, wanted: np.ndarray) -> list[int]:
+        """Units that a normalisation's statistics need: all that are not 0 whatever the input.
+
+        :param wanted: units of which some are read behind it; statistics that none of them is divided by count nothing.
+        """
         axis = statistics_axis(self.graph, index)
         units = self.tracking.of(node.args[0]).get(axis)
         if units is None:
             return []
         known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
         zero = np.zeros(len(units), dtype=bool) if known is None or known[0] != axis else known[1] == 0
-        return self.tracking.units.roots(units[~zero]).tolist()
+        roots = self.tracking.units.roots(units)
+        groups = node.args[1] if node.op == "group_norm" else 1
+        read = np.isin(roots, wanted).reshape(groups, -1).any(1).repeat(len(units) // groups)
+        return roots[~zero & read].tolist()
 
     def _drop_unread(self) -> bool:
         """Clear the weights and biases of outputs that nothing reads where they are computed."""
@@ -311,7 +320,7 @@ class _Pruner:
                     found[layer_name(node)] |= rows
                 axes = {other: units for other, units in axes.items() if other != axis}
             elif operation(node.op).statistics:
-                read = self._counted(index, node)
+                read = self._counted(index, node, np.flatnonzero(own | fixed))
             elif cells(node):
                 wanted_here = set(np.flatnonzero(own | fixed).tolist())
                 read = list(self._read_by_cells(node, wanted_here))
