@@ -41,14 +41,19 @@ def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
 
 def test_attention_with_a_bias_of_the_examples_is_the_same_in_onnx(tmp_path):
     class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 2, 5, 5))
+
         def forward(self, x):
-            bias = torch.ones(1, 1, 5, 5).tril().expand(x.shape[0], 1, 5, 5) + torch.ones(1, 2, 5, 5)
+            bias = torch.ones(1, 1, 5, 5).tril().expand(x.shape[0], 1, 5, 5) + self.table
+            x = x.transpose(1, 2)
             heads = nn.functional.scaled_dot_product_attention(x, x, x, bias)
             return heads.transpose(1, 2).reshape(x.shape[0], 5, 8)
 
-    graph = read_graph(Biased(), torch.randn(2, 2, 5, 4))
+    graph = read_graph(Biased(), torch.randn(2, 5, 2, 4))
     net = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-    assert to_onnx(net, tmp_path / "net.onnx", (2, 5, 4)) < 1e-6
+    assert to_onnx(net, tmp_path / "net.onnx", (5, 2, 4)) < 1e-6
 
 
 @pytest.mark.parametrize(
