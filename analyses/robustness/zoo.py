@@ -324,13 +324,11 @@ HELD_OUT: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "held out.transformers.StableLm": transformer("StableLmForCausalLM", "StableLmConfig", **GROUPED),
     "held out.transformers.T5 encoder": transformer("T5EncoderModel", "T5Config", d_model=32, d_kv=8, d_ff=128,
                                                     num_layers=2, num_heads=4, vocab_size=120),
-    "held out.transformers.CvT": transformer(
-        "CvtForImageClassification", "CvtConfig", pictures, embed_dim=[16, 32], num_heads=[1, 2], depth=[1, 1],
-        patch_sizes=[7, 3], patch_stride=[4, 2], patch_padding=[2, 1], mlp_ratio=[4.0, 4.0], drop_rate=[0.0, 0.0],
-        attention_drop_rate=[0.0, 0.0], drop_path_rate=[0.0, 0.0], qkv_bias=[True, True], cls_token=[False, True],
-        qkv_projection_method=["dw_bn", "dw_bn"], kernel_qkv=[3, 3], padding_kv=[1, 1], stride_kv=[2, 2],
-        padding_q=[1, 1], stride_q=[1, 1],
-    ),
+    "held out.transformers.Bit": transformer("BitForImageClassification", "BitConfig", pictures, embedding_size=16,
+                                             hidden_sizes=[16, 32], depths=[1, 1], num_groups=4),
+    "held out.transformers.FocalNet": transformer("FocalNetForImageClassification", "FocalNetConfig", pictures,
+                                                  image_size=64, embed_dim=16, depths=[1, 1], hidden_sizes=[16, 32],
+                                                  focal_levels=[2, 2], focal_windows=[3, 3]),
     "held out.own.named inputs, a dataclass": lambda: (odd.NamedInputs(), odd.NamedInputs.example()),
     "held out.own.old weight_norm": lambda: (odd.old_weight_norm(), torch.randn(2, 3, 20)),
     "held out.own.one module twice": lambda: (odd.Twice(), torch.randn(2, 12)),
@@ -589,8 +587,8 @@ def through_the_line(net: nn.Module, x: Any, loader: Loader) -> dict[str, Any]:
 def one(name: str, loader: Loader | None) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    net, x = (ZOO | HELD_OUT)[name]()
     try:
+        net, x = (ZOO | HELD_OUT)[name]()
         return read_and_stored(net, x) if loader is None else through_the_line(net, x, loader)
     except pyro_bc.errors.PyroBCError as error:
         return {"refused": " ".join(str(error).split())[:200]}

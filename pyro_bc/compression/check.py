@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..graph.interface import Output, called
+from ..graph.interface import Output, chosen, left_out, returned
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
@@ -167,18 +167,29 @@ def _checked(
     guide = FactorizedGuide(model, init_log_variance=-20.0)
     try:
         with torch.no_grad(), evaluating(model.skeleton) as dense:
-            outputs = called(dense, x, output)
+            given = returned(dense, x)
+            outputs = chosen(given, output)
     except UnsupportedNetworkError:
         raise
     except Exception as error:  # whatever a user's forward raises
         reason = first_line(error)
         raise UsageError(f"the network cannot be run on inputs of shape {described(x)}: {reason}") from error
+    if others := left_out(given, output):
+        warnings.warn(f"of the network's outputs, not in the file: {', '.join(map(repr, others))}", stacklevel=2)
     if y is None:
         with pyro.poutine.block():
             y = model.likelihood(outputs).sample()
     else:
         model.likelihood.check(outputs, y)
-    guide(x, y)
+    try:
+        guide(x, y)
+    except PyroBCError:
+        raise
+    except Exception as error:  # of a forward that looks at the classes of its modules, which are other ones now
+        raise UnsupportedNetworkError(
+            f"the network runs, but not with Bayesian layers in it: its forward depends on the classes of its modules, "
+            f"or on attributes that theirs do not have ({first_line(error)})"
+        ) from error
     problems: list[str] = []
     read = None
     try:

@@ -144,7 +144,7 @@ class _Pruner:
         changed = True
         while changed:
             self.constants = self._propagated()
-            changed = self._absorb_constants() | self._drop_unread()
+            changed = self._absorb_constants() | self._drop_zeros_of_cells() | self._drop_unread()
         self.constants = self._propagated()
 
     def _propagated(self) -> list[Constant]:
@@ -197,6 +197,23 @@ class _Pruner:
             read = _grouped(absorbed, kind.by_output(layer.mask), layer_groups(node))
             left = layer.mask & ~read.movedim((0, 1), (kind.output_axis, kind.input_axis))
             self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+        return changed
+
+    def _drop_zeros_of_cells(self) -> bool:
+        """Clear the columns with which recurrent cells read what is always 0."""
+        uses = Counter(name for node in self.graph.nodes for name in node.named())
+        changed = False
+        for node in self.graph.nodes:
+            for cell in cells(node):
+                name = cell.ih.removesuffix(".weight")
+                known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
+                if known is None or known[0] != 2 or node.args[4] > 1 or uses[cell.ih] > 1 or self.layers[name].codes:
+                    continue
+                layer = self.layers[name]
+                left = layer.mask & torch.from_numpy(known[1] != 0)
+                if not torch.equal(left, layer.mask):
+                    self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+                    changed = True
         return changed
 
     def _input_constants(self, node: Node) -> np.ndarray | None:
@@ -436,7 +453,8 @@ class _Pruner:
 
     def _read_of_inputs(self, left: Units) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
         """Where recurrent cells read fewer inputs than are left: which of those, and the columns by matrix."""
-        read, columns = {}, {}
+        read: dict[int, Tensor] = {}
+        columns: dict[str, Tensor] = {}
         uses = Counter(name for node in self.graph.nodes for name in node.named())
         for index, node in enumerate(self.graph.nodes):
             names = [cell.ih.removesuffix(".weight") for cell in cells(node)]

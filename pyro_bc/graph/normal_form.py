@@ -258,7 +258,7 @@ def _with_batch(size: Any, batch: str) -> int | None:
 
 def _digits(places: Tensor, strides: tuple[int, ...]) -> list[tuple[int, int]]:
     """The axes of a tensor of places split so that each counts along one axis of these strides: sizes and strides."""
-    found = []
+    found: list[tuple[int, int]] = []
     for axis in range(places.dim()):
         line = places[tuple(slice(None) if other == axis else 0 for other in range(places.dim()))].tolist()
         own: list[tuple[int, int]] = []

@@ -103,7 +103,7 @@ def check_one_function(
     rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == count else a for a in rest]
     seen: dict[str, Tensor] = {}
     hooks = []
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
         if isinstance(module, BayesianLayer) and path in names:
 
             def look(module: nn.Module, inputs: Any, output: Any, name: str = names[path]) -> None:

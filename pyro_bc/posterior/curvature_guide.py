@@ -110,7 +110,7 @@ class CurvatureGuide(AutoGuide):
         #: Fisher information about numbers that belong to no layer, by the tensor's name in the network's graph.
         self.others = collected.others
         self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
-        modules: dict[str, Any] = dict(model.named_modules())
+        modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         for layer, (prior, densities, kind) in self.layers.items():
             for role, value in {**prior.initial_values(densities), **modules[layer].pretrained}.items():
                 self._loc[f"{layer}.{role}"] = value.detach().clone()

@@ -1,9 +1,19 @@
 """Of half of the groups, what is left of today's blocks is what the output depends on (all 18, twice, in analyses)."""
 
+import copy
+
 import pytest
 import shrinking
 import torch
 from torch import nn
+
+from pyro_bc import GroupNormalJeffreys, LayerPosterior
+from pyro_bc.compression.pruning import shrink
+from pyro_bc.graph.layer_types import LINEAR, LOOKUP
+from pyro_bc.graph.module import GraphNetwork
+from pyro_bc.graph.read import read_graph
+from pyro_bc.graph.recurrent import cell_names
+from pyro_bc.posterior.thresholds import Threshold
 
 
 @pytest.mark.parametrize(
@@ -79,3 +89,37 @@ def test_tables_tied_heads_loops_and_upsampled_filters_go(net, x):
     left, needed, difference = shrinking.measured(net, keeps, x)
     assert difference < 1e-5
     assert left <= needed / 0.9
+
+
+def test_recurrent_cells_read_only_what_is_left_of_their_inputs():
+    class Cells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.cell = nn.Embedding(9, 8), nn.GRU(8, 6, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(self.words(x))[0].mean(1))
+
+    torch.manual_seed(0)
+    net, x = Cells().eval(), torch.randint(0, 9, (8, 5))
+    graph = read_graph(net, x)
+    matrices = {name: graph.tensors[f"{name}.weight"] for name in [*cell_names(graph), "words", "head"]}
+    posterior, masked = {}, copy.deepcopy(net)
+    for number, (name, weight) in enumerate(matrices.items()):
+        keep = torch.arange(weight.shape[1]) % 2 != number % 2
+        bias = graph.tensors.get(f"{name}.bias")
+        posterior[name] = LayerPosterior(
+            name=name, prior=GroupNormalJeffreys(), weight_mean=weight, weight_variance=torch.full_like(weight, 1e-4),
+            bias_mean=bias, bias_variance=None if bias is None else torch.full_like(bias, 1e-4),
+            statistic=torch.where(keep, -1.0, 1.0), type=LOOKUP if name == "words" else LINEAR,
+        )  # fmt: skip
+        path = name if "cell" in name else f"{name}.weight"
+        masked.get_parameter(path).data *= keep
+    small = shrink(graph, posterior, dict.fromkeys(posterior, Threshold(0.0, "explicit"))).graph
+    found = GraphNetwork(small.nodes, small.tensors, small.buffers)(x)
+    assert torch.allclose(found, masked(x), atol=1e-6)
+    # Each direction reads the inputs that words still make and that its own groups have left.
+    for name in ("cell.weight_ih_l0", "cell.weight_ih_l0_reverse"):
+        alive = posterior["words"].statistic.lt(0) & posterior[name].statistic.lt(0)
+        assert small.tensors[f"{name}.weight"].shape[1] == max(1, int(alive.sum()))

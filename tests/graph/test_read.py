@@ -303,3 +303,23 @@ def test_a_network_of_which_something_was_computed_is_traced_again():
     net.w.data.mul_(3)
     graph = read.graph_of_same(net, x)
     assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_layers_and_directions_of_recurrent_cells_are_nodes_of_their_own(cell, batch_first):
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell(3, 4, 2, batch_first=True, bidirectional=True)
+            self.cell.batch_first = batch_first
+
+        def forward(self, x):
+            h = self.cell(x if batch_first else x.transpose(0, 1))[0]
+            return h if batch_first else h.transpose(0, 1)
+
+    net, x = Outputs().eval(), torch.randn(5, 6, 3)
+    graph = read_graph(net, x)
+    of_cells = [node for node in graph.nodes if cell.__name__.lower() in node.op]
+    assert len(of_cells) == 4
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x), atol=1e-6)
