@@ -175,10 +175,13 @@ def _of_any_batch_size(net: nn.Module, count: int) -> tuple[Any, ...]:
 
 
 def _random_inputs(n: int, forms: Sequence[tuple[Any, torch.dtype]]) -> tuple[Tensor, ...]:
-    """Inputs of a network; integers are 0 or 1, which every table of an embedding has."""
+    """Inputs of a network; integers are 0 or 1, which every table has, and begin with 1: no mask leaves out everything."""
     generator = torch.Generator("cpu").manual_seed(n)
     numbers = [torch.rand(n, *shape, generator=generator) for shape, _ in forms]
     types = [dtype for _, dtype in forms]
+    for x, dtype in zip(numbers, types, strict=True):
+        if not dtype.is_floating_point:
+            x.reshape(n, -1)[:, :1] = 1.0
     return tuple(x if dtype.is_floating_point else (x > 0.5).to(dtype) for x, dtype in zip(numbers, types, strict=True))
 
 
