@@ -175,7 +175,7 @@ def _of_any_batch_size(net: nn.Module, count: int) -> tuple[Any, ...]:
 
 
 def _random_inputs(n: int, forms: Sequence[tuple[Any, torch.dtype]]) -> tuple[Tensor, ...]:
-    """Inputs of a network; integers are 0 or 1, which every table has, and begin with 1: no mask leaves out everything."""
+    """Inputs of a network; integers are 0 or 1, as every table has; the first is 1: no mask leaves out everything."""
     generator = torch.Generator("cpu").manual_seed(n)
     numbers = [torch.rand(n, *shape, generator=generator) for shape, _ in forms]
     types = [dtype for _, dtype in forms]
