@@ -4,8 +4,8 @@
 
 Small networks of each kind, random weights and statistics. Half of the groups of every layer (filters of convolutions,
 inputs of fully connected layers, heads of attention) are pruned: every second one, or at random. "Needed" counts the
-parameters that are not pruned and have a gradient in the masked network, in double precision, by torch alone; "left"
-is what the pruned graph holds. Writes ``analyses/results/shrinking.md``.
+parameters that are not pruned and have a gradient in the masked network (``needed.py``); "left" is what the pruned
+graph holds. Writes ``analyses/results/shrinking.md``.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from common import RESULTS
-from removal import remove_normalisation_
+from needed import needed, of_the_masked
 
 from pyro_bc import GroupNormalJeffreys, LayerPosterior
 from pyro_bc.compression.batch_norm import fold_batch_norm
@@ -330,7 +330,8 @@ def shrunk(net: nn.Module, keeps: dict[str, Tensor], x: Tensor) -> tuple[int, Gr
     posterior = {}
     for name, keep in keeps.items():
         layer = net.get_submodule(name)
-        bias = None if layer.bias is None else layer.bias.detach()
+        own = getattr(layer, "bias", None)
+        bias = None if own is None else own.detach()
         posterior[name] = LayerPosterior(
             name=name, prior=GroupNormalJeffreys(), weight_mean=layer.weight.detach(),
             weight_variance=torch.full_like(layer.weight, 1e-4), bias_mean=bias,
@@ -342,36 +343,27 @@ def shrunk(net: nn.Module, keeps: dict[str, Tensor], x: Tensor) -> tuple[int, Gr
     return sum(p.numel() for p in network.parameters()), network
 
 
-def removed(net: nn.Module, keeps: dict[str, Tensor], x: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network with its pruned groups at zero, in double precision, and which parameters are not pruned."""
-    net = copy.deepcopy(net)
+def measured(net: nn.Module, keeps: dict[str, Tensor], x: Tensor) -> tuple[int, int, float]:
+    """Parameters left and needed, and the largest difference as a part of the largest output."""
+    left, small = shrunk(net, keeps, x[:2])
+    masked = copy.deepcopy(net).double().eval()
     dead, masks = {}, {}
     for name, keep in keeps.items():
-        layer, kind = net.get_submodule(name), TYPES[type(net.get_submodule(name))]
+        layer = masked.get_submodule(name)
+        kind = TYPES[type(layer)]
         masks[f"{name}.weight"] = kind.over_groups(keep, layer.weight.shape).expand_as(layer.weight)
         if kind.scales_outputs:
-            dead[name] = ~keep
+            dead[f"{name}.weight"] = ~keep
             masks[f"{name}.bias"] = keep
         for role in ("weight", "bias"):
-            if f"{name}.{role}" in masks and getattr(layer, role) is not None:
+            if f"{name}.{role}" in masks and getattr(layer, role, None) is not None:
                 getattr(layer, role).data *= masks[f"{name}.{role}"]
-    net = net.double().eval()
-    remove_normalisation_(net, dead, x)
-    return net, masks
-
-
-def needed(net: nn.Module, masks: dict[str, Tensor], x: Tensor) -> int:
-    """Parameters that are not pruned and that the output depends on."""
-    net.zero_grad()
-    outputs = net(x)
-    torch.manual_seed(1)
-    (outputs * torch.randn_like(outputs)).sum().backward()
-    total = 0
-    for name, parameter in net.named_parameters():
-        if parameter.grad is not None:
-            used = parameter.grad.abs() > 1e-12
-            total += int((used & masks[name]).sum()) if name in masks else int(used.sum())
-    return total
+    inputs = x.double() if x.is_floating_point() else x
+    run = of_the_masked(masked, dead, inputs, lambda network, batch: network(batch))
+    with torch.no_grad():
+        expected = run(inputs)
+        difference = float((small(x) - expected).abs().max() / expected.abs().max())
+    return left, sum(needed(masked, masks, run, inputs).values()), difference
 
 
 def measure(name: str, pattern: str, seed: int = 0) -> tuple[int, int, int, float]:
@@ -382,13 +374,7 @@ def measure(name: str, pattern: str, seed: int = 0) -> tuple[int, int, int, floa
     x = torch.randn(64, 3, 16, 16)
     if name == "TCN with chomp":
         x = torch.randn(64, 1, 8, 6)
-    keeps = halved(net, pattern, generator)
-    left, small = shrunk(net, keeps, x[:2])
-    reference, masks = removed(net, keeps, x.double())
-    with torch.no_grad():
-        expected = reference(x.double())
-        difference = float((small(x) - expected).abs().max() / expected.abs().max())
-    return sum(p.numel() for p in net.parameters()), left, needed(reference, masks, x.double()), difference
+    return sum(p.numel() for p in net.parameters()), *measured(net, halved(net, pattern, generator), x)
 
 
 def main() -> None:

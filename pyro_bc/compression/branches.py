@@ -71,4 +71,4 @@ def _number(graph: Graph, constants: Sequence[Constant], side: Any) -> torch.Ten
     if constant is None or values is None:
         return None
     behind = len(graph.shape(side.index) or ()) - constant[0] - 1
-    return torch.from_numpy(values).float().reshape(-1, *[1] * behind)
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, *[1] * behind)

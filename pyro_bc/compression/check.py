@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
-from ..graph.interface import Output, called
+from ..graph.interface import Output, chosen, left_out, returned
 from ..graph.layer_types import LayerType, layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
 from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same
 from ..graph.recurrent import cell_names
 from ..graph.unit_rules import statistics_axis
 from ..graph.units import Tracking
@@ -35,7 +35,7 @@ from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .compress import compress
 from .pruning import shrink
-from .reading import layer_posteriors
+from .reading import layer_posteriors, read_posterior
 
 # Examples that are looked at.
 _EXAMPLES = 8
@@ -167,39 +167,55 @@ def _checked(
     guide = FactorizedGuide(model, init_log_variance=-20.0)
     try:
         with torch.no_grad(), evaluating(model.skeleton) as dense:
-            outputs = called(dense, x, output)
+            given = returned(dense, x)
+            outputs = chosen(given, output)
     except UnsupportedNetworkError:
         raise
     except Exception as error:  # whatever a user's forward raises
         reason = first_line(error)
         raise UsageError(f"the network cannot be run on inputs of shape {described(x)}: {reason}") from error
+    if others := left_out(given, output):
+        warnings.warn(f"of the network's outputs, not in the file: {', '.join(map(repr, others))}", stacklevel=2)
     if y is None:
         with pyro.poutine.block():
             y = model.likelihood(outputs).sample()
     else:
         model.likelihood.check(outputs, y)
-    guide(x, y)
-    graph = read_graph(model.skeleton, x, output)
+    try:
+        guide(x, y)
+    except PyroBCError:
+        raise
+    except Exception as error:  # of a forward that looks at the classes of its modules, which are other ones now
+        raise UnsupportedNetworkError(
+            f"the network runs, but not with Bayesian layers in it: its forward depends on the classes of its modules, "
+            f"or on attributes that theirs do not have ({first_line(error)})"
+        ) from error
+    problems: list[str] = []
+    read = None
+    try:
+        read = read_posterior(model, guide) if guide.obstacle is None else None
+    except PyroBCError as error:
+        problems.append(str(error))
+    graph = graph_of_same(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
     posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
     if guide.obstacle is not None:
         return Check(_rows(graph, posterior, {}, model), (guide.obstacle,), (), None)
     keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}
-    problems: list[str] = []
     size = None
     try:
-        small = compress(model, guide, thresholds=keep)
+        small = compress(model, guide if read is None else read, thresholds=keep)
         data = small.to_bytes()
         size = len(data)
         with torch.no_grad():
             inputs, again = tensors_of(moved(x, "cpu")), CompressedNetwork.from_bytes(data)
-            stored, loaded = (read.network()(*inputs) for read in (small, again))
+            stored, loaded = (stage.network()(*inputs) for stage in (small, again))
         if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
             problems.append("the network that is loaded from the file computes something else")
     except EmptyNetworkError:
         problems.append("the network computes the same for every one of these inputs")
     except PyroBCError as error:
-        problems.append(str(error))
+        problems += [str(error)] if str(error) not in problems else []
     stuck = _cannot_shrink(graph, posterior)
     return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
 

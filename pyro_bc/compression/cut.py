@@ -34,6 +34,9 @@ from .pruned import PrunedLayer
 # nodes and indices in the file, and copies what it selects from.
 _WORTHWHILE, _LEAST = 0.9, 32
 
+# Operations whose results are of one number, with the sizes among their arguments.
+_FILLED = ("zeros", "new_zeros", "new_ones", "new_full")
+
 #: of a node's result.
 Shape = tuple[Any, ...] | None
 
@@ -95,15 +98,19 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
     :param inputs: indices of the channels that are left of what it reads, of all groups, ``(in_left,)``.
     """
     kind, groups = layer_type(node.op), layer_groups(node)
-    mask = kind.by_output(layer.mask).flatten(2).any(2) if layer.mask.dim() > 2 else layer.mask
+    mask = kind.by_output(layer.mask)
+    mask = mask.flatten(2).any(2) if mask.dim() > 2 else mask
     computes = mask.any(1) if layer.bias is None else mask.any(1) | (layer.bias != 0)
     rows = outputs[computes[outputs]]
+    if kind.is_lookup:  # any of its rows may be asked for
+        rows = rows if len(rows) and pays(len(rows), len(outputs), len(inputs)) else outputs
+        return Part(rows, inputs, 1)
     if groups == 1:
         kernel = layer.mask[0, 0].numel()
-        rows = rows if _pays(len(rows), len(outputs), len(inputs) * kernel) else outputs
+        rows = rows if pays(len(rows), len(outputs), len(inputs) * kernel) else outputs
         rows = rows if len(rows) else outputs[:1]
         columns = inputs[mask[rows].any(0)[inputs]]
-        if kind.spatial and not _pays(len(columns), len(inputs), len(rows) * kernel):
+        if kind.spatial and not pays(len(columns), len(inputs), len(rows) * kernel):
             columns = inputs
         return Part(rows, columns if len(columns) else inputs[:1], 1)
     per_out, per_in = len(mask) // groups, mask.shape[1]
@@ -129,7 +136,7 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
     return part
 
 
-def _pays(left: int, of: int, each: int) -> bool:
+def pays(left: int, of: int, each: int) -> bool:
     """Whether it pays to leave some out, of so many weights each."""
     return left <= _WORTHWHILE * of and (of - left) * each >= _LEAST
 
@@ -153,7 +160,8 @@ class Cutter:
     """Rewrites a graph's nodes for the units and the parts of layers that are left.
 
     :param read: indices of the nodes that the output needs.
-    :param parts: by the name of a layer; the others stay whole.
+    :param parts: by the name of a layer and its operation; the others stay whole.
+    :param read_by_cells: by the index of a node of recurrent cells, which of the inputs that are left they read.
     :param tensors: those of the new graph; selections are added.
     """
 
@@ -163,11 +171,12 @@ class Cutter:
         tracking: Tracking,
         units: Units,
         read: set[int],
-        parts: Mapping[str, Part],
+        parts: Mapping[tuple[str, str], Part],
+        read_by_cells: Mapping[int, Tensor],
         tensors: dict[str, Tensor],
     ):
         self.graph, self.tracking, self.units, self.read = graph, tracking, units, read
-        self.parts, self.tensors = parts, tensors
+        self.parts, self.read_by_cells, self.tensors = parts, read_by_cells, tensors
         self.nodes: list[Node] = []
         self.shapes: list[Shape] = [graph.shapes[0]]
 
@@ -184,8 +193,13 @@ class Cutter:
                 for tree in (self._resized(node, index), node.kwargs)
             )
             moved = Node(node.op, args, kwargs)
-            if is_layer(node) and layer_name(node) in self.parts:
+            if is_layer(node) and (layer_name(node), node.op) in self.parts:
                 self._layer(node, moved, index)
+            elif index in self.read_by_cells:
+                x, *rest = moved.args
+                before = self._shape(node.args[0].index) or ()
+                x = self._selected(x, 2, self.read_by_cells[index], f"{node.named()[0]}_inputs", before)
+                self._add(replace(moved, args=(x, *rest)), self._shape(index))
             elif not operation(node.op).statistics or not self._normalised(node, moved, index):
                 self._add(moved, self._shape(index))
             new[index] = len(self.nodes) - 1
@@ -220,13 +234,14 @@ class Cutter:
 
     def _layer(self, node: Node, moved: Node, index: int) -> None:
         """A layer, with a selection of its inputs before it, and behind it zeros for what it does not compute."""
-        name, part, kind = layer_name(node), self.parts[layer_name(node)], layer_type(node.op)
-        before, after = self._shape(node.args[0].index) or (), self._shape(index) or ()
-        axis = layer_axis(node, len(before))
+        name, part, kind = layer_name(node), self.parts[layer_name(node), node.op], layer_type(node.op)
+        after = self._shape(index) or ()
+        axis = layer_axis(node, len(after))
         inputs = inputs_left(self.tracking, self.units, node)
         places = torch.searchsorted(inputs, part.inputs)
         x, *rest = moved.args
         if not torch.equal(places, torch.arange(len(inputs))):
+            before = self._shape(node.args[0].index) or ()
             x = self._selected(x, axis, places, f"{name}_inputs", before)
         if part.groups != layer_groups(node):
             rest[2 + kind.arguments.index("groups")] = part.groups
@@ -293,8 +308,13 @@ class Cutter:
         """A node's arguments, where they name sizes or places of axes that became smaller."""
         axes, args = self.tracking.values[index], node.args
         before = self.tracking.shape(args[0]) if args else ()
-        if node.op == "zeros":
-            return (tuple(self._size(axes, axis, size) for axis, size in enumerate(args[0])), *args[1:])
+        if node.op in _FILLED:
+            return tuple(
+                tuple(self._size(axes, axis, size) for axis, size in enumerate(argument))
+                if isinstance(argument, tuple)
+                else argument
+                for argument in args
+            )
         if node.op in ("view", "reshape", "expand"):
             sizes = enumerate(args[1])
             return (args[0], tuple(self._size(axes, axis, size) for axis, size in sizes), *args[2:])

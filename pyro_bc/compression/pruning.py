@@ -14,6 +14,7 @@ Normalisations over several channels keep their statistics: those that are gone 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,7 @@ from ..posterior.thresholds import Threshold, removed_outputs
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
-from .cut import Cutter, Units, inputs_left, part_of
+from .cut import Cutter, Part, Units, inputs_left, part_of, pays
 from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
 
@@ -121,6 +122,10 @@ class _Pruner:
         self.types |= dict.fromkeys(self.cells, LINEAR)
         #: layers whose weight is used in several ways, a table that is a fully connected layer's, too.
         self.mixed = {name for name, own in self.uses.items() if len({graph.nodes[i].op for i in own}) > 1}
+        #: tables that are a fully connected layer's weight as well.
+        self.tied = {
+            name for name in self.mixed if {graph.nodes[i].op for i in self.uses[name]} == {"lookup", "linear"}
+        }
         for name, layer in layers.items():  # coefficients of one grid stand and fall together
             grid = layer.codes["weight"].grid if layer.codes else ()
             inputs = self.tracking.tensors[f"{name}.weight"].get(self.types[name].input_axis)
@@ -139,7 +144,7 @@ class _Pruner:
         changed = True
         while changed:
             self.constants = self._propagated()
-            changed = self._absorb_constants() | self._drop_unread()
+            changed = self._absorb_constants() | self._drop_zeros_of_cells() | self._drop_unread()
         self.constants = self._propagated()
 
     def _propagated(self) -> list[Constant]:
@@ -194,6 +199,23 @@ class _Pruner:
             self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
         return changed
 
+    def _drop_zeros_of_cells(self) -> bool:
+        """Clear the columns with which recurrent cells read what is always 0."""
+        uses = Counter(name for node in self.graph.nodes for name in node.named())
+        changed = False
+        for node in self.graph.nodes:
+            for cell in cells(node):
+                name = cell.ih.removesuffix(".weight")
+                known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
+                if known is None or known[0] != 2 or node.args[4] > 1 or uses[cell.ih] > 1 or self.layers[name].codes:
+                    continue
+                layer = self.layers[name]
+                left = layer.mask & torch.from_numpy(known[1] != 0)
+                if not torch.equal(left, layer.mask):
+                    self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+                    changed = True
+        return changed
+
     def _input_constants(self, node: Node) -> np.ndarray | None:
         x = node.args[0]
         constant = self.constants[x.index] if isinstance(x, Value) and x.index >= 0 else None
@@ -226,11 +248,14 @@ class _Pruner:
                 inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
                 reads = _by_input(kind.by_output(mask), layer_groups(node)).any(2).any(0).numpy()
                 alive.update(self.tracking.units.roots(inputs[reads]).tolist())
-        for index, node in enumerate(self.graph.nodes):
-            if operation(node.op).statistics:
-                alive.update(self._counted(index, node))
-        for node in reversed(self.graph.nodes):
-            alive.update(self._read_by_cells(node, alive))
+        before = -1
+        while before != len(alive):
+            before = len(alive)
+            for index, node in enumerate(self.graph.nodes):
+                if operation(node.op).statistics:
+                    alive.update(self._counted(index, node, np.array(list(alive))))
+            for node in reversed(self.graph.nodes):
+                alive.update(self._read_by_cells(node, alive))
         return alive
 
     def _read_by_cells(self, node: Node, wanted: set[int]) -> set[int]:
@@ -250,15 +275,21 @@ class _Pruner:
             if len(read) == before:
                 return read
 
-    def _counted(self, index: int, node: Node) -> list[int]:
-        """Units that a normalisation's statistics need: all that are not 0 whatever the input."""
+    def _counted(self, index: int, node: Node, wanted: np.ndarray) -> list[int]:
+        """Units that a normalisation's statistics need: all that are not 0 whatever the input.
+
+        :param wanted: units of which some are read behind it; statistics that none of them is divided by count nothing.
+        """
         axis = statistics_axis(self.graph, index)
         units = self.tracking.of(node.args[0]).get(axis)
         if units is None:
             return []
         known = self.constants[node.args[0].index] if node.args[0].index >= 0 else None
         zero = np.zeros(len(units), dtype=bool) if known is None or known[0] != axis else known[1] == 0
-        return self.tracking.units.roots(units[~zero]).tolist()
+        roots = self.tracking.units.roots(units)
+        groups = node.args[1] if node.op == "group_norm" else 1
+        read = np.isin(roots, wanted).reshape(groups, -1).any(1).repeat(len(units) // groups)
+        return roots[~zero & read].tolist()
 
     def _drop_unread(self) -> bool:
         """Clear the weights and biases of outputs that nothing reads where they are computed."""
@@ -306,7 +337,7 @@ class _Pruner:
                     found[layer_name(node)] |= rows
                 axes = {other: units for other, units in axes.items() if other != axis}
             elif operation(node.op).statistics:
-                read = self._counted(index, node)
+                read = self._counted(index, node, np.flatnonzero(own | fixed))
             elif cells(node):
                 wanted_here = set(np.flatnonzero(own | fixed).tolist())
                 read = list(self._read_by_cells(node, wanted_here))
@@ -388,35 +419,67 @@ class _Pruner:
         for name, (source, chosen) in self._selections().items():  # what they select, where it stands now
             places = np.cumsum(left.are_left(source)) - 1
             tensors[name] = torch.from_numpy(places[self.graph.tensors[name].numpy()[left.are_left(chosen)]])
-        parts, layers = {}, {}
+        parts: dict[tuple[str, str], Part] = {}
+        layers = {}
+        read_by_cells, columns = self._read_of_inputs(left)
         for name, layer in self.layers.items():
-            if name not in self.uses or name in self.whole | self.shared | self.mixed or self.types[name].is_lookup:
-                layers[name] = self._with_units_left(layer, left)
+            if name not in self.uses or name in self.whole | self.shared | (self.mixed - self.tied):
+                layers[name] = self._with_units_left(layer, left, columns.get(name))
                 continue
-            node = self._node(self.uses[name][0])
-            inputs = inputs_left(self.tracking, left, node)
-            parts[name] = part = part_of(layer, node, left.kept(self._outputs(name)), inputs)
+            nodes = {node.op: node for node in map(self._node, self.uses[name])}
+            node = nodes["lookup"] if name in self.tied else self._node(self.uses[name][0])
+            kind, inputs = layer_type(node.op), inputs_left(self.tracking, left, node)
+            outputs = left.kept(self.tracking.tensors[f"{name}.weight"][kind.output_axis])
+            parts[name, node.op] = part = part_of(layer, node, outputs, inputs)
+            if name in self.tied:  # a table's columns are what the layer reads
+                parts[name, "linear"] = Part(part.inputs, part.outputs, 1)
+            rows = part.inputs if kind.output_axis else part.outputs
+            of_bias = rows if kind.is_lookup else part.outputs
             weight, variance, mask = (part.cut(t, node) for t in (layer.weight, layer.variance, layer.mask))
-            bias, bias_variance = (None if t is None else t[part.outputs] for t in (layer.bias, layer.bias_variance))
+            bias, bias_variance = (None if t is None else t[of_bias] for t in (layer.bias, layer.bias_variance))
             codes = {}
             if layer.codes:
                 own = part.cut(layer.codes["weight"].codes * layer.mask, node)
-                rows = part.inputs if self.types[name].output_axis else part.outputs
                 codes["weight"] = layer.codes["weight"].with_codes(own, rows)
                 if bias is not None:
-                    codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[part.outputs])
+                    codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[of_bias])
             layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
         for name, layer in layers.items():
             tensors[f"{name}.weight"] = layer.weight
             if layer.bias is not None:
                 tensors[f"{name}.bias"] = layer.bias
-        graph = Cutter(self.graph, self.tracking, left, self.read, parts, tensors).rewritten()
+        graph = Cutter(self.graph, self.tracking, left, self.read, parts, read_by_cells, tensors).rewritten()
         return PrunedNetwork(graph, layers)
 
-    def _with_units_left(self, layer: PrunedLayer, left: Units) -> PrunedLayer:
-        """A layer of which whatever its units leave of its axes stays, and nothing beyond that goes."""
-        axes = self.tracking.tensors[f"{layer.name}.weight"]
-        weight, variance, mask = (self._cut(t, axes, left) for t in (layer.weight, layer.variance, layer.mask))
+    def _read_of_inputs(self, left: Units) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+        """Where recurrent cells read fewer inputs than are left: which of those, and the columns by matrix."""
+        read: dict[int, Tensor] = {}
+        columns: dict[str, Tensor] = {}
+        uses = Counter(name for node in self.graph.nodes for name in node.named())
+        for index, node in enumerate(self.graph.nodes):
+            names = [cell.ih.removesuffix(".weight") for cell in cells(node)]
+            if index not in self.read or not names or any(uses[f"{name}.weight"] > 1 for name in names):
+                continue
+            if not all(name in self.followed and not self.layers[name].codes for name in names):
+                continue
+            inputs = left.kept(self.tracking.tensors[f"{names[0]}.weight"][1])
+            wanted = torch.stack([self.layers[name].mask.any(0) for name in names]).any(0)[inputs]
+            if wanted.any() and pays(int(wanted.sum()), len(inputs), len(self.layers[names[0]].weight)):
+                read[index] = torch.nonzero(wanted).flatten()
+                columns |= dict.fromkeys(names, inputs[wanted])
+        return read, columns
+
+    def _with_units_left(self, layer: PrunedLayer, left: Units, columns: Tensor | None = None) -> PrunedLayer:
+        """A layer of which whatever its units leave of its axes stays, and nothing beyond that goes.
+
+        :param columns: which of a matrix stay, where those are fewer.
+        """
+        axes = dict(self.tracking.tensors[f"{layer.name}.weight"])
+        parts = [layer.weight, layer.variance, layer.mask]
+        if columns is not None:
+            del axes[1]
+            parts = [part[:, columns] for part in parts]
+        weight, variance, mask = (self._cut(part, axes, left) for part in parts)
         of_outputs = {} if layer.name in self.whole | self.unfollowed else {0: self._outputs(layer.name)}
         bias, bias_variance = (
             None if t is None else self._cut(t, of_outputs, left) for t in (layer.bias, layer.bias_variance)

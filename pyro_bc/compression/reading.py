@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.nodes import Graph, is_layer, layer_name
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same, read_graph
 from ..graph.recurrent import cell_names
 from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
@@ -62,7 +62,7 @@ def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Read
             )
         net = model.skeleton
     example = _example(fitted, net)
-    graph = read_graph(net, example, getattr(model, "output", None))
+    graph = (graph_of_same if own else read_graph)(net, example, getattr(model, "output", None))
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     prefix = _prefix(model)
     in_graph = graph_names([name.removeprefix(prefix) for name in fitted.layers], graph, net)

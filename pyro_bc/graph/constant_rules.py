@@ -25,7 +25,7 @@ def through_elementwise(node: Node, graph: Graph, constants: list[Constant], ind
     known = _known(constants, node.args[0])
     if known is None or any(isinstance(leaf, Value | Named) for leaf in node.args[1:]):
         return None
-    values = torch.from_numpy(known[1]).float()
+    values = torch.tensor(known[1], dtype=torch.float32)  # a copy: what was broadcast cannot be written to
     args, kwargs = arguments(node, lambda leaf: values if isinstance(leaf, Value) else leaf)
     return known[0], compute(*args, **kwargs).double().numpy()
 

@@ -136,7 +136,7 @@ class _Reader:
         self.tensors = {_own_name(name): tensor for name, tensor in tensors.items()}
         self.parameters = {_own_name(name) for name in signature.inputs_to_parameters.values()}
         self.inputs: list[Any] = []
-        #: parameters that a folded tensor is computed from.
+        #: tensors of the network that a folded one is computed from.
         self.folded: set[str] = set()
         self.nodes: list[Node] = []
         self.shapes: list[Any] = []
@@ -238,8 +238,8 @@ class _Reader:
                 name = f"{name.rpartition('.')[0]}_.{name.rpartition('.')[2]}"
             self.tensors[name] = value.detach().clone()
             self._named[key] = name
+            self.folded |= sources.keys()
             if self.parameters.intersection(sources):
-                self.folded |= self.parameters.intersection(sources)
                 self.parameters.add(name)
         return Named(self._named[key])
 

@@ -21,10 +21,24 @@ def called(net: Callable[..., Any], x: Any, output: Output = None) -> Tensor:
 
     :raises UnsupportedNetworkError: where there are several, and it is not said which.
     """
+    return chosen(returned(net, x), output)
+
+
+def returned(net: Callable[..., Any], x: Any) -> Any:
+    """All that a network makes of a batch."""
     if isinstance(x, Tensor):
-        return chosen(net(x), output)
+        return net(x)
     names, tensors = names_of(x), tensors_of(x)
-    return chosen(net(**dict(zip(names, tensors, strict=True))) if names else net(*tensors), output)
+    return net(**dict(zip(names, tensors, strict=True))) if names else net(*tensors)
+
+
+def left_out(outputs: Any, output: Output = None) -> list[Any]:
+    """Names or positions of the outputs that are not the one that is meant."""
+    meant = chosen(outputs, output)
+    found = _named(outputs)
+    if hasattr(outputs, "_fields"):  # which are there by their positions as well
+        found = {name: value for name, value in found.items() if isinstance(name, str)}
+    return [name for name, value in found.items() if isinstance(value, Tensor) and value is not meant]
 
 
 def chosen(outputs: Any, output: Output = None) -> Tensor:

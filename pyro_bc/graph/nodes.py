@@ -66,7 +66,7 @@ class Graph:
         a string. None for what is no tensor.
     :param buffers: names of the tensors that training leaves alone.
     :param further_inputs: shapes of the inputs behind the first.
-    :param folded: names of the network's parameters that tensors of the graph were computed from.
+    :param folded: names of the network's tensors that tensors of the graph were computed from.
     :param origins: what tensors are called in the network that was read, where that is another name.
     :param turned: names of the tensors that are a matrix of that network turned over.
     """

@@ -1,10 +1,12 @@
 """A graph with what only moves entries written as what can be followed unit by unit: slices and selections.
 
 Several ways of writing the same come to one. A part of a ``split`` or ``chunk`` is a slice. Channels that are viewed as
-a table, turned and put back, a shuffle, are a selection in another order. What is selected of an axis that was split,
+a table, turned and put back, a shuffle, are a selection in another order. Patches that are cut out of pictures are one
+turn of axes. What is selected of an axis that was split,
 as the queries of an attention's one projection, is selected before it is split.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code
-from .unit_rules import permutation
+from .unit_rules import factors_of, permutation
 
 _VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _TURNS = {"permute", "transpose", "t"}
@@ -50,6 +52,8 @@ class _Rewriter:
         self.tensors = dict(graph.tensors)
         self.buffers = set(graph.buffers)
         self.moved: dict[int, _Moved] = {}
+        #: the same also through axes that hold the batch and more.
+        self.through: dict[int, _Moved] = {}
 
     def rewritten(self) -> Graph:
         new: dict[int, Value] = {}
@@ -119,11 +123,19 @@ class _Rewriter:
         x = node.args[0]
         if node.op not in _VIEWS | _TURNS | _SAME or self._shape(x) is None:
             return None
+        through = self.through.get(x.index) or _Moved(x)
+        through = _Moved(through.root, (*through.steps, (node, shape)))
+        turned = self._as_one_turn(through, shape)
+        if turned is not None:
+            self.through[turned.index] = through
+            return turned
         before = self.moved.get(x.index) or _Moved(x)
         steps = (*before.steps, (node, shape))
         root = self._shape(before.root) or ()
         if [size for size in shape if isinstance(size, str)] != [size for size in root if isinstance(size, str)]:
-            return None  # the batch became part of an axis
+            value = self._add(node, shape)  # the batch became part of an axis
+            self.through[value.index] = through
+            return value
         if before.steps and shape == root and torch.Size(_sizes(root)).numel() <= _MOST:
             numbers = _numbers(root)
             places = _moved(numbers, steps)
@@ -135,7 +147,39 @@ class _Rewriter:
                     return self._selected(before.root, axis, order, root)
         value = self._add(node, shape)
         self.moved[value.index] = _Moved(before.root, steps)
+        self.through[value.index] = through
         return value
+
+    def _as_one_turn(self, moved: _Moved, shape: Shape) -> Value | None:
+        """Movements through an axis that is a batch of more than the examples, as one turn of the axes of each.
+
+        So patches are cut out of pictures: channels are part of the batch on the way, and can be followed again here.
+        """
+        x, steps, root = moved.root, moved.steps, self._shape(moved.root) or ()
+        batch = root[0] if root else 0
+        mixed = [size for _, own in steps[:-1] for size in own if isinstance(size, str) and size != batch]
+        if not mixed or not isinstance(batch, str) or not all(isinstance(size, int) for size in root[1:]):
+            return None
+        shapes = [[_with_batch(size, batch) for size in own] for own in (root, *(own for _, own in steps))]
+        if any(size is None for own in shapes for size in own) or math.prod(shapes[0]) > _MOST:  # type: ignore[arg-type]
+            return None
+        numbers = torch.arange(math.prod(shapes[0])).reshape(shapes[0])  # type: ignore[arg-type]
+        places = numbers
+        for (node, _), own in zip(steps, shapes[1:], strict=True):
+            turns = node.op in _TURNS
+            places = places.permute(permutation(node, places.dim())) if turns else places.reshape(own)  # type: ignore[arg-type]
+        digits = _digits(places, numbers.stride())
+        in_root = sorted(digits, key=lambda digit: -digit[1])
+        order = [in_root.index(digit) for digit in digits]
+        sizes = [size for size, _ in in_root]
+        if math.prod(sizes) != numbers.numel():
+            return None
+        if not torch.equal(numbers.reshape(sizes).permute(order).reshape(places.shape), places):
+            return None
+        split = [batch if stride == numbers.stride(0) else size for size, stride in in_root]
+        value = self._add(Node("reshape", (x, tuple(-1 if s == batch else s for s in split))), tuple(split))
+        value = self._add(Node("permute", (value, tuple(order))), tuple(split[at] for at in order))
+        return self._add(Node("reshape", (value, tuple(s if isinstance(s, int) else -1 for s in shape))), shape)
 
     def _selected(self, x: Value, axis: int, order: Tensor, shape: Shape) -> Value:
         """Entries of an axis: a slice where they are neighbours."""
@@ -201,6 +245,34 @@ def _is_known(shape: Shape | None) -> bool:
 
 def _sizes(shape: Shape) -> list[int]:
     return [size if isinstance(size, int) else 2 for size in shape]
+
+
+def _with_batch(size: Any, batch: str) -> int | None:
+    """A size for a batch of 2; None where it depends on something else."""
+    if isinstance(size, int):
+        return size
+    factors = factors_of(size)
+    known = all(factor == batch or factor.isdigit() for factor in factors)
+    return math.prod(2 if factor == batch else int(factor) for factor in factors) if known else None
+
+
+def _digits(places: Tensor, strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The axes of a tensor of places split so that each counts along one axis of these strides: sizes and strides."""
+    found: list[tuple[int, int]] = []
+    for axis in range(places.dim()):
+        line = places[tuple(slice(None) if other == axis else 0 for other in range(places.dim()))].tolist()
+        own: list[tuple[int, int]] = []
+        block = 1
+        while block < len(line):
+            step, count = line[block] - line[0], 1
+            # Not beyond the axis that it counts along.
+            end = min((stride for stride in strides if stride > step), default=places.numel())
+            while count * block < len(line) and line[count * block] - line[0] == count * step < end:
+                count += 1
+            own.append((count, step))
+            block *= count
+        found += reversed(own)
+    return found
 
 
 def _axes(shape: Shape) -> list[int]:

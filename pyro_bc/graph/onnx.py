@@ -45,7 +45,8 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
         if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):
             continue
         before, dim, selection = source.args
-        inputs, weight = shapes[before.index + 1], node.args[1].name
+        inputs = shapes[before.index + 1] if before.index >= -1 else tuple(example[-1 - before.index].shape)
+        weight = node.args[1].name
         used_once = sum(weight in other.named() for other in nodes) == 1
         if inputs is None or dim not in (-1, len(inputs) - 1) or not used_once:
             continue
@@ -61,10 +62,11 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
 TOLERANCE = 1e-5
 
 
-def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
-    """A network that computes the same without divisors of average pools, which ONNX has none of.
+def _as_the_exporter_can(net: GraphNetwork) -> GraphNetwork:
+    """A network that computes the same in what the exporter can write.
 
-    Windows that reach beyond the edge (``ceil_mode``) are as they were: the export then says that outputs differ.
+    ONNX has no divisors of average pools; windows that reach beyond the edge (``ceil_mode``) are as they were: the
+    export then says that outputs differ. How attention's result lies in memory is not what the exporter takes it for.
     """
     nodes: list[Node] = []
     moved: dict[int, int] = {}
@@ -79,6 +81,9 @@ def _with_plain_pools(net: GraphNetwork) -> GraphNetwork:
             nodes.append(replace(node, args=node.args[:6]))
             window = math.prod(node.args[1]) if isinstance(node.args[1], tuple) else node.args[1] ** 2
             node = Node("mul", (Value(len(nodes) - 1), window / divisor))
+        if node.op == "scaled_dot_product_attention":
+            nodes.append(node)
+            node = Node("contiguous", (Value(len(nodes) - 1),))
         moved[index] = len(nodes)
         nodes.append(node)
     return GraphNetwork(tuple(nodes), dict(net.state_dict()), frozenset(name for name, _ in net.named_buffers()))
@@ -139,7 +144,7 @@ def to_onnx(
     example = _random_inputs(2, forms)
     with torch.no_grad():
         net(*example)  # which looks at what a file's network may take, where its shape was not known before
-    arranged = _with_plain_pools(without_selections(net, *example)) if isinstance(net, GraphNetwork) else net
+    arranged = _as_the_exporter_can(without_selections(net, *example)) if isinstance(net, GraphNetwork) else net
     with _quiet():
         try:
             program: Any = torch.onnx.export(
@@ -170,10 +175,13 @@ def _of_any_batch_size(net: nn.Module, count: int) -> tuple[Any, ...]:
 
 
 def _random_inputs(n: int, forms: Sequence[tuple[Any, torch.dtype]]) -> tuple[Tensor, ...]:
-    """Inputs of a network; integers are 0 or 1, which every table of an embedding has."""
+    """Inputs of a network; integers are 0 or 1, as every table has; the first is 1: no mask leaves out everything."""
     generator = torch.Generator("cpu").manual_seed(n)
     numbers = [torch.rand(n, *shape, generator=generator) for shape, _ in forms]
     types = [dtype for _, dtype in forms]
+    for x, dtype in zip(numbers, types, strict=True):
+        if not dtype.is_floating_point:
+            x.reshape(n, -1)[:, :1] = 1.0
     return tuple(x if dtype.is_floating_point else (x > 0.5).to(dtype) for x, dtype in zip(numbers, types, strict=True))
 
 

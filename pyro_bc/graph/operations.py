@@ -232,12 +232,13 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     *_of_schemas(vocabulary.CLASSIFYING, **_ELEMENTWISE),
     *_of_schemas(vocabulary.JOINT, units=unit_rules.joint),
-    *_of_schemas(vocabulary.SPATIAL, units=unit_rules.spatial),
+    *_of_schemas(vocabulary.SPATIAL, units=unit_rules.spatial, constants=constant_rules.through_pool),
     *_of_schemas(vocabulary.REDUCING, units=unit_rules.reduction),
     *_of_schemas(vocabulary.ALONG, units=unit_rules.along),
+    _row(219, "flip", of_schema("flip"), units=unit_rules.along, constants=constant_rules.through_moves),
     *_of_schemas(vocabulary.OTHERS),
     *_of_schemas(vocabulary.CREATING, creates=True),
-    *_of_schemas(vocabulary.LIKE),
+    *_of_schemas(vocabulary.LIKE, units=unit_rules.like),
     *(_row(code, name, on_integers(name, _ON_INTEGERS[name])) for code, name in vocabulary.ON_INTEGERS.items()),
 )
 

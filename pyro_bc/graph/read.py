@@ -6,13 +6,15 @@ nodes, to named tensors (weights, buffers) and to literals. It is run as it is b
 """
 
 import warnings
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError
-from ..runtime.inputs import Batch, names_of, random_like, tensors_of
+from ..runtime.inputs import Batch, forms, names_of, random_like, tensors_of
 from ..runtime.messages import first_line
 from .arguments import check_program
 from .exported import UnknownOperationError, graph_of, simpler, writes_in_place
@@ -61,6 +63,42 @@ def read_graph(net: nn.Module, example: Batch, output: Output = None) -> Graph:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return graph
+
+
+# What a network was read as, by the network and the form of its inputs.
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]]" = weakref.WeakKeyDictionary()
+
+
+def graph_of_same(net: nn.Module, example: Batch, output: Output = None) -> Graph:
+    """As :func:`read_graph`, of a network that only its training changes: it is traced once for inputs of one form.
+
+    :param net: its parameters and buffers are those of now; its forward is what it was.
+    :param example: as for :func:`read_graph`.
+    :param output: likewise.
+    """
+    known = _KNOWN.setdefault(net, {})
+    form = (forms(example), output)
+    graph = _as_it_is_now(known[form], net) if form in known else None
+    if graph is None:
+        graph = known[form] = read_graph(net, example, output)
+    return graph
+
+
+def _as_it_is_now(graph: Graph, net: nn.Module) -> Graph | None:
+    """The graph with the tensors that its network has now; None where some were computed from them."""
+    if graph.folded:
+        return None
+    own = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+    tensors = dict(graph.tensors)
+    for name, tensor in graph.tensors.items():
+        value = own.get(graph.origins.get(name, name))
+        if value is None:
+            continue
+        value = value.detach().cpu()
+        tensors[name] = value.T.contiguous() if name in graph.turned else value
+        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            return None
+    return replace(graph, tensors=tensors)
 
 
 def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:

@@ -65,13 +65,14 @@ def names_as_layers(graph: Graph) -> dict[str, str]:
 
 
 def layers_apart(graph: Graph) -> Graph:
-    """The graph with a node of its own for each layer of recurrent cells whose last states nothing reads.
+    """The graph with a node of its own for each layer and direction of recurrent cells whose last states nothing reads.
 
-    Such layers may have different numbers of hidden units.
+    Such cells may have different numbers of hidden units, and read different inputs.
     """
     nodes: list[Node] = []
     shapes: list[Any] = [graph.shapes[0]]
     new: dict[int, int] = {}
+    whole: set[int] = set()
 
     def moved(leaf: Any) -> Any:
         return Value(new.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
@@ -84,24 +85,43 @@ def layers_apart(graph: Graph) -> Graph:
     for index, node in enumerate(graph.nodes):
         own = Node(node.op, replace_leaves(node.args, moved), replace_leaves(node.kwargs, moved))
         shape = graph.shape(index)
+        if _reads_outputs(node) and node.args[0].index in whole:
+            new[index] = new[node.args[0].index]  # the outputs of both directions
+            continue
         if not _is_stack(graph, index):
             new[index] = add(own, shape).index
             continue
-        each = len(node.args[2]) // node.args[4]
-        behind = graph.shape(next(i for i, other in enumerate(graph.nodes) if index in other.values()))
+        if node.args[7]:
+            whole.add(index)
+        layers, directions = node.args[4], 1 + node.args[7]
+        each, steps = len(node.args[2]) // (layers * directions), 1 if node.args[8] else 0
+        *outer, width = graph.shape(next(i for i, other in enumerate(graph.nodes) if index in other.values())) or ()
         x = own.args[0]
-        for layer in range(node.args[4]):
-            states = []
-            for state in _states(own):
-                zeros, size = nodes[state.index], shapes[state.index + 1]
-                sizes = (1 + node.args[7], *zeros.args[0][1:])
-                states.append(add(replace(zeros, args=(sizes, *zeros.args[1:])), (sizes[0], *size[1:])))
-            weights = own.args[2][layer * each : (layer + 1) * each]
-            state = tuple(states) if node.op == "lstm" else states[0]
-            cell = add(replace(own, args=(x, state, weights, own.args[3], 1, *own.args[5:])), None)
-            new[index] = cell.index
-            if layer + 1 < node.args[4]:
-                x = add(Node("getitem", (cell, 0)), behind)
+        for layer in range(layers):
+            read, given, results = graph.shape(node.args[0].index) if layer == 0 else (*outer, width), x, []
+            for backwards in range(directions):
+                if backwards:  # from the last step to the first
+                    given = add(Node("flip", (x, (steps,))), read)
+                states = []
+                for state in _states(own):
+                    zeros, size = nodes[state.index], shapes[state.index + 1]
+                    sizes = (1, *zeros.args[0][1:])
+                    states.append(add(replace(zeros, args=(sizes, *zeros.args[1:])), (1, *size[1:])))
+                first = (layer * directions + backwards) * each
+                state = tuple(states) if node.op == "lstm" else states[0]
+                rest = (own.args[3], 1, *own.args[5:7], False, own.args[8])
+                cell = add(replace(own, args=(given, state, own.args[2][first : first + each], *rest)), None)
+                if layers == layer + 1 and directions == 1:
+                    break
+                result = add(Node("getitem", (cell, 0)), (*outer, width // directions))
+                results.append(
+                    add(Node("flip", (result, (steps,))), (*outer, width // directions)) if backwards else result
+                )
+            if directions == 2:
+                x = add(Node("cat", (tuple(results), 2)), (*outer, width))
+            elif layer + 1 < layers:
+                x = results[0]
+        new[index] = cell.index if directions == 1 else x.index
     return without_dead_code(replace(graph, nodes=tuple(nodes), shapes=tuple(shapes)))
 
 
@@ -110,13 +130,18 @@ def _states(node: Node) -> tuple[Any, ...]:
 
 
 def _is_stack(graph: Graph, index: int) -> bool:
-    """Whether a node is several layers that begin with zeros, of which only the last one's outputs are read."""
+    """Whether a node is several cells that begin with zeros, of which only the last ones' outputs are read."""
     node = graph.nodes[index]
-    if not cells(node) or node.args[4] < 2:
+    if not cells(node) or (node.args[4] < 2 and not node.args[7]) or not isinstance(node.args[0], Value):
         return False
     from_zeros = all(
         isinstance(state, Value) and state.index >= 0 and graph.nodes[state.index].op == "zeros"
         for state in _states(node)
     )
     readers = [other for other in graph.nodes if index in other.values()]
-    return from_zeros and bool(readers) and all(other.op == "getitem" and other.args[1] == 0 for other in readers)
+    return from_zeros and bool(readers) and all(map(_reads_outputs, readers))
+
+
+def _reads_outputs(node: Node) -> bool:
+    """Whether a node is the outputs of another, of those that have several results."""
+    return node.op == "getitem" and node.args[1] == 0 and isinstance(node.args[0], Value)

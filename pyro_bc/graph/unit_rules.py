@@ -187,9 +187,14 @@ def lookup(t: FollowedUnits, node: Node) -> Axes:
 
 
 def zeros(t: FollowedUnits, node: Node) -> Axes:
-    """Along every axis of a known size its entries are as others want them."""
-    sizes = node.args[0] if node.args and isinstance(node.args[0], tuple) else ()
+    """Of entries that are all alike: along every axis of a known size they are as others want them."""
+    sizes = next((argument for argument in node.args[:2] if isinstance(argument, tuple)), ())
     return {axis: t.units.new(size) for axis, size in enumerate(sizes) if isinstance(size, int) and size > 1}
+
+
+def like(t: FollowedUnits, node: Node) -> Axes:
+    """Of entries that are all alike, as many as another tensor has, or as an argument says."""
+    return zeros(t, node) if node.op.startswith("new_") else dict(t.of(node.args[0]))
 
 
 def recurrent(t: FollowedUnits, node: Node) -> Axes:
@@ -503,7 +508,15 @@ def align(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[tuple[list[in
 def _count(sizes: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
     """Number of elements: a known factor and the names of unknown ones."""
     known = math.prod(size for size in sizes if isinstance(size, int))
-    return known, tuple(sorted(size for size in sizes if isinstance(size, str)))
+    names = [factor for size in sizes if isinstance(size, str) for factor in factors_of(size)]
+    return known * math.prod(int(name) for name in names if name.isdigit()), tuple(
+        sorted(name for name in names if not name.isdigit())
+    )
+
+
+def factors_of(size: str) -> list[str]:
+    """Factors of a size that depends on the batch, ``8*s0``; of a sum, itself."""
+    return [size] if set(size) & set("+-/() ") else [factor for factor in size.split("*") if factor]
 
 
 def select(t: FollowedUnits, node: Node) -> Axes:

@@ -51,7 +51,7 @@ REDUCING = {
 
 #: entries along the dimensions that the second argument names know of each other, and stay as many.
 ALONG = {
-    216: "cumsum", 217: "cumprod", 218: "logcumsumexp", 219: "flip", 220: "argsort", 222: "_safe_softmax",
+    216: "cumsum", 217: "cumprod", 218: "logcumsumexp", 220: "argsort", 222: "_safe_softmax",
 }  # fmt: skip
 
 #: everything else: what these read is kept whole.

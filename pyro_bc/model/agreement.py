@@ -17,7 +17,7 @@ from ..errors import PyroBCError, UnsupportedNetworkError, UsageError
 from ..file.contents import integers_of
 from ..graph.module import GraphNetwork, evaluating
 from ..graph.nodes import Graph, is_layer, layer_name
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same
 from ..graph.recurrent import cell_names
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import bias_of, weight_of
@@ -52,7 +52,7 @@ def obstacle(
         return None  # a single layer has no name that a file could tell it by, and is a model all the same
     with same_random_state(inputs[0].device):
         try:
-            graph = read_graph(net, args[0], getattr(model, "output", None))
+            graph = graph_of_same(net, args[0], getattr(model, "output", None))
             for name, tensor in graph.tensors.items():
                 if not tensor.is_floating_point():
                     integers_of(name, tensor)
@@ -103,7 +103,7 @@ def check_one_function(
     rest = [a[:_EXAMPLES] if isinstance(a, Tensor) and a.dim() and len(a) == count else a for a in rest]
     seen: dict[str, Tensor] = {}
     hooks = []
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
         if isinstance(module, BayesianLayer) and path in names:
 
             def look(module: nn.Module, inputs: Any, output: Any, name: str = names[path]) -> None:

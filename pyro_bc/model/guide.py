@@ -158,7 +158,7 @@ class FactorizedGuide(AutoGuide):
             for role, value in prior.initial_values(densities).items():
                 values[f"{layer}.{role}"] = value
         (model,) = self._source
-        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
             for role, value in getattr(module, "pretrained", {}).items():
                 code = getattr(module, f"{role}_code", None)
                 values[f"{path}.{role}" if path else role] = value if code is None else code.encoded(value)

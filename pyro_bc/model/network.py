@@ -19,7 +19,7 @@ from ..graph.interface import Output, called
 from ..graph.layer_types import layer_type
 from ..graph.module import evaluating
 from ..graph.nodes import Graph, layer_groups, layer_nodes
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
@@ -373,7 +373,7 @@ class BayesianNetwork(PyroModule):
         if layers:
             with torch.no_grad(), evaluating(self.skeleton) as net:
                 called(net, x, self.output)  # what does not fit is said as it is of a network without codes
-            grids = spatial_grids(read_graph(self.skeleton, x, self.output))
+            grids = spatial_grids(graph_of_same(self.skeleton, x, self.output))
             for name, layer in layers.items():
                 layer.code_over(grids.get(f"{name}.weight", ()))
 
@@ -384,7 +384,7 @@ class BayesianNetwork(PyroModule):
             return
         left = list(plain)
         with contextlib.suppress(UnsupportedNetworkError):  # which the guide says
-            left = _make_latent_(self.net, plain, read_graph(self.skeleton, x, self.output))
+            left = _make_latent_(self.net, plain, graph_of_same(self.skeleton, x, self.output))
         if not any(isinstance(module, BayesianLayer) for module in self.net.modules()):
             raise UnsupportedNetworkError(_no_layer([f"'{name}'" for name in left], []))
         if left:

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..graph.interface import called
 from ..graph.module import evaluating
 from ..graph.nodes import layer_groups, layer_nodes
-from ..graph.read import read_graph
+from ..graph.read import graph_of_same
 from ..model.agreement import graph_names
 from ..model.network import BayesianNetwork
 from ..priors.base import base_distribution, find_layers
@@ -84,7 +84,7 @@ class CurvatureGuide(AutoGuide):
             raise UsageError("curvature is collected from batches of inputs, and the loader gives none")
         super().__init__(InitMessenger(init_to_feasible)(model))
         self._source = (model,)
-        graph = read_graph(model.skeleton, x, model.output)
+        graph = graph_of_same(model.skeleton, x, model.output)
         with torch.no_grad(), evaluating(model.skeleton) as net:
             y = density_of(model.likelihood, called(net, x, model.output)).sample()
         self._setup_prototype(x, y)
@@ -110,7 +110,7 @@ class CurvatureGuide(AutoGuide):
         #: Fisher information about numbers that belong to no layer, by the tensor's name in the network's graph.
         self.others = collected.others
         self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
-        modules: dict[str, Any] = dict(model.named_modules())
+        modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         for layer, (prior, densities, kind) in self.layers.items():
             for role, value in {**prior.initial_values(densities), **modules[layer].pretrained}.items():
                 self._loc[f"{layer}.{role}"] = value.detach().clone()

@@ -122,7 +122,7 @@ def network_with(
     """
     net = copy.deepcopy(model.skeleton)
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    modules: dict[str, Any] = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     for name, layer in layers.items():
         own = changed.get(name)
         weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)

@@ -112,6 +112,25 @@ def test_what_a_network_may_not_give_is_one_line_before_the_training(function, m
         pyro_bc.fit(model, pyro_bc.FactorizedGuide(model), [(X, torch.arange(6) % 3)], epochs=2, progress=False)
 
 
+def test_outputs_that_are_left_out_are_noted():
+    found = pyro_bc.check(Gives(lambda h, x: {"hidden": h * 2, "logits": h}), X)
+    assert found.ok and found.notes == ("of the network's outputs, not in the file: 'hidden'",)
+    assert not pyro_bc.check(Gives(lambda h, x: {"logits": h}), X).notes
+
+
+def test_a_forward_that_asks_for_the_classes_of_its_modules_is_refused_in_a_line():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.l(x.flatten(1)) * {nn.Linear: 1.0}[type(self.l)]
+
+    found = pyro_bc.check(Asks(), X)
+    assert len(found.problems) == 1 and "depends on the classes of its modules" in found.problems[0]
+
+
 @pytest.mark.parametrize("prior", [pyro_bc.LearnedCode(), pyro_bc.LogUniform(), pyro_bc.StandardNormal(), None])
 def test_every_prior_has_a_table(prior):
     found = pyro_bc.check(nn.Sequential(nn.Flatten(), *two_layers(64)), X, prior=prior)

@@ -8,6 +8,7 @@ from torch import nn
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.normal_form import in_normal_form
 from pyro_bc.graph.read import read_graph
+from pyro_bc.graph.units import Tracking
 
 X = torch.randn(3, 24, 5, generator=torch.Generator().manual_seed(0))
 
@@ -72,3 +73,25 @@ def test_the_same_function_with_slices_and_selections(function, has, has_not):
 def test_what_is_in_normal_form_stays():
     graph = in_normal_form(read_graph(Moves(shuffled), X))
     assert in_normal_form(graph).nodes == graph.nodes
+
+
+def test_patches_whose_batch_holds_channels_are_one_turn_of_axes():
+    """As MobileViT cuts them: pictures (b, 4, 6, 6) to patches (b · 4, 9, 4)."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.read = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 5)
+
+        def forward(self, x):
+            h = self.conv(x)
+            b, c = h.shape[:2]
+            h = h.reshape(b * c * 3, 2, 3, 2).transpose(1, 2).reshape(b, c, 9, 4).transpose(1, 3).reshape(b * 4, 9, c)
+            return self.read(h)
+
+    net, x = Patches().eval(), torch.randn(3, 2, 6, 6)
+    graph = in_normal_form(read_graph(net, x))
+    assert [node.op for node in graph.nodes] == ["conv2d", "reshape", "permute", "reshape", "linear"]
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x), atol=1e-6)
+    tracking = Tracking(graph)
+    assert (tracking.tensors["conv.weight"][0] == tracking.tensors["read.weight"][1]).all()

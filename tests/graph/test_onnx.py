@@ -14,7 +14,8 @@ import pyro_bc
 from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import ExportError
 from pyro_bc.graph.module import GraphNetwork
-from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx
+from pyro_bc.graph.nodes import Named, Node, Value
+from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx, without_selections
 from pyro_bc.graph.read import read_graph
 
 
@@ -26,6 +27,33 @@ class Tokens(nn.Module):
 
     def forward(self, x):
         return self.head(self.encoder(x).mean(1))
+
+
+def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
+    nodes = (Node("index_select", (Value(-2), -1, Named("chosen"))), Node("linear", (Value(0), Named("fc.weight"))))
+    tensors = {"chosen": torch.tensor([1, 6]), "fc.weight": torch.randn(3, 2)}
+    net = GraphNetwork(nodes, tensors, frozenset({"chosen"}), ("a", "b"))
+    x = torch.randn(4, 5), torch.randn(4, 7)
+    found = without_selections(net, *x)
+    assert [node.op for node in found._nodes] == ["linear"]
+    assert torch.allclose(found(*x), net(*x))
+
+
+def test_attention_with_a_bias_of_the_examples_is_the_same_in_onnx(tmp_path):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 2, 5, 5))
+
+        def forward(self, x):
+            bias = torch.ones(1, 1, 5, 5).tril().expand(x.shape[0], 1, 5, 5) + self.table
+            x = x.transpose(1, 2)
+            heads = nn.functional.scaled_dot_product_attention(x, x, x, bias)
+            return heads.transpose(1, 2).reshape(x.shape[0], 5, 8)
+
+    graph = read_graph(Biased(), torch.randn(2, 5, 2, 4))
+    net = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    assert to_onnx(net, tmp_path / "net.onnx", (5, 2, 4)) < 1e-6
 
 
 @pytest.mark.parametrize(

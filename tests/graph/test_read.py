@@ -9,6 +9,7 @@ from torch import nn
 
 from pyro_bc.app.networks import Normalize
 from pyro_bc.errors import UnsupportedNetworkError, UsageError
+from pyro_bc.graph import read
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
 from pyro_bc.graph.read import read_graph
@@ -274,3 +275,51 @@ def test_several_inputs_go_in_by_position_or_name():
         assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors)(*values), expected, atol=1e-6)
     with pytest.raises(UsageError, match="the batch first, as many in each"):
         read_graph(net, (ids, mask[:1]))
+
+
+def test_a_network_that_training_changed_is_not_traced_again(monkeypatch):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3)).eval()
+    x = torch.randn(2, 1, 6, 6)
+    read.graph_of_same(net, x)
+    monkeypatch.setattr(read, "read_graph", None)
+    with torch.no_grad():
+        for tensor in (*net.parameters(), net[1].running_mean):
+            tensor.add_(torch.rand_like(tensor))
+    graph = read.graph_of_same(net, torch.randn(5, 1, 6, 6))
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x))
+
+
+def test_a_network_of_which_something_was_computed_is_traced_again():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(torch.nn.functional.linear(x, self.w * 2))
+
+    net, x = Folded(), torch.randn(2, 4)
+    read.graph_of_same(net, x)
+    net.w.data.mul_(3)
+    graph = read.graph_of_same(net, x)
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_layers_and_directions_of_recurrent_cells_are_nodes_of_their_own(cell, batch_first):
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell(3, 4, 2, batch_first=True, bidirectional=True)
+            self.cell.batch_first = batch_first
+
+        def forward(self, x):
+            h = self.cell(x if batch_first else x.transpose(0, 1))[0]
+            return h if batch_first else h.transpose(0, 1)
+
+    net, x = Outputs().eval(), torch.randn(5, 6, 3)
+    graph = read_graph(net, x)
+    of_cells = [node for node in graph.nodes if cell.__name__.lower() in node.op]
+    assert len(of_cells) == 4
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x), atol=1e-6)

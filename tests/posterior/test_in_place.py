@@ -42,6 +42,17 @@ def test_it_computes_what_the_file_does(prior):
     assert 0.5 * (size - header) < file_bytes(net, changed, x) < 1.7 * size
 
 
+def test_a_module_of_two_names_is_one_layer():
+    net = nn.Sequential(nn.Linear(6, 6))
+    net.same = net[0]
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=4)
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(*two_of_six())
+    found = network_with(model, summarize(guide), {})
+    assert torch.allclose(found[0].weight, net[0].weight, rtol=0.1, atol=0.02)  # where the guide starts
+    assert found.same is found[0]
+
+
 def test_coarser_codes_are_those_of_twice_the_step():
     x, y = two_of_six()
     _, guide, _ = fitted(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), x, y, epochs=2)
