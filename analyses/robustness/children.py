@@ -116,24 +116,24 @@ def each(numbers: range, work: Work, seconds: float, batch: int = 2000) -> Itera
 
 def _child(numbers: range, work: Work, writer: int) -> None:
     torch.set_num_threads(1)
-    limit = _status("VmSize") + MEMORY
+    limit = memory("VmSize") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:
         watched = work(number)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-        before, started = _status("VmRSS"), time.process_time()
+        before, started = memory("VmRSS"), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose default ends the process
         signal.alarm(_STANDING)
         told = watched()
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         taken = time.process_time() - started
-        os.write(writer, f"{taken};{_status('VmHWM') - before};{told}\n".encode(errors="replace"))
+        os.write(writer, f"{taken};{memory('VmHWM') - before};{told}\n".encode(errors="replace"))
 
 
-def _status(key: str) -> int:
-    """Bytes of this process's memory."""
+def memory(key: str) -> int:
+    """Bytes of this process's memory, by its name in Linux: ``VmRSS`` now, ``VmHWM`` at most."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith(key))
     return 1024 * int(line.split()[1])

@@ -537,7 +537,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "# Faults around a run",
         "",
         f"`python analyses/robustness/faults.py`: {len(results)} of {len(FAULTS)} faults tried, {wrong} not as they "
-        "should be. Each was met by `python -m pyro_bc …` on digits. Right is one line with the place and exit code 2, "
+        "should be. Each was met by the command on digits. Right is one line with the place and exit code 2, "
         "or a run that comes to the same bytes and figures as one that was left alone; every file that was there is "
         "as it was.",
     ]

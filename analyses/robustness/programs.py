@@ -31,7 +31,7 @@ from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 
-from children import SECONDS, Tally, each
+from children import SECONDS, Tally, each, memory
 from common import RESULTS
 from graph.test_operations import Example, examples
 
@@ -65,6 +65,9 @@ _REPEATS, _LENGTHS = (2, 5, 20, 100, 500), tuple(1 << k for k in (4, 10, 16, 20,
 
 #: inputs of examples behind layers of these dimensions.
 _PICTURE = (4, 6, 6)
+
+# A batch is not asked for where one example takes more bytes.
+_LARGE = 1 << 27
 
 # No prediction with more numbers of input than this: it would be whoever predicts who asks for them.
 _MOST_INPUT = 1 << 20
@@ -367,10 +370,14 @@ def outcome(found: Program, data: bytes) -> str:
         return "refused" if str(error).isprintable() else "! a message that is not printable"
     except Exception as error:
         return f"! reading raises {type(error).__name__}"
-    net = small.network()
+    net, before = small.network(), memory("VmRSS")
     if math.prod(found.shape) > _MOST_INPUT:
         return "read, and too large for a prediction"
-    told = set()
+    told: set[str] = set()
+    with torch.no_grad():
+        one, peak = _computed(net, torch.rand(1, *found.shape)), memory("VmHWM")
+    if isinstance(one, Tensor) and peak - before > _LARGE:
+        return "predicted one example, a large one"  # of which a batch takes as much for each
     for examples_of_batch in (2, 5):
         x = torch.rand(examples_of_batch, *found.shape)
         with torch.no_grad():
