@@ -132,7 +132,7 @@ def test_the_command_exports_and_measures_all_three(tmp_path):
         return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
 
     refused = command("--onnx", tmp_path / "none" / "net.onnx")
-    assert refused.returncode == 2 and "no such folder" in refused.stderr and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2 and "written: No such file" in refused.stderr and refused.stderr.count("\n") == 1
     refused = command("--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8.onnx")
     assert refused.returncode == 2 and "--int8 needs --data" in refused.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["net.pbc"]
