@@ -62,6 +62,11 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
 TOLERANCE = 1e-5
 
 
+def _innermost(error: BaseException) -> BaseException:
+    """What an error came from: those of the exporter tell how to report them."""
+    return error if error.__cause__ is None else _innermost(error.__cause__)
+
+
 def _as_the_exporter_can(net: GraphNetwork) -> GraphNetwork:
     """A network that computes the same in what the exporter can write.
 
@@ -157,7 +162,7 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:  # whatever the exporter raises
-            reason = first_line(error)
+            reason = first_line(_innermost(error))
             raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
     data = program.model_proto.SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +228,7 @@ def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], cal
                 activation_type=QuantType.QUInt8,
             )  # fmt: skip
         except Exception as error:  # whatever the quantiser raises
-            reason = first_line(error)
+            reason = first_line(_innermost(error))
             raise ExportError(f"the network cannot be quantised to int8: {reason}") from error
         write_atomically(path, quantised.read_bytes())
 
