@@ -23,9 +23,10 @@ from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
 from ..runtime.messages import first_line
+from .arguments import named_arguments
 from .layer_types import LINEAR, layer_type
 from .module import GraphNetwork
-from .nodes import Graph, Named, Node, Value, is_layer, replace_leaves, without_dead_code
+from .nodes import Graph, Named, Node, Value, is_layer, leaves, replace_leaves, without_dead_code
 
 
 def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
@@ -67,12 +68,14 @@ def _innermost(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _innermost(error.__cause__)
 
 
-def _as_the_exporter_can(net: GraphNetwork) -> GraphNetwork:
+def _as_the_exporter_can(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
     """A network that computes the same in what the exporter can write.
 
     ONNX has no divisors of average pools; windows that reach beyond the edge (``ceil_mode``) are as they were: the
-    export then says that outputs differ. How attention's result lies in memory is not what the exporter takes it for.
+    export then says that outputs differ. How attention's result lies in memory is not what the exporter takes it for,
+    and attention over more dimensions than examples, heads and places it does not take.
     """
+    shapes = [getattr(result, "shape", ()) for result in net.results(net._nodes, *example)]
     nodes: list[Node] = []
     moved: dict[int, int] = {}
 
@@ -80,18 +83,38 @@ def _as_the_exporter_can(net: GraphNetwork) -> GraphNetwork:
         return Value(moved.get(leaf.index, leaf.index)) if isinstance(leaf, Value) else leaf
 
     for index, node in enumerate(net._nodes):
+        is_attention = node.op == "scaled_dot_product_attention"
+        dims = [len(shapes[leaf.index]) for leaf in leaves(node.args) if isinstance(leaf, Value) and leaf.index >= 0]
         node = replace(node, args=replace_leaves(node.args, redirect), kwargs=replace_leaves(node.kwargs, redirect))
         divisor = node.args[6] if node.op in ("avg_pool2d", "avg_pool3d") and len(node.args) > 6 else None
         if divisor is not None:
             nodes.append(replace(node, args=node.args[:6]))
             window = math.prod(node.args[1]) if isinstance(node.args[1], tuple) else node.args[1] ** 2
             node = Node("mul", (Value(len(nodes) - 1), window / divisor))
-        if node.op == "scaled_dot_product_attention":
+        if is_attention and max(dims, default=4) > 4 and _is_plain(node):
+            own = named_arguments(node)
+            scale = own["scale"] or shapes[net._nodes[index].args[0].index][-1] ** -0.5
+            before = len(nodes)
+            nodes += [
+                Node("transpose", (own["key"], -2, -1)),
+                Node("matmul", (own["query"], Value(before))),
+                Node("mul", (Value(before + 1), scale)),
+                Node("softmax", (Value(before + 2), -1)),
+            ]
+            node = Node("matmul", (Value(before + 3), own["value"]))
+        elif is_attention:
             nodes.append(node)
             node = Node("contiguous", (Value(len(nodes) - 1),))
         moved[index] = len(nodes)
         nodes.append(node)
     return GraphNetwork(tuple(nodes), dict(net.state_dict()), frozenset(name for name, _ in net.named_buffers()))
+
+
+def _is_plain(attention: Node) -> bool:
+    """Whether every place sees every other, and the query is computed by a node."""
+    own = named_arguments(attention)
+    is_masked = own["attn_mask"] is not None or own["is_causal"] or own["enable_gqa"]
+    return not is_masked and own["query"].index >= 0
 
 
 class OnnxNetwork(nn.Module):
@@ -149,7 +172,9 @@ def to_onnx(
     example = _random_inputs(2, forms)
     with torch.no_grad():
         net(*example)  # which looks at what a file's network may take, where its shape was not known before
-    arranged = _as_the_exporter_can(without_selections(net, *example)) if isinstance(net, GraphNetwork) else net
+    arranged = net
+    if isinstance(net, GraphNetwork):
+        arranged = _as_the_exporter_can(without_selections(net, *example), *example)
     with _quiet():
         try:
             program: Any = torch.onnx.export(
