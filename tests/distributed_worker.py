@@ -90,8 +90,8 @@ class Later:
         self.good, self.bad = (x[:BATCH], y[:BATCH]), (spoilt[:BATCH], y[:BATCH])
 
     def __iter__(self):
-        self.times += 1  # the first time is the look at the first batch
-        return iter([self.good, self.bad if self.times > 2 else self.good])
+        self.times += 1  # the first times are looks before the first epoch
+        return iter([self.good, self.bad if self.times > 3 else self.good])
 
     def __len__(self):
         return 2

@@ -133,12 +133,13 @@ def check(
     :param output: as for the model.
 
     >>> import pyro_bc, torch
+    >>> _ = torch.manual_seed(0)
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> print(pyro_bc.check(net, torch.randn(5, 4), prior=pyro_bc.GroupNormalJeffreys()))
     layer  type    weight  prior                groups
     0      Linear  8x4     GroupNormalJeffreys  4 inputs
     2      Linear  3x8     GroupNormalJeffreys  8 inputs
-    can be fitted, compressed and stored: 160 bytes with nothing pruned
+    can be fitted, compressed and stored: 159 bytes with nothing pruned
     """
     state = same_random_state(device_of(net)), pyro.get_param_store().scope()
     with state[0], state[1], warnings.catch_warnings(record=True) as said:

@@ -340,7 +340,9 @@ def _with_layer_names(contents: Contents) -> Contents:
     def rename(leaf: Any) -> Any:
         return Named(names.get(leaf.name, leaf.name)) if isinstance(leaf, Named) else leaf
 
-    nodes = tuple(replace(node, args=replace_leaves(node.args, rename)) for node in contents.nodes)
+    nodes = tuple(
+        Node(node.op, replace_leaves(node.args, rename), replace_leaves(node.kwargs, rename)) for node in contents.nodes
+    )
     tensors = {names.get(name, name): tensor for name, tensor in contents.tensors.items()}
     shapes = {names.get(name, name): shape for name, shape in contents.dense_shapes.items()}
     buffers = frozenset(names.get(name, name) for name in contents.buffers)

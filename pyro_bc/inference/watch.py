@@ -41,7 +41,7 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
     def look(is_rounded: bool) -> Standing:
         _, net, changed = _compressed(model, guide, has_codes and not is_rounded)
         found = judge(net, model.likelihood, batches, posterior_of(guide), model.output)
-        size = code_bytes(guide) if has_codes else file_bytes(net, changed, batches[0][0], model.output)
+        size = code_bytes(guide) if has_codes else file_bytes(model, net, changed, batches[0][0])
         return Standing(None, found.error, round(size), None)
 
     return look
@@ -68,7 +68,7 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
         costs = processes.gathered(cost)
         slack = 1 - sum(costs) / len(costs)
         errors = processes.gathered(found.error)
-        size = processes.from_first(lambda: file_bytes(net, changed, batches[0][0], model.output))
+        size = processes.from_first(lambda: file_bytes(model, net, changed, batches[0][0]))
         return Standing(slack, sum(errors) / len(errors), size, slack >= 0)
 
     return look

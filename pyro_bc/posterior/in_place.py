@@ -6,14 +6,14 @@ price of a pass over some examples: as a whole while it is trained, and one laye
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..graph.interface import Output, called
+from ..graph.interface import called
 from ..model.network import BayesianNetwork
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
@@ -121,34 +121,45 @@ def network_with(
     :param changed: what takes the place of the mean, by the same names.
     """
     net = copy.deepcopy(model.skeleton)
-    parameters = dict(net.named_parameters(remove_duplicate=False))
-    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    place_of = _places(model, net)
     for name, layer in layers.items():
         own = changed.get(name)
         weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)
         for role, value in (("weight", weight), ("bias", bias)):
-            of_layer = f"{name.removeprefix('net').removeprefix('.')}.{role}".removeprefix(".")
-            path, turned = modules[name].in_network.get(role, (of_layer, False))
             if value is not None:
-                parameters[path].copy_(value.T if turned else value)
+                parameter, turned = place_of(name, role)
+                parameter.copy_(value.T if turned else value)
     return net.eval()
 
 
-def file_bytes(net: nn.Module, changed: Mapping[str, InPlace], x: Batch, output: Output = None) -> int:
+def _places(model: BayesianNetwork, net: nn.Module) -> Callable[[str, str], tuple[nn.Parameter, bool]]:
+    """By a layer's name in the model and a role, the network's own parameter, and whether it is the matrix turned."""
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+
+    def place_of(name: str, role: str) -> tuple[nn.Parameter, bool]:
+        of_layer = f"{name.removeprefix('net').removeprefix('.')}.{role}".removeprefix(".")
+        path, turned = modules[name].in_network.get(role, (of_layer, False))
+        return parameters[path], turned
+
+    return place_of
+
+
+def file_bytes(model: BayesianNetwork, net: nn.Module, changed: Mapping[str, InPlace], x: Batch) -> int:
     """About how large the file of a network would be, that computes with these layers.
 
     What the outputs do not depend on would be cut: weights whose gradient is 0 for these inputs.
 
     :param net: of :func:`network_with`.
     :param changed: all layers that it has, by their names in the model.
-    :param output: which of its outputs is meant.
     """
     with torch.enable_grad():
         net.zero_grad()
-        called(net, x, output).square().sum().backward()
-    total = 0.0
+        called(net, x, model.output).square().sum().backward()
+    total, place_of = 0.0, _places(model, net)
     for name, own in changed.items():
-        gradient = net.get_parameter(f"{name}.weight".removeprefix("net").removeprefix(".")).grad
+        parameter, turned = place_of(name, "weight")
+        gradient = parameter.grad.T if turned and parameter.grad is not None else parameter.grad
         reached = own.mask if gradient is None else own.mask & (gradient != 0).cpu()
         rows, columns = reached.flatten(1).any(1), reached.transpose(0, 1).flatten(1).any(1)
         total += own.code_bytes(rows, columns)

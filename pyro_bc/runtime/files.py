@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -76,7 +75,7 @@ def _check_place(path: Path) -> None:
 
 def _new_file(target: Path) -> Path:
     """An empty file with a name of its own beside another; who may read it is as for any new file."""
-    path = target.parent / f".{target.name[:32]}.{secrets.token_hex(8)}{_SUFFIX}"
+    path = target.parent / f".{target.name[:32]}.{os.urandom(8).hex()}{_SUFFIX}"
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return path
 

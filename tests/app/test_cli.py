@@ -181,8 +181,7 @@ def odd_files():
     return {
         "no numbers": ([Node("relu", (x,))], {}),
         "no layers": ([flat, Node("mul", (Value(0), 2))], {}),
-        "no dimensions": ([Node("sum", (x,))], {}),
-        "two rows an example": ([flat, layer, Node("cat", ((Value(1), Value(1)), 0))], {"w": ones}),
+        "rows joined": ([flat, layer, Node("cat", ((Value(1), Value(1)), 1))], {"w": ones}),
     }
 
 
@@ -197,6 +196,15 @@ def test_networks_that_are_odd_are_inspected_and_evaluated_or_refused(tmp_path, 
     code = main(["evaluate", str(path), "--data", "digits"])
     said = capsys.readouterr()
     assert code == 0 or (code == 2 and said.err.count("\n") == 1 and str(path) in said.err)
+
+
+@pytest.mark.parametrize("nodes", [[Node("sum", (Value(-1),))], [Node("cat", ((Value(-1), Value(-1)), 0))]])
+def test_what_does_not_keep_its_examples_in_front_is_refused(tmp_path, capsys, nodes):
+    path = tmp_path / "odd.pbc"
+    path.write_bytes(encode(Contents(tuple(nodes), {}, {}, 100, (1, 8, 8), frozenset())))
+    assert main(["inspect", str(path)]) == 2 == main(["evaluate", str(path), "--data", "digits"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2 and said.count("does not keep its examples in front") == 2
 
 
 def test_what_an_encoding_lacks_is_spelled_and_nothing_reaches_the_terminal(finished, tmp_path, monkeypatch):

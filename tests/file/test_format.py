@@ -630,3 +630,13 @@ def test_the_adaptive_code_is_kept_for_as_many_numbers_as_a_file_may_have():
 def test_long_chains_are_refused_before_they_take_time():
     with pytest.raises(CompressedFileError, match="at most 1024"):
         decode(with_checksum(b"\x01\x09\x01\x04\x81\x08" + bytes([4]) * 1025))
+
+
+def test_a_layers_bias_that_an_operation_takes_by_name_is_renamed_with_it():
+    tensors = {"w": FixedPoint(torch.ones(3, 4, dtype=torch.int64), 0), "b": FixedPoint(torch.ones(3).long(), 0)}
+    nodes = (
+        Node("linear", (Value(-1), Named("w"), Named("b"))),
+        Node("add", (Value(0),), (("other", Named("b")),)),
+    )
+    small = CompressedNetwork.from_bytes(encode(Contents(nodes, tensors, {"w": (3, 4)}, 15, (4,), frozenset())))
+    assert torch.equal(small.network()(torch.ones(2, 4)), torch.full((2, 3), 6.0))

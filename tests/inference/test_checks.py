@@ -130,7 +130,7 @@ def test_what_is_not_finite_is_named_by_site_and_layer():
 
 
 class TurnsBad:
-    """A loader whose inputs are NaN from its third time round, as an augmentation may make them."""
+    """A loader whose inputs are NaN from its fourth epoch, as an augmentation may make them."""
 
     def __init__(self):
         self.times = 0
@@ -140,7 +140,7 @@ class TurnsBad:
 
     def __iter__(self):
         self.times += 1
-        x = X if self.times < 5 else X * float("nan")
+        x = X if self.times < 6 else X * float("nan")
         return zip(x.split(16), Y.split(16), strict=True)
 
 

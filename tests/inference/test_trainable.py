@@ -68,7 +68,7 @@ def test_a_model_written_by_hand_is_trained_pruned_and_exported(model, tmp_path)
 
 def test_the_bound_is_the_one_of_pyros_own_loop():
     guide = pyro_bc.FactorizedGuide(by_hand)
-    (record,) = fit(by_hand, guide, epochs=1, kl_warmup_epochs=0)
+    (record,) = fit(by_hand, guide, epochs=1, kl_warmup_epochs=0, kl_weight=1.0)
     x, y = data()
     svi = SVI(by_hand, guide, pyro.optim.Adam({"lr": 0.0}), TraceMeanField_ELBO())
     with pyro_bc.local_reparameterization():

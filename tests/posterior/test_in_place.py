@@ -39,7 +39,7 @@ def test_it_computes_what_the_file_does(prior):
     assert (net(x) - expected).abs().max() < 0.1 * spread
     assert (net(x) - means).abs().max() > 1e-4 * spread
     size, header = len(small.to_bytes()), 100
-    assert 0.5 * (size - header) < file_bytes(net, changed, x) < 1.7 * size
+    assert 0.5 * (size - header) < file_bytes(model, net, changed, x) < 1.7 * size
 
 
 def test_a_module_of_two_names_is_one_layer():
