@@ -355,7 +355,6 @@ def runs(folder):
             "pretrain_learning_rate": 5e-3}  # fmt: skip
     coded = base | {"epochs": 8, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
     jobs = {
-        "fold": Settings.of("small", "ghs", "digits", **base, finetune_epochs=2),
         "keep": Settings.of("small", "ghs", "digits", **base, batch_norm="keep", thresholds={"0": 5.0}),
         "coded": Settings.of("lenet-300-100", "learned", "digits", **coded, widths="24-16", teacher="small"),
     }

@@ -184,7 +184,7 @@ def random_masks(net, generator, share, per_weight):
     return keeps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks(), st.integers(0, 2**31), st.sampled_from([0.3, 0.6, 0.9]), st.booleans())
 def test_the_small_network_computes_what_the_masked_one_does(description, seed, share, per_weight):
     modules, hidden = description

@@ -125,7 +125,7 @@ def test_data_on_another_device_than_the_network_are_one_clear_error(found, case
     )
 
 
-@pytest.mark.parametrize("job", ["fold", "keep", "coded"])
+@pytest.mark.parametrize("job", ["keep", "coded"])
 def test_the_main_jobs_run_there_and_go_on_on_the_cpu(found, job):
     result = found["runs"][job]
     assert result["error"] == result["evaluated"] < 60  # chance is 90
