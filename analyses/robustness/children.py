@@ -1,5 +1,6 @@
 """Work that may end its process, one piece after the other in children: what a signal or the clock ended is known."""
 
+import gc
 import json
 import os
 import resource
@@ -16,6 +17,9 @@ import torch
 #: seconds of the processor, however busy it is with others, that one piece may take, and bytes that it may ask for
 #: beside what was there before.
 SECONDS, MEMORY = 10, 2 << 30
+
+# Bytes of earlier pieces of work that may be left.
+_LEFT = 1 << 25
 
 # Seconds in which nothing at all may happen.
 _STANDING = 200
@@ -119,8 +123,11 @@ def _child(numbers: range, work: Work, writer: int) -> None:
     limit = memory("VmSize") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    usual = memory("VmRSS")
     for number in numbers:
         watched = work(number)
+        if memory("VmRSS") > usual + _LEFT:  # what earlier errors hold would hide what this one takes
+            gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
         before, started = memory("VmRSS"), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose default ends the process
