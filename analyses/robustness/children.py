@@ -128,6 +128,7 @@ def _child(numbers: range, work: Work, writer: int) -> None:
         watched = work(number)
         if memory("VmRSS") > usual + _LEFT:  # what earlier errors hold would hide what this one takes
             gc.collect()
+            usual = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
         before, started = memory("VmRSS"), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose default ends the process

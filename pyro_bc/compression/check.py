@@ -139,7 +139,7 @@ def check(
     layer  type    weight  prior                groups
     0      Linear  8x4     GroupNormalJeffreys  4 inputs
     2      Linear  3x8     GroupNormalJeffreys  8 inputs
-    can be fitted, compressed and stored: 159 bytes with nothing pruned
+    can be fitted, compressed and stored: 160 bytes with nothing pruned
     """
     state = same_random_state(device_of(net)), pyro.get_param_store().scope()
     with state[0], state[1], warnings.catch_warnings(record=True) as said:

@@ -3,14 +3,12 @@
 import io
 import json
 import re
-import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import Command, command
+from helpers import command
 
 import pyro_bc
 from pyro_bc.app.cli import main, parser
@@ -78,21 +76,6 @@ def test_a_finished_run_is_not_run_again_nor_overwritten(finished):
     again = command("run", *SHORT, "--prior", "gnj", "--out", finished, "--resume", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(before["metrics.json"])
     assert {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
-
-
-def test_a_killed_run_resumes_to_the_same_file(finished, tmp_path):
-    out = tmp_path / "killed"
-    arguments = ["run", *SHORT, "--prior", "gnj", "--out", str(out)]
-    process = Command(*arguments)
-    deadline = time.monotonic() + 300
-    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert (out / "checkpoint").exists() and not (out / "metrics.json").exists()
-    done = command(*arguments, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert (out / "network.pbc").read_bytes() == (finished / "network.pbc").read_bytes()
 
 
 GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
