@@ -141,9 +141,13 @@ def checked(data: bytes, slowest: list[float]) -> str:
 def rows() -> list[tuple[str, Counter, float]]:
     files, table = sorted(seeds(), key=len)[:5], []
     for name, kind in (("truncations", truncations), ("changed bytes, checksum as it was", changes)):
-        slowest = [0.0]
-        counts = Counter(checked(data, slowest) for file in track(files, name) for data in kind(file))
-        assert counts["network"] == 0, name
+        slowest, counts = [0.0], Counter()
+        for file in track(files, name):
+            for data in kind(file):
+                found = checked(data, slowest)
+                # The version is not in the checksum: later ones read the same, which is the same network.
+                assert found == "refused" or data[4:] == file[4:], name
+                counts[found] += 1
         table.append((f"all {name}, {len(files)} files", counts, slowest[0]))
     slowest = [0.0]
     changed = (with_checksum(data[8:]) for file in track(files, "changed bytes") for data in changes(file, 8))

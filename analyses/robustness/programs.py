@@ -66,8 +66,9 @@ _REPEATS, _LENGTHS = (2, 5, 20, 100, 500), tuple(1 << k for k in (4, 10, 16, 20,
 #: inputs of examples behind layers of these dimensions.
 _PICTURE = (4, 6, 6)
 
-# A batch is not asked for where one example takes more bytes.
-_LARGE = 1 << 27
+# A batch is not asked for where one example takes more bytes, or seconds of the processor: limits are of one example,
+# and a batch is predicted four times.
+_LARGE, _LONG = 1 << 27, 0.3
 
 # No prediction with more numbers of input than this: it would be whoever predicts who asks for them.
 _MOST_INPUT = 1 << 20
@@ -374,9 +375,11 @@ def outcome(found: Program, data: bytes) -> str:
     if math.prod(found.shape) > _MOST_INPUT:
         return "read, and too large for a prediction"
     told: set[str] = set()
+    started = time.process_time()
     with torch.no_grad():
         one, peak = _computed(net, torch.rand(1, *found.shape)), memory("VmHWM")
-    if isinstance(one, Tensor) and peak - before > _LARGE:
+    is_large = peak - before > _LARGE or time.process_time() - started > _LONG
+    if isinstance(one, Tensor) and is_large:
         return "predicted one example, a large one"  # of which a batch takes as much for each
     for examples_of_batch in (2, 5):
         x = torch.rand(examples_of_batch, *found.shape)
