@@ -67,8 +67,8 @@ _REPEATS, _LENGTHS = (2, 5, 20, 100, 500), tuple(1 << k for k in (4, 10, 16, 20,
 _PICTURE = (4, 6, 6)
 
 # A batch is not asked for where one example takes more bytes, or seconds of the processor: limits are of one example,
-# and a batch is predicted four times.
-_LARGE, _LONG = 1 << 27, 0.3
+# and a batch is predicted four times, and compared.
+_LARGE, _LONG = 1 << 26, 0.3
 
 # No prediction with more numbers of input than this: it would be whoever predicts who asks for them.
 _MOST_INPUT = 1 << 20
