@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 
 #: seconds of the processor, however busy it is with others, that one piece may take, and bytes that it may ask for
 #: beside what was there before.
@@ -116,6 +117,25 @@ def each(numbers: range, work: Work, seconds: float, batch: int = 2000) -> Itera
             late = ended in ("SIGPROF", "SIGALRM")
             yield Piece(done, SECONDS if late else 0, 0, f"! longer than {SECONDS} s" if late else f"! {ended}")
             done += 1
+
+
+def shown(pieces: Iterator[Piece], what: str, counted: Tally, count: int, state: Path) -> Iterator[Piece]:
+    """Pieces of work one after the other, which whoever takes them adds to a tally; how far that is, and kept.
+
+    :param what: they are.
+    :param count: of all of them.
+    :param state: file of the tally.
+    """
+    started, before = time.monotonic(), counted.seconds
+    with Progress() as progress:
+        bar = progress.add_task(what, total=count, completed=counted.done)
+        for piece in pieces:
+            yield piece
+            progress.update(bar, completed=counted.done)
+            if counted.done % 1000 == 0:
+                counted.save(state)
+    counted.seconds = before + time.monotonic() - started
+    counted.save(state)
 
 
 def _child(numbers: range, work: Work, writer: int) -> None:

@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 
-from children import SECONDS, Tally, each, memory
+from children import SECONDS, Tally, each, memory, shown
 from common import RESULTS
 from graph.test_operations import Example, examples
 
@@ -437,18 +436,11 @@ def tried(counted: Tally, state: Path, count: int, seconds: float) -> None:
     """Try programs until there were so many, or so much time has passed."""
     changes()  # before the fork: each child has them
     fast.PART = 2  # so that every batch goes through in parts, where it may
-    started, before = time.monotonic(), counted.seconds
-    with Progress() as progress:
-        shown = progress.add_task("programs", total=count, completed=counted.done)
-        for piece in each(range(counted.done, count), _work, seconds):
-            size, _, told = piece.told.rpartition(";")
-            if piece.peak > MOST_MEMORY and int(size) < SMALL_FILE and not told.startswith("!"):
-                told = "! more than 1 GiB"
-            counted.add(piece, told, partial(_about, piece.number))
-            progress.update(shown, completed=counted.done)
-            if counted.done % 1000 == 0:
-                counted.save(state)
-    counted.seconds = before + time.monotonic() - started
+    for piece in shown(each(range(counted.done, count), _work, seconds), "programs", counted, count, state):
+        size, _, told = piece.told.rpartition(";")
+        if piece.peak > MOST_MEMORY and int(size) < SMALL_FILE and not told.startswith("!"):
+            told = "! more than 1 GiB"
+        counted.add(piece, told, partial(_about, piece.number))
 
 
 def main() -> None:
@@ -474,7 +466,6 @@ def main() -> None:
         return
     counted = Tally.of(args.state)
     tried(counted, args.state, args.programs, args.seconds)
-    counted.save(args.state)
     for told, count in counted.counts.most_common():
         print(f"{count:8,} {told}")
     print(f"{counted.done:,} programs, {counted.done / max(1, counted.seconds):.0f} a second, slowest "

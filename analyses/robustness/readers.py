@@ -20,7 +20,6 @@ import struct
 import sys
 import tarfile
 import tempfile
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -31,11 +30,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from rich.progress import Progress
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from children import Tally, each
+from children import Tally, each, shown
 from common import RESULTS
 
 from pyro_bc.app.cli import main as command
@@ -286,19 +284,13 @@ def told(argv: tuple[str, ...], folder: Path) -> str:
 def tried(counted: Tally, state: Path, count: int, seconds: float, chosen: list[str]) -> None:
     """Try files until there were so many, or so much time has passed."""
     _others()  # before the fork: each child has them
-    started, before = time.monotonic(), counted.seconds
-    with Progress() as progress:
-        shown = progress.add_task("files", total=count, completed=counted.done)
-        for piece in each(range(counted.done, count), partial(work, chosen), seconds, 400):
-            kind, _, what = piece.told.rpartition(";")
-            kind = kind or chosen[piece.number % len(chosen)]
-            if piece.peak > _MOST_MEMORY and not what.startswith("!"):
-                what = "! more than 512 MiB"
-            counted.add(piece, f"{kind}: {what}", list)
-            progress.update(shown, completed=counted.done)
-            if counted.done % 1000 == 0:
-                counted.save(state)
-    counted.seconds = before + time.monotonic() - started
+    pieces = each(range(counted.done, count), partial(work, chosen), seconds, 400)
+    for piece in shown(pieces, "files", counted, count, state):
+        kind, _, what = piece.told.rpartition(";")
+        kind = kind or chosen[piece.number % len(chosen)]
+        if piece.peak > _MOST_MEMORY and not what.startswith("!"):
+            what = "! more than 512 MiB"
+        counted.add(piece, f"{kind}: {what}", list)
 
 
 def main() -> None:
@@ -311,7 +303,6 @@ def main() -> None:
     chosen = [kind for kind in kinds() if kind.startswith(tuple(args.kinds.split(";")))]
     counted = Tally.of(args.state)
     tried(counted, args.state, args.files, args.seconds, chosen)
-    counted.save(args.state)
     for told, count in sorted(counted.counts.items()):
         print(f"{count:8,} {told}")
     print(f"{counted.done:,} files, slowest {counted.slowest:.1f} s, most memory {counted.peak >> 20} MiB")
