@@ -28,8 +28,7 @@ from ..data.loaders import check_inputs, first_batch, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.guides import posterior_of
-from ..posterior.judged import figure, judge
+from ..posterior.judged import figure
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..posterior.thresholds import choose_threshold
@@ -42,12 +41,12 @@ from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
-from .multiplier import Errors, Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
+from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
 from .trainable import trainable
-from .watch import guarding, some_examples, watching
+from .watch import errors_before, guarding, some_examples, training_error, watching
 
 #: more steps than this repay the time that compiling one takes.
 WORTH_COMPILING = 10_000
@@ -158,7 +157,7 @@ def fit(
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
     processes.start_alike([model, guide])
     processes.draw_apart()
-    watch = guard = None
+    watch = guard = on_training = None
     if held_out is not None:
         watch = (watching if target is None else target.watch)(model, guide, held_out)
     has_codes = Cell in guide.families.values()
@@ -169,8 +168,8 @@ def fit(
             guard = guarding(model, guide, examples)
     before = None
     if target is not None and held_out is not None:
-        guard = guarding(model, guide, examples)
-        before = _errors(model, guide, examples, held_out)
+        on_training = training_error(model, guide, examples)
+        before = errors_before(model, guide, examples, held_out)
     guide.kl_weight = float(most)
     bounds = log_variance_bounds(guide, schedule.max_scale)
     warmup = schedule.warmup(epochs, has_codes)
@@ -208,7 +207,7 @@ def fit(
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
             learned = None if target is None else learned_weight(history, epochs, before)
-            highest = most if guard is None or target is not None else guarded_weight(history, epochs, most)
+            highest = most if guard is None else guarded_weight(history, epochs, most)
             if epoch == rounded_from:
                 settle_codes_(guide)
             with rounded_codes() if is_rounding else nullcontext():
@@ -258,12 +257,12 @@ def fit(
                         _say_collapse(standing, model.likelihood.metric, epoch)
                     record = replace(record, slack=standing.slack, held_out_error=standing.error,
                                      file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
+                if on_training is not None:
+                    record = replace(record, train_error=on_training(is_rounding))
                 if guard is not None:
                     standing = guard(is_rounding)
-                    record = replace(record, train_error=standing.error)
-                    if target is None:
-                        record = replace(record, slack=standing.slack, is_kept=standing.is_kept,
-                                         file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
+                    record = replace(record, train_error=standing.error, slack=standing.slack, is_kept=standing.is_kept,
+                                     file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
                 if best_look([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
@@ -307,16 +306,6 @@ def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
         f"the KL gets less weight",
         stacklevel=3,
     )
-
-
-def _errors(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any], held_out: Iterable[Any]) -> Errors:
-    """Those of the network that a fit starts from, of which several processes have parts of the examples."""
-    sites = posterior_of(guide)
-    train, held = (
-        judge(model.skeleton, model.likelihood, own, sites, model.output).error for own in (examples, held_out)
-    )
-    trains = processes.gathered(train)
-    return Errors(sum(trains) / len(trains), held)
 
 
 def _say_costly(end: Epoch) -> None:

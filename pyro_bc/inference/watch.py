@@ -1,6 +1,6 @@
 """Looks at what compression would make of a guide while it is trained, where there is no target to judge it by."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..posterior.summary import code_bytes, summarize
 from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.inputs import tensors_of
-from .multiplier import Watch
+from .multiplier import Errors, Watch
 
 # What compression may cost: in nats an example, or in points, where errors are counted.
 _NATS, _POINTS = 0.01, 0.3
@@ -39,7 +39,7 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
     has_codes = Cell in guide.families.values()
 
     def look(is_rounded: bool) -> Standing:
-        _, net, changed = _compressed(model, guide, has_codes and not is_rounded)
+        net, changed, _ = _compressed(model, guide, has_codes and not is_rounded)
         found = judge(net, model.likelihood, batches, posterior_of(guide), model.output)
         size = code_bytes(guide) if has_codes else file_bytes(model, net, changed, batches[0][0])
         return Standing(None, found.error, round(size), None)
@@ -59,19 +59,50 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
     has_codes = Cell in guide.families.values()
 
     def look(is_rounded: bool) -> Standing:
-        mean, net, changed = _compressed(model, guide, has_codes and not is_rounded)
-        fitted = posterior_of(guide)
+        net, changed, layers = _compressed(model, guide, has_codes and not is_rounded)
+        mean, fitted = network_with(model, layers, {}), posterior_of(guide)
         found, whole = (judge(own, model.likelihood, batches, fitted, model.output) for own in (net, mean))
         cost = (found.loss - whole.loss) / _NATS
         if whole.resolution:  # who is sure of what it learned by heart loses nats, and errs no more
             cost = min(cost, (found.error - whole.error) / max(_POINTS, whole.resolution))
         costs = processes.gathered(cost)
         slack = 1 - sum(costs) / len(costs)
-        errors = processes.gathered(found.error)
         size = processes.from_first(lambda: file_bytes(model, net, changed, batches[0][0]))
-        return Standing(slack, sum(errors) / len(errors), size, slack >= 0)
+        return Standing(slack, _mean(found.error), size, slack >= 0)
 
     return look
+
+
+def training_error(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any]) -> Callable[[bool], float]:
+    """What judges the network that compression would make of the guide, on examples that it is trained on.
+
+    :param examples: as for :func:`guarding`.
+    """
+    batches = list(examples)
+    has_codes = Cell in guide.families.values()
+
+    def look(is_rounded: bool) -> float:
+        net, _, _ = _compressed(model, guide, has_codes and not is_rounded)
+        return _mean(judge(net, model.likelihood, batches, posterior_of(guide), model.output).error)
+
+    return look
+
+
+def errors_before(
+    model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any], held_out: Iterable[Any]
+) -> Errors:
+    """Those of the network that a fit starts from, of which several processes have parts of the examples."""
+    train, held = (
+        judge(model.skeleton, model.likelihood, own, posterior_of(guide), model.output).error
+        for own in (examples, held_out)
+    )
+    return Errors(_mean(train), held)
+
+
+def _mean(error: float) -> float:
+    """Of all processes."""
+    errors = processes.gathered(error)
+    return sum(errors) / len(errors)
 
 
 def some_examples(loader: Iterable[Any]) -> list[tuple[Any, Tensor]]:
@@ -86,11 +117,11 @@ def some_examples(loader: Iterable[Any]) -> list[tuple[Any, Tensor]]:
     return found
 
 
-def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -> tuple[nn.Module, nn.Module, Any]:
-    """The network at the posterior mean, what compression would make of it, and of each layer.
+def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -> tuple[nn.Module, Any, Any]:
+    """What compression would make of the network, and of each layer; and the layers as they are.
 
     :param is_mean: whether nothing is compressed yet.
     """
     layers = summarize(guide)
     changed = {} if is_mean else {name: compressed_in_place(own) for name, own in layers.items()}
-    return network_with(model, layers, {}), network_with(model, layers, changed), changed
+    return network_with(model, layers, changed), changed, layers
