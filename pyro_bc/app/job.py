@@ -330,7 +330,8 @@ def _checked(settings: Settings, examples: int) -> Recipe:
     if settings.target is not None and (plan.finetune.epochs or settings.fit.kl_weight is not None):
         raise UsageError("a target finds the KL's weight in one training: leave out kl-weight and finetune-epochs")
     counts = (plan.dense.epochs, plan.finetune.epochs, plan.fit.shift, plan.finetune.shift)
-    if (plan.fit.epochs or 0) < 1 or min(count or 0 for count in counts) < 0 or (plan.fit.batch_size or 0) < 1:
+    sizes = (1 if plan.fit.epochs is None else plan.fit.epochs, plan.fit.batch_size or 0)
+    if min(sizes) < 1 or min(count or 0 for count in counts) < 0:
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
     if (plan.distil.passes or 0) < 1:
         raise UsageError("passes must be at least 1")
@@ -450,7 +451,7 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
     held_out = held_out_batches(x, nn.functional.one_hot(y, job.data.classes).float() if share else y)
     log = [] if job.log_dir is None else [tensorboard_log(job.log_dir / _LOGS[checkpoint])]
     result = fit(
-        model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs or 1, schedule=_schedule(plan),
+        model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs, schedule=_schedule(plan),
         seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress,
         after_epoch=[refresh, *log], target=job.settings.target, held_out=held_out,
     )  # fmt: skip

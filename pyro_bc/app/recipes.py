@@ -1,13 +1,12 @@
 """Recipes: training settings by network, data set and prior, chosen on held-out data (``--development``).
 
-A run whose combination has no recipe takes what suits any network and data: as many epochs as so many examples need,
-and the KL's weight that :func:`~pyro_bc.fit` finds where none is given.
+A run whose combination has no recipe takes what suits any network and data: as many epochs of the dense network as so
+many examples need, and those of the fit, and the KL's weight, that :func:`~pyro_bc.fit` finds where none is given.
 """
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..inference.fit import usual_epochs
 from .settings import Dense, Distil, Finetune, Fit, Settings
 
 _NO_FINETUNE = Finetune(epochs=0, kl_weight=0.1, shift=0)
@@ -118,12 +117,10 @@ _DENSE_EPOCHS, _DENSE_STEPS = 15, 1200
 
 def _with_usual_epochs(plan: Recipe, examples: int) -> Recipe:
     steps = max(1, examples // max(plan.fit.batch_size or 1, 1))
-    dense, fit = plan.dense, plan.fit
+    dense = plan.dense
     if dense.epochs is None:
         dense = replace(dense, epochs=max(_DENSE_EPOCHS, -(-_DENSE_STEPS // steps)))
-    if fit.epochs is None:
-        fit = replace(fit, epochs=usual_epochs(steps))
-    return replace(plan, dense=dense, fit=fit)
+    return replace(plan, dense=dense)
 
 
 def _overridden(plan: Any, given: Any) -> Any:

@@ -110,7 +110,8 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
         rows = rows if pays(len(rows), len(outputs), len(inputs) * kernel) else outputs
         rows = rows if len(rows) else outputs[:1]
         columns = inputs[mask[rows].any(0)[inputs]]
-        if kind.spatial and not pays(len(columns), len(inputs), len(rows) * kernel):
+        # A selection of inputs takes time, and some bytes, more than zeros do where codes are cheap.
+        if (kind.spatial or layer.codes) and not pays(len(columns), len(inputs), len(rows) * kernel):
             columns = inputs
         return Part(rows, columns if len(columns) else inputs[:1], 1)
     per_out, per_in = len(mask) // groups, mask.shape[1]

@@ -107,7 +107,7 @@ class Target:
             is_kept = self.excess(found, dense) <= 0
             if self.max_bytes is not None:
                 slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
-                return Standing(slack, found.error, found.file_bytes, is_kept)
+                return Standing(slack, found.error, found.file_bytes, is_kept, cost=found.error)
             # Half of what is allowed is left for rounding; a deviation of the estimate is the least that can be told.
             rise, least = found.error - dense.error, 0.0
             if self.max_loss_rise is not None:
@@ -115,7 +115,7 @@ class Target:
             elif dense.resolution:
                 least = 10 * math.sqrt(max(dense.error, dense.resolution) / count)
             slack = 1 - rise / max(0.5 * self.limit, least, 1e-6)
-            return Standing(slack, found.error, found.file_bytes, is_kept)
+            return Standing(slack, found.error, found.file_bytes, is_kept, cost=found.file_bytes)
 
         return look
 
@@ -370,19 +370,21 @@ def _ways(
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
-    Codes are what they are: there is nothing to search, and no beginning.
+    Codes are stored as they are first: there is nothing to search, and no beginning.
     """
     others = dict(options)
     read = read_posterior(model, fitted, others.pop("net", None))
     if fitted.curvature is not None:
         yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
         return
+    group_prices: tuple[float | None, ...] = (None,)
     if _has_codes(fitted):
         yield "codes", None, lambda _: compress(model, read, **others)
-        return
-    yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
+    else:
+        yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
+        group_prices = _GROUP_PRICES
     seen = set()
-    for group_price in _GROUP_PRICES:
+    for group_price in group_prices:
         try:
             pruned = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=group_price, **others)
             if pruned.architecture in seen:
@@ -394,9 +396,8 @@ def _ways(
             curvature = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
         except (EmptyNetworkError, UnsupportedNetworkError):
             continue
-        rule = "signal" if group_price is None else f"{group_price:g}"
-        how = partial(_rounded, left, curvature, pruned)
-        yield f"groups by {rule}, price", _FIRST_PRICE, how
+        rule = "codes" if _has_codes(fitted) else f"groups by {'signal' if group_price is None else f'{group_price:g}'}"
+        yield f"{rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
 
 
 def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:

@@ -42,6 +42,7 @@ from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, stat
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
 from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
+from .rest import is_at_rest
 from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
 from .step import FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
@@ -53,6 +54,9 @@ WORTH_COMPILING = 10_000
 
 # The part of what is allowed, below 0, at which a fit has left the neighbourhood of its target.
 _COLLAPSE = -2.0
+
+# The part of what the last epoch leaves below which an earlier one is taken.
+_CLEARLY = 0.9
 
 # Epochs and steps of a training, at least, where nobody says.
 _EPOCHS, _STEPS = 40, 4000
@@ -106,10 +110,11 @@ def fit(
     :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
         processes each has its share of the examples, as :class:`~pyro_bc.data.Batches` and torch's
         ``DistributedSampler`` give it, in as many batches; N stays the size of the whole training set.
-    :param epochs: passes over the loader; None for at least 40 of them, and at least 4,000 steps.
+    :param epochs: passes over the loader; None for at least 40 of them, and at least 4,000 steps, or fewer where bound
+        and groups come to rest before (:func:`~pyro_bc.inference.rest.is_at_rest`).
     :param target: what the compressed network has to keep (:class:`~pyro_bc.Target`): the KL's weight is then learned
         on held-out data (:mod:`pyro_bc.inference.multiplier`), and that of the schedule is not used. Where what the
-        last epoch leaves does not keep it, the guide goes back to the smallest that did.
+        last epoch leaves does not keep it, or was clearly better before, the guide goes back to the best that did.
     :param held_out: batches ``(x, y)`` that are not trained on; needed for a target. Without one they change nothing:
         what :func:`~pyro_bc.compress` would make of the guide is looked at now and then, and error and bytes are shown
         and kept (``held_out_error`` of :class:`Epoch`).
@@ -147,6 +152,7 @@ def fit(
         raise UsageError("the guide is of another model than the one to train: FactorizedGuide(model) makes its guide")
     steps = loader_steps(train_loader)
     processes.check_steps(steps)
+    may_end_early = epochs is None
     if epochs is None:
         epochs = usual_epochs(steps)
     if seed is not None:
@@ -174,6 +180,7 @@ def fit(
     bounds = log_variance_bounds(guide, schedule.max_scale)
     warmup = schedule.warmup(epochs, has_codes)
     rounded_from = schedule.rounded_from(epochs) if has_codes else epochs
+    falls_from = max((1 - schedule.decay) * epochs, rounded_from if has_codes else 0)
     settings = {
         "epochs": epochs,
         "steps": steps,
@@ -204,6 +211,9 @@ def fit(
         first, shapes = (x, y), _shapes(x, y)  # the last batch of an epoch may be smaller
         first_epoch = len(history)
         for epoch in range(first_epoch, epochs):
+            if may_end_early and is_looked_at(epoch - 1, epochs) and is_at_rest(history, epochs, falls_from):
+                bar(total=epoch)
+                break
             start = time.perf_counter()
             is_rounding = epoch >= rounded_from
             learned = None if target is None else learned_weight(history, epochs, before)
@@ -253,15 +263,15 @@ def fit(
             if is_looked_at(epoch, epochs) and (watch is not None or guard is not None):
                 if watch is not None:
                     standing = watch(is_rounding)
-                    if standing.slack is not None and standing.slack < _COLLAPSE:
+                    if _is_collapse(standing.slack) and not _was_collapse(history):
                         _say_collapse(standing, model.likelihood.metric, epoch)
-                    record = replace(record, slack=standing.slack, held_out_error=standing.error,
-                                     file_bytes=standing.file_bytes, is_kept=standing.is_kept)  # fmt: skip
+                    record = replace(_asked(record, standing), held_out_error=standing.error,
+                                     file_bytes=standing.file_bytes)  # fmt: skip
                 if on_training is not None:
                     record = replace(record, train_error=on_training(is_rounding))
                 if guard is not None:
                     standing = guard(is_rounding)
-                    record = replace(record, train_error=standing.error, slack=standing.slack, is_kept=standing.is_kept,
+                    record = replace(_asked(record, standing), train_error=standing.error,
                                      file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
                 if best_look([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
@@ -273,7 +283,7 @@ def fit(
                 tell(record)
     if target is not None or guard is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
-        if best is not None and not end.is_kept:
+        if best is not None and (not end.is_kept or _is_clearly_less(history[best].cost, end.cost)):
             put_back(kept, model, guide)
             end = history[best]
         elif target is None and not end.is_kept:
@@ -282,6 +292,15 @@ def fit(
     if has_codes:  # where nothing was rounded
         settle_codes_(guide)
     return FitResult(tuple(history))
+
+
+def _asked(record: Epoch, standing: Standing) -> Epoch:
+    """An epoch with how it stands against what is asked for."""
+    return replace(record, slack=standing.slack, is_kept=standing.is_kept, cost=standing.cost)
+
+
+def _is_clearly_less(cost: float | None, than: float | None) -> bool:
+    return cost is not None and than is not None and cost < _CLEARLY * than
 
 
 def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str:
@@ -297,13 +316,22 @@ def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str
     return f"loss {record.loss:.3f}  KL {record.kl:.3f}{error}  {left}{size}"
 
 
+def _is_collapse(slack: float | None) -> bool:
+    return slack is not None and slack < _COLLAPSE
+
+
+def _was_collapse(history: Sequence[Epoch]) -> bool:
+    """Whether the last look, if there was one, has found a collapse, which has been said then."""
+    return _is_collapse(next((own.slack for own in reversed(history) if own.slack is not None), None))
+
+
 def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
     """Say that a fit is far from its target, and what is done about it."""
     found = f"{metric} {figure(metric, standing.error)}"
     what = "nothing would be left of the network" if math.isnan(standing.error) else found
     warnings.warn(
         f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which is far beyond the target; "
-        f"the KL gets less weight",
+        f"the KL's weight is adapted",
         stacklevel=3,
     )
 

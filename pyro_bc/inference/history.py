@@ -23,6 +23,7 @@ class Epoch:
         the unit of the likelihood's ``metric``.
     :param file_bytes: about the size of its file.
     :param is_kept: whether it kept what is asked for; None where nothing is.
+    :param cost: what was to be as small as could be, of what keeps that; None where nothing is asked for.
     :param train_error: its error on some examples that it is trained on; None where nobody asks.
     """
 
@@ -40,6 +41,7 @@ class Epoch:
     held_out_error: float | None = None
     file_bytes: int | None = None
     is_kept: bool | None = None
+    cost: float | None = None
     train_error: float | None = None
 
 

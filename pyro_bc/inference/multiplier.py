@@ -9,12 +9,12 @@ held-out data,
 
 where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.standing.Standing`): it rises while the
 constraint is kept with room, and falls where it is not; and last it is held at the mean of what it came to, while
-learning rates fall and the posterior settles, and only falls where the constraint is not kept. Looks of the first part
-say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where a network knows
-what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
-risen, its weight then rises on. So it does, however far it has risen, where a target is missed and the
-error on held-out data is more times that on training data than it was for the network from which the fit started:
-what is missing is no fit.
+learning rates fall and the posterior settles, and follows only where the constraint is not kept. Looks of the first
+part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where a network
+knows what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
+risen, its weight then rises on. So it does, however far it has risen, where a target is missed and the error on
+held-out data is more times that on training data than it was for the network from which the fit started: what is
+missing is no fit.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
@@ -38,8 +38,8 @@ from typing import NamedTuple, Protocol
 from ..posterior.standing import Standing
 from .history import Epoch
 
-# The first weight, the one that it rises to, and the largest.
-_FIRST, _RISEN, _MOST = 1e-2, 1e-1, 2.0
+# The first weight, the one that it rises to, the largest where held-out data do not ask for it, and the largest.
+_FIRST, _RISEN, _UNASKED, _MOST = 1e-2, 1e-1, 2.0, 10.0
 
 # Parts of a training: where it stops to rise, and to follow, and where the looks begin that say what it is held at.
 _RISE, _FOLLOW, _COUNTED = 0.25, 0.7, 0.5
@@ -123,7 +123,8 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
             continue
         slack = min(_ROOM, max(_LEAST, record.slack))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
-        if slack < 0 and (is_too_close or (weight < math.log(_RISEN) and _learns_by_heart(record))):
+        most = math.log(_UNASKED if is_too_close else _RISEN)
+        if slack < 0 and weight < most and (is_too_close or _learns_by_heart(record)):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
@@ -131,7 +132,8 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         elif at <= _FOLLOW * epochs:
             weight += pace * mean
         elif is_held or not counted:
-            weight += pace * min(0.0, mean)
+            is_too_large = slack > 0 and record.is_kept is False  # of a target in bytes
+            weight += pace * (mean if is_too_large else min(0.0, mean))
         else:
             weight, is_held = sum(counted) / len(counted), True
         weight = min(weight, math.log(_MOST))
@@ -152,13 +154,15 @@ def _learns_by_heart(record: Epoch) -> bool:
 
 
 def best_look(history: Sequence[Epoch], epochs: int, first: int) -> int | None:
-    """The epoch, counted from 0, that left the smallest network of those that kept the target; None where none did.
+    """The epoch, counted from 0, that left the best network of those that kept the target; None where none did.
+
+    That is the smallest, or the one that errs least where the target is a size.
 
     Those of the first half are not among them, when rates are high and little is pruned.
 
     :param first: epoch from which on networks are as they will be stored, where that is later.
     """
-    late = [(own.file_bytes, -at) for at, own in enumerate(history) if own.is_kept and at >= _earliest(epochs, first)]
+    late = [(own.cost, -at) for at, own in enumerate(history) if own.is_kept and at >= _earliest(epochs, first)]
     return -min(late)[1] if late else None
 
 

@@ -68,7 +68,7 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
         costs = processes.gathered(cost)
         slack = 1 - sum(costs) / len(costs)
         size = processes.from_first(lambda: file_bytes(model, net, changed, batches[0][0]))
-        return Standing(slack, _mean(found.error), size, slack >= 0)
+        return Standing(slack, _mean(found.error), size, slack >= 0, cost=size)
 
     return look
 

@@ -12,9 +12,12 @@ class Standing:
     :param error: of what pruning would leave now, in the unit of the likelihood's metric.
     :param file_bytes: about the size of its file.
     :param is_kept: whether it keeps all that is asked for now; None where nothing is.
+    :param cost: what is to be as small as can be, of those that keep it: the file, or its error where that is what the
+        file's size is given for; None where nothing is asked for.
     """
 
     slack: float | None
     error: float
     file_bytes: int
     is_kept: bool | None
+    cost: float | None = None

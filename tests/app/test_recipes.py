@@ -40,9 +40,9 @@ def test_every_recipe_is_whole_and_for_what_there_is(key):
 def test_a_combination_without_a_recipe_takes_what_suits_any_network():
     settings = {"net": "lenet-300-100", "prior": "ghs", "data": "fashion-mnist"}
     plan = recipe(Settings.of(**settings), 1280)
-    assert (plan.dense.epochs, plan.fit.epochs, plan.fit.kl_weight) == (120, 400, None)  # 10 steps an epoch
+    assert (plan.dense.epochs, plan.fit.epochs, plan.fit.kl_weight) == (120, None, None)  # 10 steps an epoch
     large = recipe(Settings.of(**settings), 128_000)
-    assert (large.dense.epochs, large.fit.epochs) == (15, 40)
+    assert (large.dense.epochs, large.fit.epochs) == (15, None)
     plan = recipe(Settings.of(**settings, epochs=3, pretrain_epochs=1, kl_weight=0.1), 1000)
     assert (plan.fit.epochs, plan.fit.batch_size, plan.fit.kl_weight) == (3, 128, 0.1)
     with pytest.raises(UsageError, match="no option 'epoch'"):
