@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..priors.cells import Cell
 from ..priors.divergence import divergence
+from ..priors.summed import summed_divergence
 from . import deferred_rules as deferred_rules  # operations on what is deferred
 from .deferred import Deferred, is_deferrable
 from .straight_through import is_rounding, rounded
@@ -87,7 +88,12 @@ class _ElboMessenger(Messenger):
             fn = msg["fn"]
             while isinstance(fn, dist.Independent):
                 fn = fn.base_dist
-            self.kl[name] = scale_and_mask(self._divergence(name, fn), msg["scale"], msg["mask"]).sum()
+            summed = None if msg["mask"] is not None else summed_divergence(self.q[name], fn)
+            if summed is None:
+                summed = scale_and_mask(self._divergence(name, fn), msg["scale"], msg["mask"]).sum()
+            else:
+                summed = summed * msg["scale"]
+            self.kl[name] = summed
         elif msg["is_observed"]:
             log_prob = msg["fn"].log_prob(msg["value"])
             self.log_likelihood = self.log_likelihood + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()

@@ -54,12 +54,45 @@ class MeanFieldNormal(dist.Normal):
 @register_kl(MeanFieldNormal, dist.Normal)
 def _kl_mean_field_normal(q: MeanFieldNormal, p: dist.Normal) -> Tensor:
     r""":math:`\tfrac12\,[(\sigma^2 + (\mu - m)^2)/s^2 - 1 - \log(\sigma^2/s^2)]` for a prior :math:`N(m, s^2)`."""
-    loc, scale = _shared(p.loc), _shared(p.scale)
-    difference = q.loc - loc
-    second_moment = torch.addcmul(q.variance, difference, difference)
-    return torch.sub(second_moment * (0.5 / scale.square()), q.log_variance, alpha=0.5) + (scale.log() - 0.5)
+    value: Tensor = _Divergence.apply(
+        q.loc, q.log_variance, q.variance.detach(), one_number(p.loc), one_number(p.scale)
+    )
+    return value
 
 
-def _shared(value: Tensor) -> Tensor:
+class _Divergence(torch.autograd.Function):
+    """The divergence with its gradient by hand: of millions of weights, every tensor in between is a large one.
+
+    The variance is that of the log-variance, once more, which is known already.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, log_variance: Tensor, variance: Tensor, prior_loc: Tensor, prior_scale: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(loc, variance, prior_loc, prior_scale)
+        difference = loc - prior_loc
+        value = torch.addcmul(variance, difference, difference) * (0.5 / prior_scale.square())
+        return value.sub_(log_variance, alpha=0.5).add_(prior_scale.log() - 0.5)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        loc, variance, prior_loc, prior_scale = ctx.saved_tensors
+        gradient = one_number(gradient)  # as that of a sum is
+        precision = prior_scale.square().reciprocal()
+        scaled = gradient * precision
+        of_loc = (loc - prior_loc) * scaled
+        of_log_variance = 0.5 * (variance * scaled - gradient)
+        of_prior = of_scale = None
+        if ctx.needs_input_grad[3]:
+            of_prior = -of_loc.sum_to_size(prior_loc.shape)
+        if ctx.needs_input_grad[4]:
+            second = variance + (loc - prior_loc).square()
+            of_scale = (gradient * (1 - second * precision) / prior_scale).sum_to_size(prior_scale.shape)
+        return of_loc.sum_to_size(loc.shape), of_log_variance.sum_to_size(loc.shape), None, of_prior, of_scale
+
+
+def one_number(value: Tensor) -> Tensor:
     """One number where a tensor is one number repeated by ``expand``; spares passes over large layers."""
     return value[(0,) * value.dim()] if value.numel() and not any(value.stride()) else value
