@@ -52,6 +52,9 @@ _APART = 1.05
 # The factor between prices until the target lies between two of them, and how close a file comes to the bytes allowed.
 _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
 
+# The part of an error by which one that is larger is not.
+_LEVEL = 0.01
+
 # How much of what is too much must be left by a price that is lower by a stride, for the search to go on.
 _FLAT = 0.9
 
@@ -276,8 +279,10 @@ def compress_to(
         found, network = min(tried, key=lambda item: target.excess(item[0], dense))
     elif target.max_bytes is None:
         found, network = min(keeping, key=lambda item: item[0].file_bytes)
-    else:  # the best of those that use what is allowed, where there are any
-        full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes]
+    else:  # the best, or one that uses what is allowed and errs no more than held-out data can tell
+        errors = [item[0].error for item in keeping]
+        most = min(errors) + max(dense.resolution, _LEVEL * min(errors))
+        full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes and item[0].error <= most]
         found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
     blamed = "" if keeping else _blamed(model, fitted, found, held_out, options.get("thresholds"))
     return Reached(
@@ -370,21 +375,19 @@ def _ways(
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
-    Codes are stored as they are first: there is nothing to search, and no beginning.
+    Codes are what they are: there is nothing to search, and no beginning.
     """
     others = dict(options)
     read = read_posterior(model, fitted, others.pop("net", None))
     if fitted.curvature is not None:
         yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
         return
-    group_prices: tuple[float | None, ...] = (None,)
     if _has_codes(fitted):
         yield "codes", None, lambda _: compress(model, read, **others)
-    else:
-        yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
-        group_prices = _GROUP_PRICES
+        return
+    yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
     seen = set()
-    for group_price in group_prices:
+    for group_price in _GROUP_PRICES:
         try:
             pruned = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=group_price, **others)
             if pruned.architecture in seen:
@@ -396,8 +399,8 @@ def _ways(
             curvature = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
         except (EmptyNetworkError, UnsupportedNetworkError):
             continue
-        rule = "codes" if _has_codes(fitted) else f"groups by {'signal' if group_price is None else f'{group_price:g}'}"
-        yield f"{rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
+        rule = "signal" if group_price is None else f"{group_price:g}"
+        yield f"groups by {rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
 
 
 def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:
