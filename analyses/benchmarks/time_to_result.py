@@ -11,6 +11,7 @@ error and bytes of ``compress``. Flipout is Wen et al. 2018 (1803.04386). Writes
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -80,12 +81,15 @@ def fitted(name: str, folder: str | None, prior: str, way: str, epochs: int, kl_
     guide = pyro_bc.FactorizedGuide(model)
     loader, held = Batches(data.train_x, data.train_y, 128), held_out_batches(data.held_x, data.held_y)
     deferred_rules._sample_affine = WAYS[way]
-    start = time.process_time()
+    clock = [time.process_time()]
     try:
-        pyro_bc.fit(model, guide, loader, epochs=epochs, kl_weight=kl_weight, seed=seed, progress=False, compile=False)
+        pyro_bc.fit(
+            model, guide, loader, epochs=epochs, kl_weight=kl_weight, seed=seed, progress=False, compile=False,
+            after_epoch=lambda epoch: clock.append(time.process_time()),
+        )  # fmt: skip
     finally:
         deferred_rules._sample_affine = LOCAL
-    seconds = time.process_time() - start
+    each = statistics.median(after - before for before, after in itertools.pairwise(clock[1:] if epochs > 1 else clock))
     mean = judge(network_with(model, summarize(guide), {}), model.likelihood, held)
     terms = elbo_terms(model, guide, data.held_x[:64], data.held_y[:64])
     with warnings.catch_warnings():
@@ -93,7 +97,7 @@ def fitted(name: str, folder: str | None, prior: str, way: str, epochs: int, kl_
         small = pyro_bc.compress(model, guide)
     found = judge(small.network(), model.likelihood, held)
     return {
-        "network": name, "prior": prior, "way": way, "seed": seed, "epochs": epochs, "seconds": seconds,
+        "network": name, "prior": prior, "way": way, "seed": seed, "epochs": epochs, "seconds": each * epochs,
         "bound": mean.loss + kl_weight * float(terms.total_kl()) / model.num_data, "mean_error": mean.error,
         "error": found.error, "bytes": len(small.to_bytes()), "architecture": list(small.architecture),
     }  # fmt: skip
@@ -103,8 +107,9 @@ def table(points: list[dict]) -> str:
     lines = [
         "# Time to result",
         "",
-        "`python analyses/benchmarks/time_to_result.py`, one thread, steps as Python runs them; means over seeds. Bound "
-        "in nats an example, errors in %, held-out data; the same processor time for all ways of a network and prior.",
+        "`python analyses/benchmarks/time_to_result.py`, one thread, steps as Python runs them; means over seeds. "
+        "Bound in nats an example, errors in %, held-out data; the same processor time for all ways of a network and "
+        "prior.",
         "",
         "| network | prior | way | seeds | epochs | seconds | bound | error of the mean | error of the file | bytes |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -136,22 +141,20 @@ def main() -> None:
         epochs, kl_weight = CASES[name]
         for prior in args.priors:
             for seed in args.seeds:
-                each = 0.0  # seconds an epoch of local reparameterization
+                whole = 0.0  # seconds of local reparameterization
                 for way in WAYS:
-                    known = [
-                        p for p in points if (p["network"], p["prior"], p["way"], p["seed"]) == (name, prior, way, seed)
-                    ]
-                    if not known:
+                    key = (name, prior, way, seed)
+                    found = next((p for p in points if (p["network"], p["prior"], p["way"], p["seed"]) == key), None)
+                    if found is None:
                         own = epochs
-                        if way != "local":
-                            trial = fitted(name, args.data_dir, prior, way, 1, kl_weight, seed)
-                            own = max(1, round(epochs * each / trial["seconds"]))
-                        known = [fitted(name, args.data_dir, prior, way, own, kl_weight, seed)]
-                        points += known
+                        if whole:
+                            trial = fitted(name, args.data_dir, prior, way, 2, kl_weight, seed)
+                            own = max(1, round(2 * whole / trial["seconds"]))
+                        found = fitted(name, args.data_dir, prior, way, own, kl_weight, seed)
+                        points.append(found)
                         file.write_text(json.dumps(points, indent=1) + "\n")
-                        print(known[0], flush=True)
-                    if way == "local":
-                        each = known[0]["seconds"] / known[0]["epochs"]
+                        print(found, flush=True)
+                    whole = whole or found["seconds"]
     (RESULTS / "time_to_result.md").write_text(table(points))
     print(table(points))
 

@@ -45,6 +45,7 @@ from ..inference.checkpoint import history_of, load_checkpoint
 from ..inference.fit import fit
 from ..inference.history import Epoch
 from ..inference.schedule import Schedule
+from ..inference.step import PRECISIONS
 from ..inference.tensorboard import tensorboard_log
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import SoftCategorical
@@ -333,6 +334,8 @@ def _checked(settings: Settings, examples: int) -> Recipe:
     sizes = (1 if plan.fit.epochs is None else plan.fit.epochs, plan.fit.batch_size or 0)
     if min(sizes) < 1 or min(count or 0 for count in counts) < 0:
         raise UsageError("epochs and batch_size must be at least 1, the other epochs and shifts at least 0")
+    if plan.fit.arithmetic not in PRECISIONS:
+        raise UsageError(f"arithmetic is {' or '.join(PRECISIONS)}, not '{plan.fit.arithmetic}'")
     if (plan.distil.passes or 0) < 1:
         raise UsageError("passes must be at least 1")
     fit_rates = (plan.fit.learning_rate, plan.fit.log_learning_rate, plan.fit.code_learning_rate)
@@ -454,6 +457,7 @@ def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pl
         model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs, schedule=_schedule(plan),
         seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress,
         after_epoch=[refresh, *log], target=job.settings.target, held_out=held_out,
+        precision=plan.fit.arithmetic or "float32",
     )  # fmt: skip
     model.likelihood = job.data.likelihood  # whoever taught it, it is judged by labels
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"

@@ -30,7 +30,7 @@ class Recipe:
 def _fit(epochs: int | None = None, kl_weight: float | None = None, **changes: Any) -> Fit:
     usual = Fit(
         epochs, kl_weight, learning_rate=1e-3, log_learning_rate=2e-2, code_learning_rate=0.04, decay=0.5, rounding=0.5,
-        batch_size=128, shift=0, flip=False, affine=0.0,
+        batch_size=128, shift=0, flip=False, affine=0.0, arithmetic="float32",
     )  # fmt: skip
     return replace(usual, **changes)
 

@@ -68,6 +68,9 @@ class Fit:
     decay: float | None = _option("decay", float, "last part of the training in which learning rates fall to 0")
     rounding: float | None = _option("rounding", float, "codes: last part of the training, with rounded ones")
     batch_size: int | None = _option("batch-size", int, "of both trainings")
+    arithmetic: str | None = _option(
+        "arithmetic", str, "of its products: float32 or bf16, which may take half the time"
+    )
     shift: int | None = _option("shift", int, "move training pictures by up to so many pixels")
     flip: bool | None = None
     affine: float | None = _option(

@@ -8,6 +8,7 @@ backward pass included, and the tensor operations that it came to are one functi
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,29 +75,42 @@ class FlatParameters:
                 parameter.data, parameter.grad = parameter.detach().clone(), None
 
 
+#: what a network's products are computed in; parameters, sums and the KL are in single precision.
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16}
+
+
 class _Terms(nn.Module):
     """A model and its guide as a module: everything that a step's tensors depend on is below it."""
 
-    def __init__(self, model: Any, guide: FactorizedGuide):
+    def __init__(self, model: Any, guide: FactorizedGuide, precision: str):
         super().__init__()
-        self.model, self.guide = model, guide
+        self.model, self.guide, self.dtype = model, guide, PRECISIONS[precision]
 
     def forward(self, x: Tensor, y: Tensor, kl_weight: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        terms = elbo_terms(self.model, self.guide, x, y)
+        if self.dtype is not None and isinstance(x, Tensor) and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)  # which such convolutions are quickest in
+        with self._arithmetic(y.device):
+            terms = elbo_terms(self.model, self.guide, x, y)
         kl = torch.stack([terms.kl[name].reshape(()) for name in self.guide.families])
         loss = (kl_weight * kl.sum() - terms.log_likelihood) / self.model.num_data
         with torch.no_grad():
             error = self.model.likelihood.error(terms.outputs, y).mean()
         return loss, terms.log_likelihood.detach(), kl.detach(), error
 
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype is None else torch.autocast(device.type, self.dtype)
+
 
 #: fills the gradients of the flat parameters, and says what the step came to.
 Step = Callable[[Tensor, Tensor, float], StepResult]
 
 
-def eager_step(model: Any, guide: FactorizedGuide, flat: FlatParameters) -> Step:
-    """The step as Python runs it."""
-    terms = _Terms(model, guide)
+def eager_step(model: Any, guide: FactorizedGuide, flat: FlatParameters, precision: str = "float32") -> Step:
+    """The step as Python runs it.
+
+    :param precision: of the products, one of :data:`PRECISIONS`.
+    """
+    terms = _Terms(model, guide, precision)
 
     def step(x: Tensor, y: Tensor, kl_weight: float) -> StepResult:
         for vector, gradient in zip(flat.vectors, flat.gradients, strict=True):
@@ -108,14 +122,16 @@ def eager_step(model: Any, guide: FactorizedGuide, flat: FlatParameters) -> Step
     return step
 
 
-def compiled_step(model: Any, guide: FactorizedGuide, flat: FlatParameters, x: Tensor, y: Tensor) -> Step:
+def compiled_step(
+    model: Any, guide: FactorizedGuide, flat: FlatParameters, x: Tensor, y: Tensor, precision: str = "float32"
+) -> Step:
     """The same step, compiled for batches of one shape; noise, and so the result, is that of :func:`eager_step`.
 
     Compilation takes ten to forty seconds, later ones of the same step fewer. The random state is left as it was.
 
     :param x: a batch to trace the step with; its numbers do not matter.
     """
-    terms = _Terms(model, guide)
+    terms = _Terms(model, guide, precision)
     names = {id(parameter): name for name, parameter in terms.named_parameters()}
     buffers = dict(terms.named_buffers())
 

@@ -395,6 +395,8 @@ class BayesianNetwork(PyroModule):
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
         outputs = called(self.net, x, self.output)
+        if torch.is_autocast_enabled(outputs.device.type):
+            outputs = outputs.float()  # log-densities are sums
         density, examples = self.likelihood(outputs), tensors_of(x)[0]
         targets = density.batch_shape[-1:]
         if targets and targets[0] not in (1, len(examples)):

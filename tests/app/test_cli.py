@@ -103,6 +103,7 @@ GOOD = {"--net": "lenet-300-100", "--prior": "gnj", "--data": "digits"}
         ({"--train-limit": "9999"}, "the training set has 1,437 examples"),
         ({"--shift": "-1"}, "shifts at least 0"),
         ({"--batch-size": "0"}, "batch_size must be at least 1"),
+        ({"--arithmetic": "fp8"}, "arithmetic is float32 or bf16"),
         ({"--resume": None}, "holds no run to resume"),
     ],
 )

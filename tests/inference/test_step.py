@@ -171,3 +171,22 @@ def test_a_compiler_is_looked_for_by_its_name_under_a_torch_that_draws_the_same_
     assert training_step.has_compiler()
     monkeypatch.setattr(torch, "__version__", "2.12.1")
     assert not training_step.has_compiler()
+
+
+def test_products_in_bfloat16_have_about_the_loss_and_gradients_of_single_precision():
+    found = []
+    for precision in ("float32", "bf16"):
+        model, guide, x, y = problem("gnj")
+        for log_variance in guide.log_variances.parameters():
+            log_variance.data.fill_(-20.0)  # noise of another type is other noise
+        with FlatParameters(groups_of(model, guide)) as flat:
+            torch.manual_seed(1)
+            result = eager_step(model, guide, flat, precision)(x, y, 1.0)
+            assert result.loss.dtype == result.kl.dtype == torch.float32
+            found.append((result, [vector.grad.clone() for vector in flat.vectors]))
+    (single, gradients), (half, of_half) = found
+    torch.testing.assert_close(half.log_likelihood, single.log_likelihood, rtol=0.02, atol=0)
+    assert not torch.equal(half.log_likelihood, single.log_likelihood)
+    assert torch.equal(half.kl, single.kl)
+    for own, other in zip(of_half, gradients, strict=True):
+        assert (own - other).norm() < 0.1 * other.norm()
