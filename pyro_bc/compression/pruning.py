@@ -36,6 +36,7 @@ from ..graph.nodes import (
     layer_arguments,
     layer_groups,
     layer_name,
+    reads_input,
 )
 from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
@@ -82,18 +83,25 @@ def shrink(
     while True:
         pruner = _Pruner(graph, layers)
         pruner.settle()
+        without = dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers)
         if pruner.output_is_constant():
-            name = (dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers))[0]
-            raise EmptyNetworkError(
-                f"nothing is left of layer '{name}', and so of the network: every one of its groups was pruned. Fit it "
-                f"with a lower weight of the KL (kl_weight), cap its standard deviations while it learns (max_scale), "
-                f"or set a higher threshold for it (thresholds)"
-            )
+            raise _empty(without[0])
         smaller = without_constant_branches(pruner.graph, pruner.constants)
         if smaller is None:
-            return pruner.result()
+            result = pruner.result()
+            if not reads_input(result.graph.nodes):  # what reads it is multiplied by zeros
+                raise _empty(without[0])
+            return result
         left = {*(layer_name(node) for node in smaller.nodes if is_layer(node)), *cell_names(smaller)}
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
+
+
+def _empty(layer: str) -> EmptyNetworkError:
+    return EmptyNetworkError(
+        f"nothing is left of layer '{layer}', and so of the network: every one of its groups was pruned. Fit it with a "
+        f"lower weight of the KL (kl_weight), cap its standard deviations while it learns (max_scale), or set a higher "
+        f"threshold for it (thresholds)"
+    )
 
 
 class _Pruner:

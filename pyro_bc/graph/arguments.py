@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedNetworkError
-from .nodes import DTYPES_BY_NAME, LAYERS, Named, Node, Value, leaves
+from .nodes import DTYPES_BY_NAME, LAYERS, Named, Node, Value, leaves, reads_input
 from .operations import function
 
 _FAR, _MOST_NUMBERS, _SIDE = 1 << 24, 1 << 28, 1 << 16
@@ -225,7 +225,6 @@ def check_program(nodes: Sequence[Node]) -> list[Call]:
     :raises UnsupportedNetworkError: for the first that is not in order; nothing has been computed.
     """
     kinds: list[str] = []
-    reads_input: list[bool] = []
     calls: list[Call] = []
     for number, node in enumerate(nodes):
         try:
@@ -234,10 +233,9 @@ def check_program(nodes: Sequence[Node]) -> list[Call]:
             raise UnsupportedNetworkError(f"operation {number + 1}, {node.op}: {error}") from None
         kinds.append(signature.result)
         calls.append(Call(node, signature.defaults | given))
-        reads_input.append(any(index < 0 or reads_input[index] for index in node.values()))
     if not kinds or kinds[-1] != _TENSOR:
         raise UnsupportedNetworkError("the network's output is no tensor")
-    if not reads_input[-1]:
+    if not reads_input(nodes):
         raise UnsupportedNetworkError("the network's output does not depend on its input")
     return calls
 

@@ -289,3 +289,31 @@ def test_a_batch_may_be_of_several_inputs(tmp_path, by_name):
         assert loaded(ids, mask=mask).shape == (16, 3)
     with pytest.raises(UsageError, match="batch 2 has inputs of shape"):
         pyro_bc.fit(model, guide, [(x, y), ((mask, ids), y)], epochs=1, progress=False)
+
+
+class Placed(nn.Module):
+    """What is computed of the input is added to something that is not, and mixed over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.place = nn.Linear(3, 4), nn.Parameter(torch.randn(5, 4))
+        self.block, self.head = nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.block(self.embed(x) + self.place).mean(1))
+
+
+def test_whatever_is_pruned_leaves_a_network_or_none():
+    model = pyro_bc.BayesianNetwork(Placed().eval(), pyro_bc.GroupNormalJeffreys(), num_data=4)
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(torch.rand(4, 5, 3), torch.randint(2, (4,)))
+    scales = [p for name, p in guide.log_variances.named_parameters() if name.endswith("scale")]
+    empty = []
+    for _ in range(5):
+        for scale in scales:
+            scale.data = torch.where(torch.rand(scale.shape) < 0.6, 6.0, -9.0)
+        scales[0].data.fill_(6.0)  # of the layer that reads the input
+        with pytest.raises(EmptyNetworkError) as error:
+            pyro_bc.compress(model, guide)
+        empty.append(str(error.value))
+    assert any("layer 'embed'" in said for said in empty)
