@@ -45,6 +45,7 @@ def problem(name: str, folder: str | None) -> tuple[nn.Module, Problem, Likeliho
     """A trained network, its data, and what is observed."""
     if name == "digits":
         data = of_dataset("digits", 300)(None)
+        torch.manual_seed(0)
         net = nn.Sequential(
             nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
         )

@@ -36,6 +36,9 @@ from .sensitivity import blame, is_clearly_worse, sensitivity
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
 _GROUP_PRICES = (None, 0.02, 0.05, 0.1)
 
+# The same where none of these keeps a target: groups of many weak weights, that have a signal together, stay.
+_GENTLE_PRICES = (0.004, 0.0008)
+
 # Rounding noise of what is pruned and not yet rounded, and of a file about as large as the last, beside the posterior's
 # variance.
 _FINE, _COARSE = 1e-4, 0.8
@@ -100,13 +103,18 @@ class Target:
         before = [computed(model.skeleton, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
+        has_codes = Cell in guide.families.values()
 
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
-            found = _as_it_is(model, guide, fitted, batches, is_rounded)
+            dense = scored(before, batches, model.likelihood, fitted)
+            found = _as_it_is(model, guide, fitted, batches, is_rounded, None)
+            if self.max_bytes is None and not has_codes and (found is None or self.excess(found, dense) > 0):
+                # What stands in the way may be where groups are cut, and that is for the search to choose.
+                gentle = _as_it_is(model, guide, fitted, batches, is_rounded, _GENTLE_PRICES[-1])
+                found = gentle if found is None or (gentle is not None and gentle.error < found.error) else found
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
-            dense = scored(before, batches, model.likelihood, fitted)
             is_kept = self.excess(found, dense) <= 0
             if self.max_bytes is not None:
                 slack = math.log2(max(found.file_bytes, 1) / self.max_bytes)
@@ -267,14 +275,18 @@ def compress_to(
     empty: list[EmptyNetworkError] = []
     with warnings.catch_warnings():
         warnings.simplefilter("once")  # each network that is tried would say the same
-        for way, first, how in _ways(model, fitted, loader, seed, progress, options):
-            if first is None:
-                try_(way, how, math.nan)
-            else:
-                _search(target, partial(try_, way, how), first)
+        keeping: list[tuple[Judged, CompressedNetwork]] = []
+        for prices in (None, _GENTLE_PRICES):
+            for way, first, how in _ways(model, fitted, loader, seed, progress, options, prices):
+                if first is None:
+                    try_(way, how, math.nan)
+                else:
+                    _search(target, partial(try_, way, how), first)
+            keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
+            if keeping or target.max_bytes is not None:
+                break
     if not tried:
         raise empty[-1]
-    keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
     if not keeping:
         found, network = min(tried, key=lambda item: target.excess(item[0], dense))
     elif target.max_bytes is None:
@@ -300,10 +312,11 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
 
 
 def _as_it_is(
-    model: BayesianNetwork, guide: Any, fitted: Posterior, batches: list[Any], is_rounded: bool
+    model: BayesianNetwork, guide: Any, fitted: Posterior, batches: list[Any], is_rounded: bool, price: float | None
 ) -> Judged | None:
     """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
 
+    :param price: of a bit, at which groups are weighed; None for the rule of signal and noise.
     :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
     """
     has_codes = _has_codes(fitted)
@@ -315,8 +328,8 @@ def _as_it_is(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
             read = read_posterior(model, fitted)
-            small = compress(model, read, noise_ratio=_FINE)
-            coarse = small if has_codes else compress(model, read, noise_ratio=_COARSE)
+            small = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=price)
+            coarse = small if has_codes else compress(model, read, noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
     return replace(judge(small.network(), model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
@@ -372,22 +385,28 @@ def _ways(
     seed: int,
     progress: bool,
     options: dict[str, Any],
+    group_prices: tuple[float | None, ...] | None = None,
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
     Codes are what they are: there is nothing to search, and no beginning.
+
+    :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
     """
     others = dict(options)
     read = read_posterior(model, fitted, others.pop("net", None))
-    if fitted.curvature is not None:
-        yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
+    if fitted.curvature is not None or _has_codes(fitted):
+        if group_prices is not None:
+            return  # no groups are weighed
+        if fitted.curvature is not None:
+            yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
+        else:
+            yield "codes", None, lambda _: compress(model, read, **others)
         return
-    if _has_codes(fitted):
-        yield "codes", None, lambda _: compress(model, read, **others)
-        return
-    yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
+    if group_prices is None:
+        yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
     seen = set()
-    for group_price in _GROUP_PRICES:
+    for group_price in group_prices or _GROUP_PRICES:
         try:
             pruned = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=group_price, **others)
             if pruned.architecture in seen:

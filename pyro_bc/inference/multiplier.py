@@ -150,7 +150,10 @@ def _is_closer(record: Epoch, before: Errors) -> bool:
 
 
 def _learns_by_heart(record: Epoch) -> bool:
-    return record.held_out_error is not None and record.error < _BY_HEART * record.held_out_error
+    if record.held_out_error is None:
+        return False
+    own = record.error if record.train_error is None else record.train_error
+    return own < _BY_HEART * record.held_out_error
 
 
 def best_look(history: Sequence[Epoch], epochs: int, first: int) -> int | None:
