@@ -38,7 +38,7 @@ def coded(seed=0):
     return fresh_net(two_layers(), pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()))
 
 
-def train(model, guide, loader=None, epochs=60, **options):
+def train(model, guide, loader=None, epochs=20, **options):
     loader = pyro_bc.data.Batches(*data(), BATCH) if loader is None else loader
     return pyro_bc.fit(model, guide, loader, epochs=epochs, progress=False, learning_rate=1e-2, **options)
 

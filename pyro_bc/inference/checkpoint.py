@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .history import Epoch
 CHECKPOINT_FORMAT = 3
 
 # Of an epoch, what only a fit has whose compression is looked at.
-_MAY_BE_NONE = ("slack", "held_out_error", "file_bytes", "is_kept", "train_error")
+_MAY_BE_NONE = {own.name for own in fields(Epoch) if own.default is None}
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:
