@@ -146,6 +146,9 @@ def metrics_of(
     last = history[-1]
     coded = Cell in guide.families.values()
     length = {"code_bytes": round(code_bytes(guide), 1)} if coded else {}
+    plan = asdict(recipe(settings, len(data.train_x)))
+    if plan["fit"]["epochs"] is None:  # as many as it took
+        plan["fit"]["epochs"] = len(history) - (plan["finetune"]["epochs"] or 0)
     return {
         "net": settings.net,
         "prior": settings.prior,
@@ -154,7 +157,7 @@ def metrics_of(
         "measured_on": data.test_part,
         "n": len(data.test_x),
         "seed": settings.seed,
-        "recipe": asdict(recipe(settings, len(data.train_x))),
+        "recipe": plan,
         **figures_of(small, decoded, data, dense_error, file_bytes, guide),
         "precision": "learned" if coded else settings.precision,
         **length,

@@ -127,11 +127,12 @@ def target_in_words(metrics: Mapping[str, Any]) -> str:
         "max_loss_rise": f"loss at most {own['limit']:g} nats above the dense network's",
         "max_bytes": f"at most {own['limit']:,} bytes",
     }
+    which = "nearest" if not own["is_met"] else "best" if own["kind"] == "max_bytes" else "smallest"
     return (
         f"Target: {words[own['kind']]}. {'Kept' if own['is_met'] else 'Missed'} on {own['held_out']:,} held-out "
         f"examples: {in_words(metric, own['found']['error'])} ({rise(metric, rises['error'])}{unit}), loss "
         f"{rises['loss']:+.3f} nats, {own['found']['file_bytes']:,} bytes ({own['found']['way']}), the "
-        f"{'best' if own['kind'] == 'max_bytes' else 'smallest'} of {len(own['curve'])} networks that were tried. "
+        f"{which} of {len(own['curve'])} networks that were tried. "
         f"{own['obstacle']}"
     ).rstrip()
 
