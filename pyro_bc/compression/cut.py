@@ -197,7 +197,7 @@ class Cutter:
                 self._layer(node, moved, index)
             elif index in self.read_by_cells:
                 x, *rest = moved.args
-                before = self._shape(node.args[0].index) or ()
+                before = self._shape_of(node.args[0])
                 x = self._selected(x, 2, self.read_by_cells[index], f"{node.named()[0]}_inputs", before)
                 self._add(replace(moved, args=(x, *rest)), self._shape(index))
             elif not operation(node.op).statistics or not self._normalised(node, moved, index):
@@ -213,6 +213,12 @@ class Cutter:
             return None
         axes = {} if index < 0 else self.tracking.values[index]
         return tuple(self.units.count(axes[axis]) if axis in axes else size for axis, size in enumerate(shape))
+
+    def _shape_of(self, reference: Any) -> tuple[Any, ...]:
+        """The new shape of what a node reads."""
+        return tuple(
+            self.tensors[reference.name].shape if isinstance(reference, Named) else self._shape(reference.index) or ()
+        )
 
     def _add(self, node: Node, shape: Shape) -> Value:
         self.nodes.append(node)
@@ -241,8 +247,7 @@ class Cutter:
         places = torch.searchsorted(inputs, part.inputs)
         x, *rest = moved.args
         if not torch.equal(places, torch.arange(len(inputs))):
-            before = self._shape(node.args[0].index) or ()
-            x = self._selected(x, axis, places, f"{name}_inputs", before)
+            x = self._selected(x, axis, places, f"{name}_inputs", self._shape_of(node.args[0]))
         if part.groups != layer_groups(node):
             rest[2 + kind.arguments.index("groups")] = part.groups
         shape = (*after[:axis], len(part.outputs), *after[axis + 1 :])

@@ -69,6 +69,20 @@ class Loop(nn.Module):
         return self.head(h)
 
 
+class Crossing(nn.Module):
+    """Questions of one sequence to itself in einsums over heads: a feature of a head is an entry, and no axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 32)
+        self.out, self.head = nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (4, 8)) for layer in (self.q, self.k, self.v))
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).div(8**0.5).softmax(-1)
+        return self.head((x + self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))).mean(1))
+
+
 def upsampling():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 16, 3))
 
@@ -78,6 +92,7 @@ def upsampling():
     [
         (Tied, torch.randint(0, 40, (8, 5))),
         (Loop, torch.randn(8, 3, 4)),
+        (Crossing, torch.randn(8, 5, 16)),
         (upsampling, torch.randn(8, 3, 8, 8)),
     ],
 )
