@@ -235,7 +235,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         "regnetx_002", "mixer_s32_224", "coat_tiny", "mobilevit_xxs", "poolformer_s12", "xcit_nano_12_p16_224",
         "nfnet_l0", "resnetv2_50", "repvgg_a0", "mobileone_s0", "edgenext_xx_small", "ghostnet_100", "hrnet_w18_small",
         "davit_tiny", "pvt_v2_b0", "twins_pcpvt_small", "convmixer_768_32", "ese_vovnet19b_dw", "sequencer2d_s",
-        "fastvit_t8", "volo_d1_224", "nest_tiny", "visformer_tiny", "dla34", "skresnet18", "resnest14d", "gcresnet33ts",
+        "fastvit_t8", "volo_d1_224", "nest_tiny", "visformer_tiny", "dla34", "resnest14d", "gcresnet33ts",
         "ecaresnet26t", "caformer_s18", "efficientvit_b0", "res2net50_14w_8s", "mobilenetv4_conv_small",
         "convnextv2_atto", "lcnet_050", "tinynet_e", "rexnet_100", "cspresnet50", "selecsls42b",
     )},
@@ -245,6 +245,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     )},
     "timm.beit_base_patch16_224": timm_net("beit_base_patch16_224", 32, depth=2),
     "timm.eva02_tiny_patch14_224": timm_net("eva02_tiny_patch14_224", 56),
+    "timm.skresnet18": timm_net("skresnet18", 128),  # of 64 pixels its wide kernels see little but padding
     "timm.levit_128s": timm_net("levit_128s", 224),
     "timm.swin_tiny_patch4_window7_224": timm_net("swin_tiny_patch4_window7_224", 224, depths=(1, 1, 1, 1)),
     "timm.crossvit_tiny_240": timm_net("crossvit_tiny_240", 240),
@@ -403,6 +404,7 @@ def read_and_stored(net: nn.Module, x: Any) -> dict[str, Any]:
 
 def realistic_(net: nn.Module, x: Any) -> None:
     """Statistics of normalisation as a training leaves them, those of a batch; no gain or matrix is left at 0."""
+    net.eval()  # some have further outputs while they train
     for parameter in net.parameters():
         if parameter.dim() > 1 and not bool(parameter.any()):
             nn.init.normal_(parameter, 0.0, 0.02)

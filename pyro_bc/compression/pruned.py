@@ -43,10 +43,12 @@ class PrunedNetwork:
 
     :param graph: its tensors hold the posterior means.
     :param layers: by the name of the layer in the network, in the order of the graph.
+    :param parts: by the name of a layer that is a part of one in the network, the name of that one.
     """
 
     graph: Graph
     layers: Mapping[str, PrunedLayer]
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:

@@ -51,6 +51,7 @@ from .cut import Cutter, Part, Units, inputs_left, part_of, pays
 from .entries import Entries
 from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
+from .ragged import unequal_apart
 
 
 @on_cpu
@@ -92,7 +93,7 @@ def shrink(
             )
         smaller = without_constant_branches(pruner.graph, pruner.constants)
         if smaller is None:
-            return pruner.result()
+            return unequal_apart(pruner.result())
         left = {*(layer_name(node) for node in smaller.nodes if is_layer(node)), *cell_names(smaller)}
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 

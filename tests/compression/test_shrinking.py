@@ -26,6 +26,7 @@ from pyro_bc.posterior.thresholds import Threshold
         "TCN with chomp",
         "ShuffleNetV2",
         "ConvNeXt",
+        "RegNet (grouped, SE)",
     ],
 )
 def test_parameters_left_are_those_that_are_needed(name):
@@ -104,6 +105,16 @@ def test_tables_tied_heads_loops_and_upsampled_filters_go(net, x):
     left, needed, difference = shrinking.measured(net, keeps, x)
     assert difference < 1e-5
     assert left <= needed / 0.9
+
+
+def test_filters_that_read_nothing_leave_their_numbers_behind():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.GroupNorm(1, 16), nn.Conv2d(16, 4, 1))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(100, 3)).eval()
+    keeps = {"0": torch.arange(16) < 5, "1": torch.ones(16, dtype=torch.bool), "3": torch.ones(4, dtype=torch.bool)}
+    left, needed, difference = shrinking.measured(net, keeps, torch.randn(4, 3, 5, 5))
+    assert difference < 1e-5
+    assert needed > 0.98 * left
 
 
 def test_recurrent_cells_read_only_what_is_left_of_their_inputs():
