@@ -90,6 +90,7 @@ def fold_into_posterior(
     for name, layer in layers.items():
         own = posterior.get(name)
         weight, bias = (layer.weight, layer.bias) if own is None else (own.weight_mean, own.bias_mean)
+        bias = layer.bias if bias is None else bias
         layers[name] = replace(layer, weight=weight, bias=bias, variance=torch.ones_like(weight))
     graph, layers = fold_batch_norms(graph, layers)
     graph = with_weights(graph, layers)

@@ -49,10 +49,18 @@ class _Map:
     :param reads: references to the arguments that it reads.
     :param compute: what it gives for their patterns, as numbers; only which are 0 matters.
     :param fills: whether its result can differ from 0 everywhere, whatever its arguments are.
+    :param full: by argument, the axes along which it needs all entries.
     """
 
-    def __init__(self, reads: Sequence[Any], compute: Callable[..., Tensor], fills: bool = False):
+    def __init__(
+        self,
+        reads: Sequence[Any],
+        compute: Callable[..., Tensor],
+        fills: bool = False,
+        full: Sequence[Sequence[int]] = (),
+    ):
         self.reads, self.compute, self.fills = reads, compute, fills
+        self.full = full or [()] * len(reads)
 
 
 class Entries:
@@ -98,12 +106,24 @@ class Entries:
             self.maps[index] = found
         pattern: Pattern = None
         if found is not None and not found.fills and any(self.pattern(read) is not None for read in found.reads):
-            pattern = _compact(found.compute(*(self._numbers(read) for read in found.reads)) != 0)
+            pattern = _compact(found.compute(*self._numbers_of(found)) != 0)
+        if node.op == "batch_norm" and pattern is None and found is not None:
+            pattern = self._of_statistics(node, len(shape))
         known = self.constants[index]
         if known is not None:
             others = _along(torch.from_numpy(known[1] != 0), known[0], len(shape))
             pattern = others if pattern is None else pattern & others
         return pattern
+
+    def _of_statistics(self, node: Node, ndim: int) -> Pattern:
+        """Of a normalisation that neither moves 0 to its mean nor adds anything to it, what is 0 stays so."""
+        x = self.pattern(node.args[0])
+        added = [argument for argument in (node.args[2], node.args[3]) if isinstance(argument, Named)]
+        if x is None or node.args[5] or not isinstance(node.args[3], Named):
+            return None
+        for one in added:
+            x = x | _along(self.graph.tensors[one.name] != 0, 1, ndim)
+        return x
 
     def _count(self, index: int, node: Node) -> None:
         """Whole numbers that nodes compute, for a batch of two."""
@@ -135,6 +155,12 @@ class Entries:
         assert shape is not None
         return torch.ones([1] * len(shape)) if pattern is None else pattern.float()
 
+    def _numbers_of(self, mapped: _Map) -> list[Tensor]:
+        return [
+            _full(self._numbers(read), self.shape(read) or (), full)
+            for read, full in zip(mapped.reads, mapped.full, strict=True)
+        ]
+
     def _map(self, index: int, node: Node, shape: Shape) -> _Map | None:
         """What a node does to patterns; None where its arguments' entries are not told apart."""
         reads = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Value | Named)]
@@ -155,7 +181,8 @@ class Entries:
             return _Map([x], lambda a: a, fills=not keeps)
         if node.op == "scaled_dot_product_attention":
             heads = {(self.shape(part) or ())[:-2] for part in node.args[:3]}
-            return _Map(node.args[:3], _attended) if len(heads) == 1 else None
+            last = [[len(before) - 1], [len(before) - 1], []]
+            return _Map(node.args[:3], _attended, full=last) if len(heads) == 1 else None
         args = self._counted_args(node)
         if args is None:
             return None
@@ -167,17 +194,18 @@ class Entries:
                 return None
             rest = [list(a) if isinstance(a, tuple) else a for a in rest]
             own = operation(node.op).function
-            return _Map([x], lambda a: own(_full(a, before, dims), *rest))
+            return _Map([x], lambda a: own(a, *rest), full=[dims])
         if node.op in ("cat", "stack") and len(tensors) == len(args[0]):
-            dim = (*args, 0)[1]
-            return _Map(tensors, lambda *parts: _joined(parts, [self.shape(t) or () for t in tensors], dim, node.op))
+            dim = (*args, 0)[1] % len(shape)
+            full = [[dim] if node.op == "cat" else []] * len(tensors)
+            return _Map(tensors, lambda *parts: _joined(parts, dim, node.op), full=full)
         if node.op in ("pad", "constant_pad_nd") and (*args, "constant")[2] in ("constant", 0) and not any(args[3:]):
             dims = [len(before) - 1 - at // 2 for at, amount in enumerate(args[1]) if amount]
-            return _Map([x], lambda a: torch.nn.functional.pad(_full(a, before, dims), args[1]))
+            return _Map([x], lambda a: torch.nn.functional.pad(a, args[1]), full=[dims])
         if node.op in _WHOLE and len(tensors) == 1:
             rest = [list(a) if isinstance(a, tuple) else a for a in args[1:]]
             own = operation(node.op).function
-            return _Map([x], lambda a: own(a.expand(before), *rest))
+            return _Map([x], lambda a: own(a, *rest), full=[range(len(before))])
         return self._of_sums(node, args, tensors, shape)
 
     def _of_sums(self, node: Node, args: tuple[Any, ...], tensors: list[Any], shape: Shape) -> _Map | None:
@@ -206,20 +234,21 @@ class Entries:
         if node.op in _PRODUCTS and len(tensors) == 2 and not row.creates:
             return _product(node, tensors, shapes)
         if node.op == "linear" and len(tensors) == 2:
-            inner = len(shapes[0]) - 1
-            return _Map(tensors, lambda a, w: _full(a, shapes[0], [inner]) @ _full(w, shapes[1], [1]).T)
+            return _Map(tensors, lambda a, w: a @ w.T, full=[[len(shapes[0]) - 1], [1]])
         return None
 
     def _as_fine(self, mapped: _Map, wanted: Pattern) -> list[Tensor]:
         """The arguments' patterns, with all entries along the axes on which what is wanted depends."""
-        numbers = [self._numbers(read) for read in mapped.reads]
+        numbers = self._numbers_of(mapped)
         fine = [axis for axis, size in enumerate(() if wanted is None else wanted.shape) if size > 1]
         if not fine:
             return numbers
-        ones = [torch.ones([1] * part.dim()) for part in numbers]
+        shapes = [self.shape(read) or () for read in mapped.reads]
+        ones = [
+            _full(torch.ones([1] * len(shape)), shape, full) for shape, full in zip(shapes, mapped.full, strict=True)
+        ]
         plain = mapped.compute(*ones).shape
-        for at, read in enumerate(mapped.reads):
-            shape = self.shape(read) or ()
+        for at, shape in enumerate(shapes):
             for axis, size in enumerate(shape):
                 if numbers[at].shape[axis] < size:
                     tried = [_full(part, shape, [axis]) if other == at else part for other, part in enumerate(ones)]
@@ -377,11 +406,8 @@ def _binary(node: Node, tensors: list[Any]) -> _Map | None:
     return _Map(tensors, lambda a, b: a * (1 + b))  # a divisor changes what is divided
 
 
-def _joined(parts: Sequence[Tensor], shapes: Sequence[Shape], dim: int, op: str) -> Tensor:
+def _joined(parts: Sequence[Tensor], dim: int, op: str) -> Tensor:
     ndim = parts[0].dim()
-    if op == "cat":
-        dim %= ndim
-        parts = [_full(part, shape, [dim]) for part, shape in zip(parts, shapes, strict=True)]
     most = [max(part.shape[axis] for part in parts) for axis in range(ndim)]
     parts = [
         part.expand([part.shape[axis] if op == "cat" and axis == dim else most[axis] for axis in range(ndim)])
@@ -420,11 +446,7 @@ def _product(node: Node, tensors: list[Any], shapes: Sequence[Shape]) -> _Map | 
         dims = [[at for at, letter in enumerate(own) if letter in summed] for own in letters]
         if any(len(set(own)) < len(own) for own in letters):
             return None
-        return _Map(
-            tensors,
-            lambda a, b: torch.einsum(node.args[0], _full(a, shapes[0], dims[0]), _full(b, shapes[1], dims[1])),
-        )
+        return _Map(tensors, lambda a, b: torch.einsum(node.args[0], a, b), full=dims)
     if any(len(shape) < 2 for shape in shapes):
         return None
-    inner = (len(shapes[0]) - 1, len(shapes[1]) - 2)
-    return _Map(tensors, lambda a, b: _full(a, shapes[0], inner[:1]) @ _full(b, shapes[1], inner[1:]))
+    return _Map(tensors, lambda a, b: a @ b, full=[[len(shapes[0]) - 1], [len(shapes[1]) - 2]])
