@@ -49,9 +49,10 @@ def _silenced(graph: Graph, outputs: Mapping[str, np.ndarray]) -> dict[str, Tens
     for index, node in enumerate(graph.nodes):
         if is_layer(node):
             shape = graph.shape(index) or ()
-            size, own = shape[layer_axis(node, len(shape))], outputs[layer_name(node)]
+            size, known_of = shape[layer_axis(node, len(shape))], outputs[layer_name(node)]
             # A table that is a layer's weight, too, has outputs of two kinds.
-            possible[index] = torch.from_numpy(own != 0) if len(own) == size else torch.ones(size, dtype=torch.bool)
+            fits = len(known_of) == size
+            possible[index] = torch.from_numpy(known_of != 0) if fits else torch.ones(size, dtype=torch.bool)
     entries = Entries(graph, possible, constants)
     reads: dict[str, list[Tensor]] = {}
     roles: dict[str, set[str]] = {}

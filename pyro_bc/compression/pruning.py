@@ -49,6 +49,7 @@ from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_no
 from .branches import without_constant_branches
 from .cut import Cutter, Part, Units, inputs_left, part_of, pays
 from .entries import Entries
+from .kernels import without_unmet
 from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
 from .ragged import unequal_apart
@@ -80,7 +81,7 @@ def shrink(
     if batch_norm_loader is not None:
         graph = reestimate_batch_norm(with_weights(graph, layers), batch_norm_loader)
         graph = without_pruned_shifts(graph, removed)
-    graph, layers = fold_batch_norms(graph, layers)
+    graph, layers = without_unmet(*fold_batch_norms(graph, layers))
     while True:
         pruner = _Pruner(graph, layers)
         pruner.settle()
