@@ -63,7 +63,7 @@ class _Map:
         self.full = full or [()] * len(reads)
 
 
-class Entries:
+class Patterns:
     """The patterns of a graph's values.
 
     :param graph: its tensors are 0 where they are pruned.

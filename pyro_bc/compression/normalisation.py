@@ -14,7 +14,7 @@ from torch import Tensor
 from ..graph.constants import propagate
 from ..graph.nodes import Graph, Named, Node, is_layer, layer_groups, layer_name
 from ..graph.unit_rules import layer_axis
-from .entries import Entries
+from .entries import Patterns
 
 #: where gain and shift stand among the arguments of a normalisation, and the mean of those that have one.
 _SCALES = {"batch_norm": (1, 2), "instance_norm": (1, 2), "group_norm": (2, 3), "layer_norm": (2, 3)}
@@ -53,7 +53,7 @@ def _silenced(graph: Graph, outputs: Mapping[str, np.ndarray]) -> dict[str, Tens
             # A table that is a layer's weight, too, has outputs of two kinds.
             fits = len(known_of) == size
             possible[index] = torch.from_numpy(known_of != 0) if fits else torch.ones(size, dtype=torch.bool)
-    entries = Entries(graph, possible, constants)
+    entries = Patterns(graph, possible, constants)
     reads: dict[str, list[Tensor]] = {}
     roles: dict[str, set[str]] = {}
     for index, node in enumerate(graph.nodes):

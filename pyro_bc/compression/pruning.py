@@ -48,7 +48,7 @@ from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
 from .cut import Cutter, Part, Units, inputs_left, part_of, pays
-from .entries import Entries
+from .entries import Patterns
 from .kernels import without_unmet
 from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
@@ -316,7 +316,7 @@ class _Pruner:
                 elif layer.bias is not None:
                     computes = computes | (layer.bias != 0)
                 outputs[index] = computes
-        entries = Entries(with_weights(self.graph, self.layers), outputs, self.constants)
+        entries = Patterns(with_weights(self.graph, self.layers), outputs, self.constants)
         kept = self.whole | self.shared | self.mixed
         wanted: dict[str, Tensor] = {}
         for index, rows in entries.wanted(self._channels_read).items():
@@ -325,7 +325,7 @@ class _Pruner:
                 wanted[name] = rows | wanted.get(name, rows)
         return self._clear_outputs(wanted) | self._clear_inputs(entries)
 
-    def _clear_inputs(self, entries: Entries) -> bool:
+    def _clear_inputs(self, entries: Patterns) -> bool:
         """Clear the weights that read what is always 0."""
         changed = False
         for name, indices in self.uses.items():
