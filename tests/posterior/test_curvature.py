@@ -185,7 +185,7 @@ def test_several_inputs_are_collected_from_and_trained_on(named):
     if not named:
         loader = [(tuple(part.values()), y) for part, y in loader]
     net = OfTwo()
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=64)
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=100_000)
     guide = pyro_bc.CurvatureGuide(model, loader, progress=False)
     read = torch.cat([x["numbers"], net.kinds(x["kinds"])], 1).detach()
     assert torch.allclose(guide.curvature["net.read"].of(bias=False)[0][0], read.T @ read / 64, atol=1e-5)
