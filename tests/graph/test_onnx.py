@@ -94,6 +94,31 @@ def test_int8_stays_near_and_is_made_of_bytes(tmp_path):
     assert len(weights) == 2 and {t.data_type for t in weights} == {onnx.TensorProto.INT8}
 
 
+class Masked(nn.Module):
+    """Attention that looks at no later place, beside a second input, with a size that no inference of shapes tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.head = nn.Linear(6, 8), nn.Linear(9, 3)
+
+    def forward(self, x, y):
+        h = self.read(x)
+        weights = torch.where(torch.ones(5, 5, dtype=torch.bool).tril(), h @ h.mT, float("-inf")).softmax(-1)
+        return self.head(torch.cat([(weights @ h).mean(1), y], 1))
+
+
+def test_int8_of_several_inputs_and_of_what_is_infinite_stays_near(tmp_path):
+    torch.manual_seed(0)
+    net, x = Masked().eval(), (torch.rand(64, 5, 6), torch.rand(64, 1))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=64)
+    small = pyro_bc.compress(model, pyro_bc.CurvatureGuide(model, [(x, None)], progress=False), nats_per_bit=1e-5)
+    to_onnx(small, tmp_path / "net.onnx")
+    to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", [x])
+    with torch.no_grad():
+        expected, found = small.network()(*x), OnnxNetwork(tmp_path / "int8.onnx")(*x)
+    assert (expected - found).abs().max() < 0.1 * expected.abs().max()
+
+
 def test_a_difference_is_an_error_and_writes_nothing(tmp_path):
     class Random(nn.Module):
         def forward(self, x):
