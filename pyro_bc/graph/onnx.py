@@ -255,9 +255,7 @@ def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], cal
         try:
             try:
                 quant_pre_process(str(onnx_file), str(prepared))
-            except (
-                Exception
-            ):  # its inference of shapes does not know all operations, which the quantiser can do without
+            except Exception:  # it tells the shapes of some operations only, and the quantiser needs none
                 quant_pre_process(str(onnx_file), str(prepared), skip_symbolic_shape=True)
             batch = Reader().get_next()
             quantize_static(
