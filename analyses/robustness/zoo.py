@@ -225,7 +225,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     )},
     "torchvision.vgg11_bn": torchvision_net("vgg11_bn", 32),
     "torchvision.vit_b_16": torchvision_net("vit_b_16", 32, image_size=32),
-    "torchvision.inception_v3": torchvision_net("inception_v3", 80, init_weights=False),
+    "torchvision.inception_v3": torchvision_net("inception_v3", 160, init_weights=False),
     "torchvision.googlenet": torchvision_net("googlenet", init_weights=False),
     "torchvision.maxvit_t": torchvision_net("maxvit_t", 224),
     **{f"torchvision.{name}": segmentation_net(name) for name in (
@@ -239,7 +239,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         "ecaresnet26t", "caformer_s18", "efficientvit_b0", "res2net50_14w_8s", "mobilenetv4_conv_small",
         "convnextv2_atto", "lcnet_050", "tinynet_e", "rexnet_100", "cspresnet50",
     )},
-    # Of 64 pixels the last kernels of these meet little but padding.
+    # Of smaller pictures the last kernels of these, and of inception_v3, meet little but padding.
     **{f"timm.{name}": timm_net(name, 128) for name in ("skresnet18", "selecsls42b")},
     **{f"timm.{name}": timm_net(name, 32) for name in (
         "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "resmlp_12_224", "gmlp_s16_224", "cait_xxs24_224",

@@ -217,7 +217,7 @@ def _checked(
         problems.append("the network computes the same for every one of these inputs")
     except PyroBCError as error:
         problems += [str(error)] if str(error) not in problems else []
-    stuck = _cannot_shrink(graph, posterior)
+    stuck = {} if read is None else _cannot_shrink(graph, dict(read.posterior))
     return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
 
 
