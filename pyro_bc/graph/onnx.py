@@ -47,6 +47,8 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
         if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):
             continue
         before, dim, selection = source.args
+        if not isinstance(before, Value):
+            continue
         inputs = shapes[before.index + 1] if before.index >= -1 else tuple(example[-1 - before.index].shape)
         weight = node.args[1].name
         used_once = sum(weight in other.named() for other in nodes) == 1

@@ -4,6 +4,7 @@ import builtins
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
     found = without_selections(net, *x)
     assert [node.op for node in found._nodes] == ["linear"]
     assert torch.allclose(found(*x), net(*x))
+    constant = (
+        replace(nodes[0], args=(Named("table"), *nodes[0].args[1:])),
+        nodes[1],
+        Node("add", (Value(1), Value(-1))),
+    )
+    net = GraphNetwork(constant, {**tensors, "table": torch.randn(4, 7)}, frozenset({"chosen", "table"}))
+    assert torch.allclose(without_selections(net, x[0][:, :3])(x[0][:, :3]), net(x[0][:, :3]))  # of a constant it stays
 
 
 def test_attention_with_a_bias_of_the_examples_is_the_same_in_onnx(tmp_path):
