@@ -3,7 +3,7 @@
 The parameters that are not pruned and on which an output still depends, counted by their gradients in the masked
 network, in double precision. Functions are watched where torch calls them, whatever module does: nothing here reads a
 graph. A filter that is pruned takes its normalisation with it: where a normalisation reads a channel that only pruned
-filters make, it gives 0 there.
+filters make, and no parameter beside them such as a table of positions, it gives 0 there.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,6 +58,12 @@ def _along(entries: Tensor, ndim: int, axis: int) -> Tensor:
     return entries.reshape([-1 if other == axis % ndim else 1 for other in range(ndim)])
 
 
+def _beside_layers(net: nn.Module) -> list[nn.Parameter]:
+    """Parameters of modules that are none of torch's own."""
+    own = [m for m in net.modules() if not type(m).__module__.startswith("torch.nn.")]
+    return [parameter for module in own for parameter in module.parameters(recurse=False)]
+
+
 def of_the_masked(net: nn.Module, dead: Mapping[str, Tensor], x: Any, call: Callable[[nn.Module, Any], Tensor]) -> Any:
     """A function that runs the network with its pruned filters' normalisations at 0.
 
@@ -69,7 +75,9 @@ def of_the_masked(net: nn.Module, dead: Mapping[str, Tensor], x: Any, call: Call
     """
     named = net.named_parameters(remove_duplicate=False)
     of_weight = {id(parameter): dead[name] for name, parameter in named if name in dead}
-    silent: list[tuple[int, Tensor]] = []
+    silent: list[Any] = []
+
+    firsts: list[Any] = []
 
     def noisy(name: str, args: tuple[Any, ...], result: Tensor) -> Tensor:
         noise = torch.randn_like(result)
@@ -78,7 +86,7 @@ def of_the_masked(net: nn.Module, dead: Mapping[str, Tensor], x: Any, call: Call
             own = args[0].movedim(axis, 0).flatten(1)
             off = (own == own[:, :1]).all(1)
             weight = next((a for a in args[1:] if isinstance(a, nn.Parameter)), None)
-            silent.append((id(weight) if weight is not None else -len(silent) - 1, off))
+            silent.append((id(weight) if weight is not None else -len(silent) - 1, off, own[:, 0].clone()))
             return noise * ~_along(off, result.dim(), axis)
         off = of_weight.get(id(args[1])) if len(args) > 1 else None
         axis = -1 if name in ("linear", "embedding") else result.dim() - 1 - int(name[-2])
@@ -86,8 +94,18 @@ def of_the_masked(net: nn.Module, dead: Mapping[str, Tensor], x: Any, call: Call
             return noise
         return noise * ~_along(off, result.dim(), axis)
 
-    with torch.no_grad(), _Watching(noisy, smooth=True):
-        call(net, x)
+    for moves in (0.0, 1.0):  # what depends on parameters that are no layer's is not made by pruned filters alone
+        firsts, silent = silent, []
+        held = [parameter.clone() for parameter in _beside_layers(net)]
+        with torch.no_grad(), _Watching(noisy, smooth=True):
+            for parameter in _beside_layers(net):
+                parameter += moves
+            call(net, x)
+            for parameter, own in zip(_beside_layers(net), held, strict=True):
+                parameter.copy_(own)
+    silent = [
+        (key, off & (values == others)) for (key, off, values), (_, _, others) in zip(silent, firsts, strict=True)
+    ]
     everywhere: dict[int, Tensor] = {}  # one that is used in several places gives 0 where it does in all of them
     for key, off in silent:
         everywhere[key] = everywhere[key] & off if key in everywhere else off

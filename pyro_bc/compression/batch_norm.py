@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.loaders import inputs_of
 from ..errors import UsageError
 from ..graph.layer_types import layer_type
 from ..graph.layers_alone import shared_layers
@@ -14,6 +15,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_groups, layer_name, without_nodes
 from ..graph.read import read_graph
 from ..posterior.summary import LayerPosterior
+from ..runtime.inputs import tensors_of
 from .pruned import PrunedLayer, masked_layers, with_weights
 
 
@@ -90,6 +92,7 @@ def fold_into_posterior(
     for name, layer in layers.items():
         own = posterior.get(name)
         weight, bias = (layer.weight, layer.bias) if own is None else (own.weight_mean, own.bias_mean)
+        bias = layer.bias if bias is None else bias
         layers[name] = replace(layer, weight=weight, bias=bias, variance=torch.ones_like(weight))
     graph, layers = fold_batch_norms(graph, layers)
     graph = with_weights(graph, layers)
@@ -128,7 +131,8 @@ def reestimate_batch_norm(graph: Graph, batches: Iterable[Any]) -> Graph:
     Statistics collected in training include the noise of sampled weights, and units that were pruned since.
 
     :param graph: its tensors hold the weights to collect for.
-    :param batches: of inputs ``(batch, …)``, or of tuples that begin with one; at least 2 examples each.
+    :param batches: of inputs, a tensor or a dictionary of several, or tuples that begin with them; at least 2 examples
+        each.
     :raises UsageError: where there is no batch.
     """
     statistics = {
@@ -144,11 +148,11 @@ def reestimate_batch_norm(graph: Graph, batches: Iterable[Any]) -> Graph:
     seen = 0
     with torch.no_grad():
         for batch in batches:
-            x = batch if isinstance(batch, Tensor) else batch[0]
-            if len(x) < 2:
+            tensors = [part.detach().cpu() for part in tensors_of(inputs_of(batch))]
+            if len(tensors[0]) < 2:
                 continue  # a last batch of one has no variance
             seen += 1
-            network.run(_collecting(graph.nodes, 1 / seen), x.detach().cpu())  # a running mean over the batches
+            network.run(_collecting(graph.nodes, 1 / seen), *tensors)  # a running mean over the batches
     if not seen:
         raise UsageError("there is no batch to collect the statistics of batch normalisation from")
     state = network.state_dict()

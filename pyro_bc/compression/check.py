@@ -217,7 +217,7 @@ def _checked(
         problems.append("the network computes the same for every one of these inputs")
     except PyroBCError as error:
         problems += [str(error)] if str(error) not in problems else []
-    stuck = _cannot_shrink(graph, posterior)
+    stuck = {} if read is None else _cannot_shrink(graph, dict(read.posterior))
     return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
 
 
@@ -283,20 +283,20 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
         kind: LayerType = layer.layer_type
         before = layer.weight_mean.shape[kind.group_axis]
         after = pruned.layers[name].weight.shape[kind.group_axis] if name in pruned.layers else 0
+        outputs = layer.weight_mean.shape[kind.output_axis]
+        left = pruned.layers[name].weight.shape[kind.output_axis] if name in pruned.layers else 0
         what = "filters" if kind.scales_outputs else "inputs"
         if before > 2 and after > 0.75 * before:
             stuck[name] = f"its {what} stay: {_why(graph, tracking, name, kind.group_axis)}"
-        elif tracking.units.fixed_by(tracking.tensors[f"{name}.weight"][kind.output_axis]) not in (
-            None,
-            len(graph.nodes),
-        ):
+        elif 4 * left > 3 * outputs and tracking.units.fixed_by(
+            tracking.tensors[f"{name}.weight"][kind.output_axis]
+        ) not in (None, len(graph.nodes)):
             stuck[name] = f"its outputs stay: {_why(graph, tracking, name, kind.output_axis)}"
         elif kind.scales_outputs and f"{name}_outputs" in pruned.graph.tensors and name in alone:
             stuck[name] = f"its filters go, but what reads them stays: {_why(graph, tracking, name, kind.group_axis)}"
         elif not kind.scales_outputs and name in pruned.layers:
-            outputs, left = (each.shape[kind.output_axis] for each in (layer.weight_mean, pruned.layers[name].weight))
             counted = _counted_by(graph, tracking, tracking.tensors[f"{name}.weight"][kind.output_axis])
-            if counted is not None and left > 0.75 * outputs:
+            if counted is not None and 4 * left > 3 * outputs:
                 stuck[name] = f"its outputs stay: {counted}"
     return stuck
 

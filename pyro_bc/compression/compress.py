@@ -30,6 +30,7 @@ from ..runtime.inputs import Batch, head, moved, names_of, tensors_of
 from .batch_norm import fold_into_posterior
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
+from .ragged import with_parts
 from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
 from .reading import Reading, read_posterior
 from .rounded_training import price_with_training, train_rounded
@@ -153,7 +154,11 @@ def compress(
     small = CompressedNetwork(
         nodes=pruned.graph.nodes,
         tensors=_store(pruned, transformed, precision, noise_ratio, steps),
-        dense_shapes={name: shape for name, shape in dense_shapes.items() if name in pruned.graph.tensors},
+        dense_shapes={
+            name: shape
+            for name, shape in with_parts(dense_shapes, pruned.parts).items()
+            if name in pruned.graph.tensors
+        },
         dense_parameters=dense_parameters,
         input_shape=first.shape,
         buffers=pruned.graph.buffers,

@@ -66,11 +66,13 @@ class Part:
     :param outputs: of the whole layer, in the order in which the part computes them; some may not be read.
     :param inputs: channels of what the whole layer reads, in the order in which the part reads them, group by group.
     :param groups: of a convolution.
+    :param constants: what outputs of the whole layer are that read nothing, ``(out,)``; None for 0.
     """
 
     outputs: Tensor
     inputs: Tensor
     groups: int
+    constants: Tensor | None = None
 
     def cut(self, tensor: Tensor, node: Node) -> Tensor:
         """This part of a tensor of the weight's shape."""
@@ -97,10 +99,17 @@ def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> 
     :param outputs: indices of those that are left, ``(out_left,)``.
     :param inputs: indices of the channels that are left of what it reads, of all groups, ``(in_left,)``.
     """
+    part = _part_of(layer, node, outputs, inputs)
+    return part if layer.codes else replace(part, constants=layer.bias)
+
+
+def _part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> Part:
     kind, groups = layer_type(node.op), layer_groups(node)
     mask = kind.by_output(layer.mask)
     mask = mask.flatten(2).any(2) if mask.dim() > 2 else mask
-    computes = mask.any(1) if layer.bias is None else mask.any(1) | (layer.bias != 0)
+    computes = mask.any(1)
+    if layer.bias is not None and layer.codes:  # which are added by the layer alone
+        computes = computes | (layer.bias != 0)
     rows = outputs[computes[outputs]]
     if kind.is_lookup:  # any of its rows may be asked for
         rows = rows if len(rows) and pays(len(rows), len(outputs), len(inputs)) else outputs
@@ -198,7 +207,7 @@ class Cutter:
                 self._layer(node, moved, index)
             elif index in self.read_by_cells:
                 x, *rest = moved.args
-                before = self._shape(node.args[0].index) or ()
+                before = self._shape_of(node.args[0])
                 x = self._selected(x, 2, self.read_by_cells[index], f"{node.named()[0]}_inputs", before)
                 self._add(replace(moved, args=(x, *rest)), self._shape(index))
             elif not operation(node.op).statistics or not self._normalised(node, moved, index):
@@ -214,6 +223,12 @@ class Cutter:
             return None
         axes = {} if index < 0 else self.tracking.values[index]
         return tuple(self.units.count(axes[axis]) if axis in axes else size for axis, size in enumerate(shape))
+
+    def _shape_of(self, reference: Any) -> tuple[Any, ...]:
+        """The new shape of what a node reads."""
+        return tuple(
+            self.tensors[reference.name].shape if isinstance(reference, Named) else self._shape(reference.index) or ()
+        )
 
     def _add(self, node: Node, shape: Shape) -> Value:
         self.nodes.append(node)
@@ -242,8 +257,7 @@ class Cutter:
         places = torch.searchsorted(inputs, part.inputs)
         x, *rest = moved.args
         if not torch.equal(places, torch.arange(len(inputs))):
-            before = self._shape(node.args[0].index) or ()
-            x = self._selected(x, axis, places, f"{name}_inputs", before)
+            x = self._selected(x, axis, places, f"{name}_inputs", self._shape_of(node.args[0]))
         if part.groups != layer_groups(node):
             rest[2 + kind.arguments.index("groups")] = part.groups
         shape = (*after[:axis], len(part.outputs), *after[axis + 1 :])
@@ -255,7 +269,12 @@ class Cutter:
         if len(missing):
             result, shape = self._padded(result, axis, len(missing), shape)
         there, places = torch.cat([part.outputs, missing]).sort()
-        self._selected(result, axis, places[torch.isin(there, outputs)], f"{name}_outputs", shape)
+        result = self._selected(result, axis, places[torch.isin(there, outputs)], f"{name}_outputs", shape)
+        if part.constants is not None and bool(part.constants[missing].any()):
+            added = torch.where(torch.isin(outputs, missing), part.constants[outputs], torch.zeros(()))
+            constants = _free_name(f"{name}_constants", self.tensors)
+            self.tensors[constants] = added.reshape(-1, *[1] * kind.spatial)
+            self._add(Node("add", (result, Named(constants))), self._shape(index))
 
     def _normalised(self, node: Node, moved: Node, index: int) -> bool:
         """A normalisation whose statistics count the zeros of channels that are gone; False where none are."""

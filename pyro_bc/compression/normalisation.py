@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..graph.constants import propagate
 from ..graph.nodes import Graph, Named, Node, is_layer, layer_groups, layer_name
+from ..graph.unit_rules import layer_axis
+from .entries import Patterns
 
 #: where gain and shift stand among the arguments of a normalisation, and the mean of those that have one.
 _SCALES = {"batch_norm": (1, 2), "instance_norm": (1, 2), "group_norm": (2, 3), "layer_norm": (2, 3)}
@@ -43,6 +45,15 @@ def without_pruned_shifts(graph: Graph, removed: Mapping[str, Tensor]) -> Graph:
 def _silenced(graph: Graph, outputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Gains, shifts and means with which normalisations give 0 where they read constants alone."""
     constants = propagate(graph, outputs)
+    possible = {}
+    for index, node in enumerate(graph.nodes):
+        if is_layer(node):
+            shape = graph.shape(index) or ()
+            size, known_of = shape[layer_axis(node, len(shape))], outputs[layer_name(node)]
+            # A table that is a layer's weight, too, has outputs of two kinds.
+            fits = len(known_of) == size
+            possible[index] = torch.from_numpy(known_of != 0) if fits else torch.ones(size, dtype=torch.bool)
+    entries = Patterns(graph, possible, constants)
     reads: dict[str, list[Tensor]] = {}
     roles: dict[str, set[str]] = {}
     for index, node in enumerate(graph.nodes):
@@ -52,6 +63,9 @@ def _silenced(graph: Graph, outputs: Mapping[str, np.ndarray]) -> dict[str, Tens
         known = constants[node.args[0].index] if node.args[0].index >= 0 else None
         for name in node.named():
             here = np.full(graph.tensors[name].shape[-1], np.nan) if known is None or known[0] != axis else known[1]
+            channels = entries.channels(node.args[0], axis)
+            if channels is not None and len(channels) == len(here):
+                here = np.where(channels.numpy(), here, 0.0)
             reads.setdefault(name, []).append(torch.tensor(here))
             roles.setdefault(name, set()).add(_role(node, name))
     found = {}

@@ -43,10 +43,12 @@ class PrunedNetwork:
 
     :param graph: its tensors hold the posterior means.
     :param layers: by the name of the layer in the network, in the order of the graph.
+    :param parts: by the name of a layer that is a part of one in the network, the name of that one.
     """
 
     graph: Graph
     layers: Mapping[str, PrunedLayer]
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
@@ -63,8 +65,10 @@ def masked_layers(
 ) -> dict[str, PrunedLayer]:
     """Every layer of a graph, matrices of recurrent cells among them, with what its threshold left of it."""
     names = dict.fromkeys([*(layer_name(node) for node in graph.nodes if is_layer(node)), *cell_names(graph)])
-    used = {name for node in graph.nodes for name in node.named()}
-    return {name: masked_layer(graph, name, f"{name}.bias" in used, posterior, thresholds) for name in names}
+    of_cells = {name for node in graph.nodes if not is_layer(node) for name in node.named()}
+    biased = {layer_name(node) for node in graph.nodes if is_layer(node) and (*node.args, None, None)[2] is not None}
+    biased |= {name for name in cell_names(graph) if f"{name}.bias" in of_cells}
+    return {name: masked_layer(graph, name, name in biased, posterior, thresholds) for name in names}
 
 
 def masked_layer(
@@ -87,8 +91,8 @@ def masked_layer(
             f"layer '{name}' has weights of shape {tuple(dense.shape)} in the network, but "
             f"{tuple(layer.weight_mean.shape)} in the posterior"
         )
-    if (layer.bias_mean is None) != (dense_bias is None):
-        raise UsageError(f"layer '{name}' has a bias either in the network or in the posterior, but not in both")
+    if layer.bias_mean is not None and dense_bias is None:
+        raise UsageError(f"layer '{name}' has a bias in the posterior, but none in the network")
     left = pruned(layer, thresholds[name])
     if left.codes:  # numbers that are not to be changed
         zeros = None if left.bias is None else torch.zeros_like(left.bias)
@@ -99,4 +103,6 @@ def masked_layer(
             f"the posterior of layer '{name}' has means or variances that are NaN or infinite and cannot be "
             f"compressed; fit it anew, with smaller learning rates"
         )
+    if left.bias is None and dense_bias is not None:  # one that the network computes, of which no posterior is known
+        return PrunedLayer(name, left.weight, variance, left.mask, dense_bias, torch.zeros_like(dense_bias))
     return PrunedLayer(name, left.weight, variance, left.mask, left.bias, layer.bias_variance)

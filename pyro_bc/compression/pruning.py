@@ -7,7 +7,9 @@ through the graph, until nothing changes:
 * a unit that no layer reads is not computed, wherever it is, and an output not where nothing behind reads it;
 * a unit that reads nothing is a constant, which moves through activations, pools and additions into the biases of the
   layers behind it. Where a convolution pads its input with zeros, only the constant 0 moves so;
-* inputs of a layer that none of its weights reads are not read, also where others read them.
+* inputs of a layer that none of its weights reads are not read, also where others read them;
+* single entries that no axis holds alone, such as a feature of one head among several, are followed as such
+  (:mod:`~pyro_bc.compression.entries`): where they are always 0, or nothing reads them, nothing is computed for them.
 
 Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
 Normalisations over several channels keep their statistics: those that are gone are counted as the zeros that they are.
@@ -49,8 +51,11 @@ from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
 from .cut import Cutter, Part, Units, inputs_left, part_of, pays
+from .entries import Patterns
+from .kernels import without_unmet
 from .normalisation import without_pruned_shifts
 from .pruned import PrunedLayer, PrunedNetwork, masked_layers, with_weights
+from .ragged import unequal_apart
 
 
 @on_cpu
@@ -79,7 +84,7 @@ def shrink(
     if batch_norm_loader is not None:
         graph = reestimate_batch_norm(with_weights(graph, layers), batch_norm_loader)
         graph = without_pruned_shifts(graph, removed)
-    graph, layers = fold_batch_norms(graph, layers)
+    graph, layers = without_unmet(*fold_batch_norms(graph, layers))
     while True:
         pruner = _Pruner(graph, layers)
         pruner.settle()
@@ -91,7 +96,7 @@ def shrink(
             result = pruner.result()
             if not reads_input(result.graph.nodes):  # what reads it is multiplied by zeros
                 raise _empty(without[0])
-            return result
+            return unequal_apart(result)
         left = {*(layer_name(node) for node in smaller.nodes if is_layer(node)), *cell_names(smaller)}
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 
@@ -153,6 +158,7 @@ class _Pruner:
         while changed:
             self.constants = self._propagated()
             changed = self._absorb_constants() | self._drop_zeros_of_cells() | self._drop_unread()
+            changed = changed or self._drop_entries()
         self.constants = self._propagated()
 
     def _propagated(self) -> list[Constant]:
@@ -301,12 +307,60 @@ class _Pruner:
 
     def _drop_unread(self) -> bool:
         """Clear the weights and biases of outputs that nothing reads where they are computed."""
+        kept = self.whole | self.shared | self.mixed | self.unfollowed
+        wanted = {name: torch.from_numpy(own) for name, own in self._wanted().items() if name not in kept}
+        return self._clear_outputs(wanted)
+
+    def _drop_entries(self) -> bool:
+        """Clear what reads nothing but zeros, and outputs that nothing reads, where only single entries tell it."""
+        outputs = {}
+        for name, indices in self.uses.items():
+            for index in indices:
+                node, layer = self._node(index), self.layers[name]
+                kind = layer_type(node.op)
+                computes = kind.by_output(layer.mask).flatten(1).any(1)
+                if name in self.whole:
+                    computes = torch.ones(layer_groups(node) * layer.mask.shape[1], dtype=torch.bool)
+                elif name in self.shared:
+                    computes = torch.ones_like(computes)
+                elif layer.bias is not None:
+                    computes = computes | (layer.bias != 0)
+                outputs[index] = computes
+        entries = Patterns(with_weights(self.graph, self.layers), outputs, self.constants)
+        kept = self.whole | self.shared | self.mixed
+        wanted: dict[str, Tensor] = {}
+        for index, rows in entries.wanted(self._channels_read).items():
+            name = layer_name(self._node(index))
+            if name not in kept:
+                wanted[name] = rows | wanted.get(name, rows)
+        return self._clear_outputs(wanted) | self._clear_inputs(entries)
+
+    def _clear_inputs(self, entries: Patterns) -> bool:
+        """Clear the weights that read what is always 0."""
         changed = False
-        wanted = self._wanted()
-        for name, layer in self.layers.items():
-            if name in self.whole | self.shared | self.mixed | self.unfollowed:
+        for name, indices in self.uses.items():
+            kind, layer = self.types[name], self.layers[name]
+            if name in self.whole | self.shared | self.mixed or kind.is_lookup:
                 continue
-            computed = torch.from_numpy(wanted[name])
+            read = []
+            for node in map(self._node, indices):
+                ndim = len(self.graph.shape(node.args[0].index) or ()) if isinstance(node.args[0], Value) else 0
+                read.append(entries.channels(node.args[0], layer_axis(node, ndim)) if ndim else None)
+            zero = ~torch.stack([own for own in read if own is not None]).any(0) if None not in read else None
+            if zero is None:
+                continue
+            unread = _grouped(zero, kind.by_output(layer.mask), layer_groups(self._node(indices[0])))
+            left = layer.mask & ~unread.movedim((0, 1), (kind.output_axis, kind.input_axis))
+            if not torch.equal(left, layer.mask):
+                self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
+                changed = True
+        return changed
+
+    def _clear_outputs(self, wanted: Mapping[str, Tensor]) -> bool:
+        """Clear the weights and biases of outputs that are not wanted."""
+        changed = False
+        for name, computed in wanted.items():
+            layer = self.layers[name]
             left = layer.mask & self.types[name].over_outputs(computed, layer.mask.shape)
             adds = layer.bias is not None and bool(layer.bias[~computed].any())
             if adds or bool((left != layer.mask).any()):
@@ -363,19 +417,25 @@ class _Pruner:
 
     def _read_by(self, node: Node, rows: np.ndarray, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Units that these outputs of a layer read, and the outputs; of a layer that stays whole, all."""
-        name = layer_name(node)
-        kind, mask = layer_type(node.op), self.layers[name].mask
+        name, kind = layer_name(node), layer_type(node.op)
         if name in self.whole | self.shared | self.mixed:
             rows = np.ones(len(rows), dtype=bool)
-        if name in self.whole | self.shared:
-            mask = torch.ones_like(mask)
         if name in self.whole:
             return np.zeros(0, dtype=np.int64), rows
         known = self.tracking.grouped.get(f"{name}.weight")
         inputs = self.tracking.tensors[f"{name}.weight"][kind.input_axis] if known is None else known
-        left = mask & kind.over_outputs(torch.from_numpy(rows), mask.shape)
-        reads = _by_input(kind.by_output(left), layer_groups(node)).any(2).any(0).numpy()
-        return roots[inputs[reads]], rows
+        return roots[inputs[self._channels_read(node, torch.from_numpy(rows)).numpy()]], rows
+
+    def _channels_read(self, node: Node, rows: Tensor) -> Tensor:
+        """Which channels of its input a layer reads for these of its outputs."""
+        name, kind, groups = layer_name(node), layer_type(node.op), layer_groups(node)
+        mask = self.layers[name].mask
+        if name in self.whole:
+            return torch.ones(mask.shape[kind.input_axis], dtype=torch.bool)
+        if name in self.shared:
+            mask = torch.ones_like(mask)
+        left = mask & kind.over_outputs(rows, mask.shape)
+        return _by_input(kind.by_output(left), groups).any(2).any(0)
 
     def _read_with(self, living: list[int]) -> tuple[list[Node], set[int]]:
         """The nodes without the parts of concatenations that nothing reads, and which of them the output needs."""

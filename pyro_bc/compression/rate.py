@@ -222,7 +222,7 @@ def price_for(
     posterior: Mapping[str, LayerPosterior],
     prices: Mapping[str, Priced | None],
     likelihood: Likelihood,
-    x: Tensor,
+    x: Batch,
     divergence: float,
 ) -> float:
     """The highest price of a bit at which the network's predictions change by so much.
@@ -239,7 +239,7 @@ def price_for(
     before = density_of(likelihood, outputs)
 
     def change_to(others: Tensor) -> float:
-        with seeded(0, x.device):  # the draw that stands in for a KL without a closed form
+        with seeded(0, tensors_of(x)[0].device):  # the draw that stands in for a KL without a closed form
             mean = kl_from("y", before, density_of(likelihood, others)).mean()
         processes.average_([mean])  # each has examples of its own, and all one price
         value = float(mean)

@@ -80,7 +80,22 @@ def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Read
             raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
     check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
+    graph, posterior = _biases_alone(graph, posterior, loose)
     return Reading(fitted, net, example, graph, posterior, of_sites, tuple(loose))
+
+
+def _biases_alone(
+    graph: Graph, posterior: Mapping[str, LayerPosterior], loose: list[str]
+) -> tuple[Graph, dict[str, LayerPosterior]]:
+    """Graph and posterior where a bias from which the network computes what it adds is a tensor like any other."""
+    added = {layer_name(node) for node in graph.nodes if is_layer(node) and (*node.args, None, None)[2] is not None}
+    tensors, found = dict(graph.tensors), dict(posterior)
+    for name in posterior.keys() - {*added, *loose, *cell_names(graph)}:
+        own = posterior[name]
+        if own.bias_mean is not None and f"{name}.bias" in tensors:
+            tensors[f"{name}.bias"] = own.bias_mean
+            found[name] = replace(own, bias_mean=None, bias_variance=None)
+    return replace(graph, tensors=tensors), found
 
 
 def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, LayerPosterior]:

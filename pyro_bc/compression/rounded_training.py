@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..data.loaders import first_batch, loader_steps
 from ..errors import NonFiniteLossError
-from ..graph.interface import called
 from ..graph.layer_types import LayerType
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, layer_groups, layer_nodes
@@ -29,6 +28,7 @@ from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, cheapest_entries
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE
 from ..runtime import processes
+from ..runtime.inputs import tensors_of
 from ..runtime.progress import progress_bar
 from .rate import CodedRows, Entries, Priced, conditioned, entries_of, stored_rows
 
@@ -108,7 +108,7 @@ def train_rounded(
     for layer in layers.values():
         layer.to_(y.device)
     with torch.no_grad():
-        likelihood.check(called(network, x), y)
+        likelihood.check(network(*tensors_of(x)), y)
     with progress_bar("training, rounded", steps, shown=progress) as bar:
         for step, (x, y) in enumerate(chain.from_iterable(repeat(loader, epochs))):
             done = step / steps
@@ -123,7 +123,7 @@ def train_rounded(
                 own = nats_per_bit if layer.is_conditioned else rising
                 rounded[f"{name}.weight"] = layer.rounded(own)
                 length = length + own * layer.smooth_length()
-            density = density_of(likelihood, torch.func.functional_call(network, rounded, (x,)))
+            density = density_of(likelihood, torch.func.functional_call(network, rounded, tensors_of(x)))
             loss = kl_weight * length / num_data - density.log_prob(y).mean()
             if not torch.isfinite(loss):
                 raise NonFiniteLossError(

@@ -154,6 +154,15 @@ def through_moves(node: Node, graph: Graph, constants: list[Constant], index: in
     return best
 
 
+def through_repeat(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
+    known = _known(constants, node.args[0])
+    if known is None:
+        return None
+    axis = known[0] + len(node.args[1]) - len(graph.shape(node.args[0].index) or ())
+    times = node.args[1][axis]
+    return (axis, np.tile(known[1], times)) if isinstance(times, int) else None
+
+
 def through_cat(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
     ndim = len(graph.shape(index) or ())
     dim = (node.args[1] if len(node.args) > 1 else 0) % ndim

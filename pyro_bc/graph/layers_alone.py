@@ -25,12 +25,15 @@ def layers_alone(graph: Graph) -> Graph:
 def shared_layers(graph: Graph) -> set[str]:
     """Layers whose weight or bias something else reads as well: they must stay what they are."""
     weights = set(_weights(graph))
+    names = {f"{layer_name(node)}.weight" for node in graph.nodes if is_layer(node)}
+    names |= {f"{layer_name(node)}.bias" for node in graph.nodes if is_layer(node) and _bias(node) is not None}
     found = set()
     for node in graph.nodes:
         own = [argument.name for argument in node.args[1:3] if isinstance(argument, Named)] if is_layer(node) else []
         for name in node.named():
             layer = name.rpartition(".")[0]
-            if f"{layer}.weight" in weights and name not in own:
+            alien = name not in own and (name in names or not name.endswith(".bias"))
+            if f"{layer}.weight" in weights and alien:
                 found.add(layer)
     return found
 
@@ -62,7 +65,7 @@ def _own_biases(graph: Graph) -> dict[str, str]:
 
 
 def _added_behind(graph: Graph, own: Mapping[str, str]) -> Graph:
-    """The graph where biases that are no layer's own are added to its result."""
+    """The graph where biases that are no layer's own, or are computed, are added to its result."""
     nodes: list[Node] = []
     shapes: list[Any] = [graph.shapes[0]]
     new: dict[int, int] = {}
@@ -73,22 +76,32 @@ def _added_behind(graph: Graph, own: Mapping[str, str]) -> Graph:
     for index, node in enumerate(graph.nodes):
         node = Node(node.op, replace_leaves(node.args, moved), replace_leaves(node.kwargs, moved))
         shape = graph.shape(index)
-        bias = _bias(node) if is_layer(node) else None
-        if bias is not None and own.get(layer_name(node)) != bias:
-            nodes.append(replace(node, args=(*node.args[:2], None, *node.args[3:])))
+        added = _added(node, own)
+        if added is not None:
+            node = replace(node, args=(*node.args[:2], None, *node.args[3:]))
+            nodes.append(node)
             shapes.append(shape)
-            added: Any = Named(bias)
             ones = (1,) * layer_type(node.op).spatial
             if ones:
                 nodes.append(Node("reshape", (added, (-1, *ones))))
                 added = Value(len(nodes) - 1)
-                shapes.append((graph.tensors[bias].shape[0], *ones))
+                shapes.append((graph.tensors[node.args[1].name].shape[layer_type(node.op).output_axis], *ones))
             result = len(nodes) - 1 - bool(ones)
             node = Node("add", (Value(result), added))
         nodes.append(node)
         shapes.append(shape)
         new[index] = len(nodes) - 1
     return replace(graph, nodes=tuple(nodes), shapes=tuple(shapes))
+
+
+def _added(node: Node, own: Mapping[str, str]) -> Any:
+    """What a layer adds that is not its own bias; None for nothing."""
+    if is_layer(node):
+        bias = _bias(node)
+        return None if bias is None or own.get(layer_name(node)) == bias else Named(bias)
+    alone = replace(node, args=(*node.args[:2], None, *node.args[3:]))
+    computed = len(node.args) > 2 and isinstance(node.args[2], Value) and is_layer(alone)
+    return node.args[2] if computed and not layer_type(node.op).is_lookup else None
 
 
 def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:

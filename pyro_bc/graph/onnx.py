@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
+from ..runtime.inputs import tensors_of
 from ..runtime.messages import first_line
 from .arguments import named_arguments
 from .layer_types import LINEAR, layer_type
@@ -46,6 +47,8 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
         if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):
             continue
         before, dim, selection = source.args
+        if not isinstance(before, Value):
+            continue
         inputs = shapes[before.index + 1] if before.index >= -1 else tuple(example[-1 - before.index].shape)
         weight = node.args[1].name
         used_once = sum(weight in other.named() for other in nodes) == 1
@@ -224,38 +227,72 @@ def _difference(net: nn.Module, exported: nn.Module, inputs: tuple[Tensor, ...])
     return difference
 
 
-def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], calibration: Iterable[Tensor]) -> None:
+def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], calibration: Iterable[Any]) -> None:
     """Quantise an ONNX file to int8: weights per channel, activations by the ranges that calibration inputs take.
 
     :param onnx_file: what :func:`to_onnx` wrote.
     :param path: an existing file is replaced, whole or not at all.
-    :param calibration: batches of typical inputs, of the training set; a few hundred inputs are enough.
+    :param calibration: batches of typical inputs, of the training set; a few hundred inputs are enough. Several inputs
+        are a tuple or a dictionary.
     :raises ExportError: where the extra is not installed, or ONNX Runtime cannot quantise the network.
     """
-    _onnx_packages()
+    onnx, _ = _onnx_packages()
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
         def __init__(self) -> None:
-            self.batches = iter(calibration)
+            self.batches = iter(batches)
 
         def get_next(self) -> Any:
             batch = next(self.batches, None)
-            return None if batch is None else {"input": batch.numpy()}
+            if batch is None:
+                return None
+            return {name: x.numpy() for name, x in zip(names, tensors_of(batch), strict=True)}
 
+    batches = list(calibration)
+    names = [own.name for own in onnx.load(str(onnx_file), load_external_data=False).graph.input]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         try:
-            quant_pre_process(str(onnx_file), str(prepared))
+            try:
+                quant_pre_process(str(onnx_file), str(prepared))
+            except Exception:  # it tells the shapes of some operations only, and the quantiser needs none
+                quant_pre_process(str(onnx_file), str(prepared), skip_symbolic_shape=True)
+            batch = Reader().get_next()
             quantize_static(
                 str(prepared), str(quantised), Reader(), per_channel=True, weight_type=QuantType.QInt8,
                 activation_type=QuantType.QUInt8,
+                nodes_to_exclude=[] if batch is None else _infinite(prepared, batch),
             )  # fmt: skip
         except Exception as error:  # whatever the quantiser raises
             reason = first_line(_innermost(error))
             raise ExportError(f"the network cannot be quantised to int8: {reason}") from error
         write_atomically(path, quantised.read_bytes())
+
+
+def _infinite(file: Path, inputs: Mapping[str, Any]) -> list[str]:
+    """Nodes of an ONNX file that read or give what is not finite, such as a mask's minus infinity: it has no range."""
+    onnx, runtime = _onnx_packages()
+    model = onnx.load(str(file))
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{number}"
+    onnx.save(model, str(file))
+    there = {own.name for own in model.graph.output}
+    wanted = [name for node in model.graph.node for name in node.output if name and name not in there]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = zip((own.name for own in session.get_outputs()), session.run(None, inputs), strict=True)
+    tensors = {own.name: onnx.numpy_helper.to_array(own) for own in model.graph.initializer} | dict(found)
+    endless = {
+        name
+        for name, own in tensors.items()
+        if own.dtype.kind == "f" and not bool(torch.from_numpy(own).isfinite().all())
+    }
+    return [node.name for node in model.graph.node if endless.intersection((*node.input, *node.output))]
 
 
 def _onnx_packages() -> tuple[Any, Any]:

@@ -235,6 +235,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *_of_schemas(vocabulary.SPATIAL, units=unit_rules.spatial, constants=constant_rules.through_pool),
     *_of_schemas(vocabulary.REDUCING, units=unit_rules.reduction),
     *_of_schemas(vocabulary.ALONG, units=unit_rules.along),
+    _row(262, "repeat", of_schema("repeat"), units=unit_rules.repeat, constants=constant_rules.through_repeat),
     _row(219, "flip", of_schema("flip"), units=unit_rules.along, constants=constant_rules.through_moves),
     *_of_schemas(vocabulary.OTHERS),
     *_of_schemas(vocabulary.CREATING, creates=True),

@@ -560,5 +560,18 @@ def expand(t: FollowedUnits, node: Node) -> Axes:
     return {axis + shift: units for axis, units in t.of(node.args[0]).items() if before[axis] == after[axis + shift]}
 
 
+def repeat(t: FollowedUnits, node: Node) -> Axes:
+    """What is repeated along other axes stays one; along its own, an entry is there as often."""
+    x, times = node.args
+    shift = len(times) - len(t.shape(x))
+    axes = {}
+    for axis, units in t.of(x).items():
+        if isinstance(times[axis + shift], int):
+            axes[axis + shift] = np.tile(units, times[axis + shift])
+        else:
+            t.units.fix(units)
+    return axes
+
+
 #: a rule for units: the followed axes of a node's result.
 UnitRule = Callable[[FollowedUnits, Node], Axes]

@@ -61,7 +61,7 @@ OTHERS = {
     236: "norm.Scalar", 237: "cummax", 238: "cummin", 239: "topk", 240: "sort", 241: "median.dim",
     242: "var_mean.correction", 243: "std_mean.correction", 244: "aminmax", 245: "any", 246: "all", 247: "kthvalue",
     250: "prod", 251: "std", 252: "var", 253: "trace", 254: "nansum", 255: "nanmean",
-    260: "index.Tensor", 261: "gather", 262: "repeat", 263: "repeat_interleave.self_int", 264: "roll", 265: "tril",
+    260: "index.Tensor", 261: "gather", 263: "repeat_interleave.self_int", 264: "roll", 265: "tril",
     266: "triu", 267: "diagonal", 268: "diag_embed", 269: "unfold", 270: "im2col", 271: "col2im", 272: "expand_as",
     273: "slice_scatter", 274: "select_scatter", 275: "scatter.src", 276: "scatter.value", 277: "scatter_add",
     278: "index_add", 279: "index_put", 280: "index_copy", 281: "index_fill.int_Scalar",

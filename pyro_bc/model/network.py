@@ -118,6 +118,7 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice],
     ]
     result = convert(net)
     to_pyro_module_(result)
+    _name_classes_as_before(result)
     for name, module in result.named_modules():
         if isinstance(module, BayesianRecurrent):
             module.named_in(name)
@@ -141,6 +142,18 @@ def _keep_frozen_(net: nn.Module) -> None:
 
 def _rule(prior: PriorRule) -> Callable[[str, nn.Module], Prior | None]:
     return prior if callable(prior) else lambda name, layer: prior
+
+
+def _name_classes_as_before(net: nn.Module) -> None:
+    """Give the classes that Pyro made of a network's own their names: a forward may look something up by its class."""
+    for kind in {type(module) for module in net.modules()}:
+        if kind.__qualname__.endswith("<locals>.result") and issubclass(kind, PyroModule):
+            before = kind.__bases__[0]
+            kind.__name__, kind.__qualname__, kind.__module__ = (
+                before.__name__,
+                before.__qualname__,
+                before.__module__,
+            )
 
 
 def _layer_priors(

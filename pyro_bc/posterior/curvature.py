@@ -31,6 +31,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, Value, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
+from ..runtime.inputs import Batch, head, tensors_of
 from ..runtime.progress import progress_bar
 from ..runtime.random_state import seeded
 
@@ -96,9 +97,10 @@ def collect(
 
     On several processes each passes over its own loader, and all have the mean.
 
-    :param loader: batches of inputs, alone or the first of several; more than ``examples`` are not read.
+    :param loader: batches of inputs, a tensor or a dictionary of several, alone or as the first of a tuple; more than
+        ``examples`` are not read.
     :param seed: of the targets that are drawn; torch's global generator is left as it is.
-    :raises UsageError: where the loader is empty, or its batches do not begin with a tensor of finite numbers.
+    :raises UsageError: where the loader is empty, or its batches do not begin with tensors of finite numbers.
     """
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
     sums = {name: _Sums.of(node, graph, examples) for name, node in layer_nodes(graph).items()}
@@ -114,8 +116,8 @@ def collect(
                 if gradient is not None:
                     # Targets are the network's own: gradients of examples are independent, and their mean is 0.
                     squares[name] += gradient.square().mean().cpu()
-            seen += len(x)
-            bar(len(x))
+            seen += len(tensors_of(x)[0])
+            bar(len(tensors_of(x)[0]))
         bar(total=seen)  # there may be fewer
     if not seen:
         raise UsageError("there are no inputs to collect curvature from: the loader is empty")
@@ -126,15 +128,13 @@ def collect(
     return Collected(found, {name: float(value) for name, value in known.items()})
 
 
-def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Tensor]:
+def _inputs(loader: Iterable[Any], examples: int) -> Iterator[Batch]:
     left = examples
     for batch in loader:
-        x = inputs_of(batch)
-        if not isinstance(x, Tensor):
-            raise UsageError(f"curvature is collected from batches of inputs, not of {type(x).__name__}")
+        x = head(inputs_of(batch), left)
         check_inputs(x, "batches to collect curvature from")
-        yield x[:left]
-        left -= len(x[:left])
+        yield x
+        left -= len(tensors_of(x)[0])
         if left <= 0:
             return
 
@@ -144,14 +144,15 @@ def _add(
     network: GraphNetwork,
     graph: Graph,
     likelihood: Likelihood,
-    x: Tensor,
+    x: Batch,
     others: Sequence[Tensor],
 ) -> Sequence[Tensor | None]:
     """Add a batch to the sums of layers; returns the gradients of softened predictions for other parameters."""
     reads: list[tuple[str, Node, Tensor]] = []
     computed: list[Tensor] = []
-    results: dict[int, Any] = {-1: x}
-    for index, (node, result) in enumerate(zip(graph.nodes, network.results(graph.nodes, x), strict=True)):
+    inputs = tensors_of(x)
+    results: dict[int, Any] = {-1 - position: part for position, part in enumerate(inputs)}
+    for index, (node, result) in enumerate(zip(graph.nodes, network.results(graph.nodes, *inputs), strict=True)):
         results[index] = result
         # Of a table that is a fully connected layer, too, that says it.
         if is_layer(node) and node.op == sums[layer_name(node)].kind.op:

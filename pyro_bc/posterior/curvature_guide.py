@@ -22,6 +22,7 @@ from ..model.network import BayesianNetwork
 from ..priors.base import base_distribution, find_layers
 from ..priors.kronecker_normal import KroneckerNormal
 from ..priors.learned_code import code_of
+from ..runtime.inputs import Batch, head, tensors_of, with_tensors
 from .curvature import EXAMPLES, Curvature, collect, density_of
 from .guides import Posterior, point_at, posterior_of
 
@@ -51,7 +52,8 @@ class CurvatureGuide(AutoGuide):
     ``guide(x, y)`` draws, and :func:`~pyro_bc.compress`, the export and the diagnostics read it.
 
     :param model: of a trained network; :func:`~pyro_bc.compress` folds its batch normalisation.
-    :param loader: batches of inputs like those that the network will see, alone or the first of several.
+    :param loader: batches of inputs like those that the network will see, alone or as the first of a tuple; several
+        inputs are a dictionary, or a tuple in that place.
     :param examples: that are read of them.
     :param seed: of the targets that are drawn from the network's predictions.
     :param progress: whether to show a progress bar.
@@ -80,7 +82,7 @@ class CurvatureGuide(AutoGuide):
         batches = iter(loader)
         first = next(batches, None)
         x = inputs_of(first)
-        if not isinstance(x, Tensor) or not len(x):
+        if first is None or not len(tensors_of(x)[0]):
             raise UsageError("curvature is collected from batches of inputs, and the loader gives none")
         super().__init__(InitMessenger(init_to_feasible)(model))
         self._source = (model,)
@@ -97,7 +99,7 @@ class CurvatureGuide(AutoGuide):
         names = graph_names([name.removeprefix("net.") for name in self.layers], graph, model.skeleton)
         nodes = layer_nodes(graph)
         #: some of the inputs, on which predictions before and after are compared.
-        self.examples = x
+        self.examples: Batch = x
         collected = collect(graph, model.likelihood, self._kept(first, batches), examples=examples, seed=seed,
                             progress=progress)  # fmt: skip
         #: of every layer that the network uses, by the layer's name in the model.
@@ -126,9 +128,10 @@ class CurvatureGuide(AutoGuide):
         """All batches; the first few inputs are kept."""
         yield first
         for batch in batches:
-            x = inputs_of(batch)
-            if isinstance(x, Tensor) and len(self.examples) < _KEPT:
-                self.examples = torch.cat([self.examples, x])[:_KEPT]
+            kept = tensors_of(self.examples)
+            if len(kept[0]) < _KEPT:
+                more = zip(kept, tensors_of(inputs_of(batch)), strict=True)
+                self.examples = head(with_tensors(self.examples, [torch.cat(pair) for pair in more]), _KEPT)
             yield batch
 
     @cached_property

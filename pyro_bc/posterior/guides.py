@@ -46,6 +46,7 @@ from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell
 from ..priors.learned_code import code_of
 from ..runtime.devices import device_of
+from ..runtime.inputs import Batch
 from ..runtime.random_state import seeded
 from .curvature import Curvature
 
@@ -92,7 +93,7 @@ class Posterior:
     curvature: Mapping[str, Curvature] | None = None
     precision: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     others: Mapping[str, float] = field(default_factory=dict)
-    examples: Tensor | None = None
+    examples: Batch | None = None
 
     def centre(self) -> dict[str, Tensor]:
         """A value of every site in the middle of its marginal: the median, where that has a closed form."""

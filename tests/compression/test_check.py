@@ -118,6 +118,22 @@ def test_outputs_that_are_left_out_are_noted():
     assert not pyro_bc.check(Gives(lambda h, x: {"logits": h}), X).notes
 
 
+def test_a_bias_that_is_computed_from_a_layers_own_is_added_behind_it():
+    class Half(nn.Module):
+        """Swin v2's projection, of whose bias one part is 0."""
+
+        def __init__(self):
+            super().__init__()
+            self.l, self.head = nn.Linear(64, 24), nn.Linear(24, 3)
+
+        def forward(self, x):
+            bias = torch.cat([self.l.bias[:12], torch.zeros(12)])
+            return self.head(nn.functional.linear(x.flatten(1), self.l.weight, bias).relu())
+
+    found = pyro_bc.check(Half(), X)
+    assert found.ok and not found.layers[0].note
+
+
 def test_a_forward_that_asks_for_the_classes_of_its_modules_is_refused_in_a_line():
     class Asks(nn.Module):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from pyro_bc import GroupNormalJeffreys, LayerPosterior, LogUniform
 from pyro_bc.app.own_network import network
 from pyro_bc.compression.batch_norm import fold_batch_norm
+from pyro_bc.compression.kernels import met_along
 from pyro_bc.compression.pruning import shrink
 from pyro_bc.errors import EmptyNetworkError, UsageError
 from pyro_bc.graph.layer_types import LAYER_TYPES
@@ -365,6 +367,20 @@ def test_the_shipped_networks_fold_and_shrink(name, norms_left):
     inner = [key for key in keeps if key.startswith(alone) and (name == "vgg-16" or key.endswith("conv1"))]
     assert len(inner) == {"vgg-16": 13, "resnet-18": 8, "wrn-16-4": 6}[name]
     assert all(kept[key] <= int(keeps[key].sum()) for key in inner)
+
+
+def test_a_kernel_without_what_meets_only_padding_computes_the_same():
+    draw, smaller = random.Random(0), 0
+    for _ in range(150):
+        size, kernel, stride, padding, dilation = (draw.randint(*e) for e in ((1, 7), (1, 7), (1, 4), (0, 8), (1, 4)))
+        if size + 2 * padding > dilation * (kernel - 1):
+            first, last, left = met_along(size, kernel, stride, padding, dilation)
+            x, w = torch.randn(1, 1, size), torch.randn(1, 1, kernel)
+            expected = F.conv1d(x, w, None, stride, padding, dilation)
+            found = F.conv1d(x, w[..., first : last + 1], None, stride, left, dilation)
+            assert torch.allclose(found, expected, atol=1e-6)
+            smaller += last - first + 1 < kernel
+    assert smaller > 10
 
 
 def test_a_dead_network_names_its_layer():

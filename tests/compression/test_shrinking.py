@@ -26,6 +26,7 @@ from pyro_bc.posterior.thresholds import Threshold
         "TCN with chomp",
         "ShuffleNetV2",
         "ConvNeXt",
+        "RegNet (grouped, SE)",
     ],
 )
 def test_parameters_left_are_those_that_are_needed(name):
@@ -69,6 +70,20 @@ class Loop(nn.Module):
         return self.head(h)
 
 
+class Crossing(nn.Module):
+    """Questions of one sequence to itself in einsums over heads: a feature of a head is an entry, and no axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 32)
+        self.out, self.head = nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (4, 8)) for layer in (self.q, self.k, self.v))
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).div(8**0.5).softmax(-1)
+        return self.head((x + self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))).mean(1))
+
+
 def upsampling():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 16, 3))
 
@@ -78,6 +93,7 @@ def upsampling():
     [
         (Tied, torch.randint(0, 40, (8, 5))),
         (Loop, torch.randn(8, 3, 4)),
+        (Crossing, torch.randn(8, 5, 16)),
         (upsampling, torch.randn(8, 3, 8, 8)),
     ],
 )
@@ -89,6 +105,16 @@ def test_tables_tied_heads_loops_and_upsampled_filters_go(net, x):
     left, needed, difference = shrinking.measured(net, keeps, x)
     assert difference < 1e-5
     assert left <= needed / 0.9
+
+
+def test_filters_that_read_nothing_leave_their_numbers_behind():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.GroupNorm(1, 16), nn.Conv2d(16, 4, 1))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(100, 3)).eval()
+    keeps = {"0": torch.arange(16) < 5, "1": torch.ones(16, dtype=torch.bool), "3": torch.ones(4, dtype=torch.bool)}
+    left, needed, difference = shrinking.measured(net, keeps, torch.randn(4, 3, 5, 5))
+    assert difference < 1e-5
+    assert needed > 0.98 * left
 
 
 def test_recurrent_cells_read_only_what_is_left_of_their_inputs():

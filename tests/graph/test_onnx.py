@@ -4,6 +4,7 @@ import builtins
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
     found = without_selections(net, *x)
     assert [node.op for node in found._nodes] == ["linear"]
     assert torch.allclose(found(*x), net(*x))
+    constant = (
+        replace(nodes[0], args=(Named("table"), *nodes[0].args[1:])),
+        nodes[1],
+        Node("add", (Value(1), Value(-1))),
+    )
+    net = GraphNetwork(constant, {**tensors, "table": torch.randn(4, 7)}, frozenset({"chosen", "table"}))
+    assert torch.allclose(without_selections(net, x[0][:, :3])(x[0][:, :3]), net(x[0][:, :3]))  # of a constant it stays
 
 
 def test_attention_with_a_bias_of_the_examples_is_the_same_in_onnx(tmp_path):
@@ -92,6 +100,31 @@ def test_int8_stays_near_and_is_made_of_bytes(tmp_path):
     model = onnx.load(tmp_path / "int8.onnx")
     weights = [t for t in model.graph.initializer if len(t.dims) > 1]
     assert len(weights) == 2 and {t.data_type for t in weights} == {onnx.TensorProto.INT8}
+
+
+class Masked(nn.Module):
+    """Attention that looks at no later place, beside a second input, with a size that no inference of shapes tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.head = nn.Linear(6, 8), nn.Linear(9, 3)
+
+    def forward(self, x, y):
+        h = self.read(x)
+        weights = torch.where(torch.ones(5, 5, dtype=torch.bool).tril(), h @ h.mT, float("-inf")).softmax(-1)
+        return self.head(torch.cat([(weights @ h).mean(1), y], 1))
+
+
+def test_int8_of_several_inputs_and_of_what_is_infinite_stays_near(tmp_path):
+    torch.manual_seed(0)
+    net, x = Masked().eval(), (torch.rand(64, 5, 6), torch.rand(64, 1))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=64)
+    small = pyro_bc.compress(model, pyro_bc.CurvatureGuide(model, [(x, None)], progress=False), nats_per_bit=1e-5)
+    to_onnx(small, tmp_path / "net.onnx")
+    to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", [x])
+    with torch.no_grad():
+        expected, found = small.network()(*x), OnnxNetwork(tmp_path / "int8.onnx")(*x)
+    assert (expected - found).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_a_difference_is_an_error_and_writes_nothing(tmp_path):

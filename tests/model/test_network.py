@@ -253,6 +253,19 @@ def test_layers_stay_deterministic_by_name_type_or_rule(choice):
     assert bayesian == ["head.1"]
 
 
+def test_a_forward_that_finds_something_by_the_name_of_its_class_finds_it():
+    class Registered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return {f"{Registered}": self.layer}[str(self.__class__)](x)
+
+    model = BayesianNetwork(Registered(), GroupHorseshoe(), num_data=2)
+    assert model(torch.zeros(2, 4)).shape == (2, 3)
+
+
 def test_dropout_is_switched_off():
     layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.5, batch_first=True)
     net = nn.Sequential(nn.Dropout(0.5), nn.Dropout1d(0.5), layer)

@@ -153,12 +153,47 @@ def test_the_guide_needs_no_labels_and_is_a_guide_of_pyros():
 
 @pytest.mark.parametrize(
     ("loader", "message"),
-    [([], "the loader gives none"), (["words"], "the loader gives none"), ([torch.zeros(0, 6)], "gives none")],
+    [
+        ([], "the loader gives none"),
+        (["words"], "the inputs of a batch are a tensor"),
+        ([torch.zeros(0, 6)], "gives none"),
+    ],
 )
 def test_bad_loaders_are_named(loader, message):
     model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=10)
     with pytest.raises(UsageError, match=message):
         pyro_bc.CurvatureGuide(model, loader, progress=False)
+
+
+class OfTwo(nn.Module):
+    """Numbers and kinds of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.read, self.norm = nn.Embedding(5, 3), nn.Linear(7, 8), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, numbers, kinds):
+        return self.head(self.norm(self.read(torch.cat([numbers, self.kinds(kinds)], 1)).relu()))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_several_inputs_are_collected_from_and_trained_on(named):
+    torch.manual_seed(0)
+    x = {"numbers": torch.randn(64, 4), "kinds": torch.randint(0, 5, (64,))}
+    loader = [({k: v[at : at + 32] for k, v in x.items()}, torch.randint(0, 3, (32,))) for at in (0, 32)]
+    if not named:
+        loader = [(tuple(part.values()), y) for part, y in loader]
+    net = OfTwo()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=100_000)
+    guide = pyro_bc.CurvatureGuide(model, loader, progress=False)
+    read = torch.cat([x["numbers"], net.kinds(x["kinds"])], 1).detach()
+    assert torch.allclose(guide.curvature["net.read"].of(bias=False)[0][0], read.T @ read / 64, atol=1e-5)
+    small = pyro_bc.compress(model, guide, nats_per_bit=1e-5, batch_norm_loader=loader)
+    expected = net.train()(**x)  # with the statistics of these inputs
+    assert (small.network()(*x.values()) - expected).abs().mean() < 0.1 * expected.abs().mean()
+    trained = pyro_bc.compress(model, guide, nats_per_bit=1e-3, epochs=1, loader=loader, progress=False)
+    assert trained.network()(*x.values()).isfinite().all()
 
 
 def test_models_that_have_no_curvature_are_named():
