@@ -106,7 +106,15 @@ def measure(
         pyro.clear_param_store()
         start = time.perf_counter()
         pyro_bc.fit(
-            model, guide, loader, epochs=1, progress=False, compile=is_compiled, rounding=rounding, precision=precision
+            model,
+            guide,
+            loader,
+            epochs=1,
+            progress=False,
+            compile=is_compiled,
+            rounding=rounding,
+            precision=precision,
+            kl_weight=1.0,
         )
         seconds = time.perf_counter() - start - sum(loader.all)
     own, other = statistics.median(loader.own), statistics.median(loader.other)

@@ -79,7 +79,10 @@ class Patterns:
             self.shapes[index] = self._shape_for_two(graph.shape(index))
         self.possible: dict[int, Pattern] = {}
         self.maps: dict[int, _Map] = {}
+        self.varying: set[int] = set()  # nodes that an input goes into; what the others compute has no batch
         for index, node in enumerate(graph.nodes):
+            if any(value < 0 or value in self.varying for value in node.values()):
+                self.varying.add(index)
             self.possible[index] = self._forwards(index, node)
 
     def _shape_for_two(self, shape: tuple[Any, ...] | None) -> Shape | None:
@@ -102,11 +105,12 @@ class Patterns:
             axis = layer_axis(node, len(shape))
             return _along(self.outputs[index], axis, len(shape))
         found = self._map(index, node, shape)
-        if found is not None:
+        if found is not None and index in self.varying:
             self.maps[index] = found
         pattern: Pattern = None
         if found is not None and not found.fills and any(self.pattern(read) is not None for read in found.reads):
             pattern = _compact(found.compute(*self._numbers_of(found)) != 0)
+            pattern = pattern.reshape((1,) * (len(shape) - pattern.dim()) + tuple(pattern.shape))
         if node.op == "batch_norm" and pattern is None and found is not None:
             pattern = self._of_statistics(node, len(shape))
         known = self.constants[index]

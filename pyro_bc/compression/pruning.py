@@ -86,17 +86,17 @@ def shrink(
         graph = without_pruned_shifts(graph, removed)
     graph, layers = without_unmet(*fold_batch_norms(graph, layers))
     while True:
+        without = dead or [name for name, layer in layers.items() if not layer.mask.any()] or list(layers)
+        if not reads_input(graph.nodes):
+            raise _empty(without[0])
         pruner = _Pruner(graph, layers)
         pruner.settle()
-        without = dead or [n for n, layer in pruner.layers.items() if not layer.mask.any()] or list(layers)
         if pruner.output_is_constant():
+            without = dead or [name for name, layer in pruner.layers.items() if not layer.mask.any()] or without
             raise _empty(without[0])
         smaller = without_constant_branches(pruner.graph, pruner.constants)
         if smaller is None:
-            result = pruner.result()
-            if not reads_input(result.graph.nodes):  # what reads it is multiplied by zeros
-                raise _empty(without[0])
-            return unequal_apart(result)
+            return unequal_apart(pruner.result())
         left = {*(layer_name(node) for node in smaller.nodes if is_layer(node)), *cell_names(smaller)}
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 
