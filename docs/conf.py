@@ -36,7 +36,7 @@ python_maximum_signature_line_length = 100
 # Other packages, whose pages are not linked, and a type variable.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|pyro|numpy|np|matplotlib|pathlib|os|collections\.abc|argparse)\..*"),
-    ("py:.*", "Tensor|Axes|pyro_bc.runtime.processes.T"),
+    ("py:.*", "Tensor|Axes|Batch|pyro_bc.runtime.processes.T"),
 ]
 
 

@@ -9,7 +9,7 @@ through the graph, until nothing changes:
   layers behind it. Where a convolution pads its input with zeros, only the constant 0 moves so;
 * inputs of a layer that none of its weights reads are not read, also where others read them;
 * single entries that no axis holds alone, such as a feature of one head among several, are followed as such
-  (:mod:`~pyro_bc.compression.entries`): where they are always 0, or nothing reads them, nothing is computed for them.
+  (``pyro_bc.compression.entries``): where they are always 0, or nothing reads them, nothing is computed for them.
 
 Batch normalisation behind a layer is folded into it, with its statistics of training or those of the pruned network.
 Normalisations over several channels keep their statistics: those that are gone are counted as the zeros that they are.

@@ -111,8 +111,8 @@ def fit(
     :param train_loader: iterable of ``(x, y)`` batches with a length, shuffled by torch's global generator. On several
         processes each has its share of the examples, as :class:`~pyro_bc.data.Batches` and torch's
         ``DistributedSampler`` give it, in as many batches; N stays the size of the whole training set.
-    :param epochs: passes over the loader; None for at least 40 of them, and at least 4,000 steps, or fewer where bound
-        and groups come to rest before (:func:`~pyro_bc.inference.rest.is_at_rest`).
+    :param epochs: passes over the loader; None for at least 40 of them, and at least 4,000 steps, or fewer where bound,
+        groups and the KL's weight have been level over a fifth of them.
     :param target: what the compressed network has to keep (:class:`~pyro_bc.Target`): the KL's weight is then learned
         on held-out data (:mod:`pyro_bc.inference.multiplier`), and that of the schedule is not used. Where what the
         last epoch leaves does not keep it, or was clearly better before, the guide goes back to the best that did.

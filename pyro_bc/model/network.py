@@ -77,7 +77,7 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> net = bayesianize(net, pyro_bc.GroupNormalJeffreys(), deterministic=["2"])
     >>> [type(layer).__name__ for layer in net]
-    ['BayesianLinear', 'PyroReLU', 'PyroLinear']
+    ['BayesianLinear', 'ReLU', 'Linear']
     """
     return _bayesian(prepared(module), prior, deterministic, ())
 
