@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--pretrain-epochs", type=int, default=40)
-    parser.add_argument("--kl-weight", type=float, default=0.02)
+    parser.add_argument("--kl-weight", type=float, help="the weight that fit finds, unless it is given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--development", action="store_true", help="measure on held-out training data")
@@ -87,7 +87,7 @@ def main() -> None:
         "# Transformer encoder on digits, rows as tokens",
         "",
         f"`python analyses/examples/transformer.py --epochs {args.epochs} --pretrain-epochs {args.pretrain_epochs} "
-        f"--kl-weight {args.kl_weight:g} --seed {args.seed}`: {LAYERS} layers of {HEADS} heads, width {WIDTH}, "
+        f"--seed {args.seed}`, KL weight {guide.kl_weight:.2g}: {LAYERS} layers of {HEADS} heads, width {WIDTH}, "
         f"{HIDDEN} feed-forward units, group horseshoe. Error on {evaluated['n']} "
         f"{'held-out training' if args.development else 'test'} examples, by `pyro-bc evaluate` in a new process.",
         "",

@@ -10,9 +10,11 @@ held-out data,
 where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.standing.Standing`): it rises while the
 constraint is kept with room, and falls where it is not; and last it is held at the mean of what it came to, while
 learning rates fall and the posterior settles, and follows only where the constraint is not kept. Looks of the first
-part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where a target is
+part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where what
+compression leaves knows what it was trained on more than twice as well as what it was not, it is not the KL that costs
+error: in the first half, until it has risen, its weight then rises on. So it does later, and further, where a target is
 missed and the error on held-out data is more times that on training data than it was for the network from which the fit
-started, it is not the KL that costs error: its weight then rises on.
+started.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
@@ -44,6 +46,9 @@ _RISE, _FOLLOW, _COUNTED = 0.25, 0.7, 0.5
 
 # By which factor it can change while it follows, and what counts as a clear loss.
 _RANGE, _CLEAR = 1e2, -1.0
+
+# The part of its error on held-out data below which the error on what it is trained on says that it learns by heart.
+_BY_HEART = 0.5
 
 # Least and most that one look counts for.
 _LEAST, _ROOM = -2.0, 1.0
@@ -117,8 +122,9 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         if record.slack is None:
             continue
         slack = min(_ROOM, max(_LEAST, record.slack))
-        is_missed = slack < 0 and record.is_kept is False and weight < math.log(_UNASKED)
-        if is_missed and before is not None and _is_closer(record, before):
+        is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
+        is_by_heart = at <= _COUNTED * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
+        if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
@@ -141,6 +147,13 @@ def _is_closer(record: Epoch, before: Errors) -> bool:
     if record.train_error is None or record.held_out_error is None or not before.train > 0:
         return False
     return record.train_error * before.held_out < record.held_out_error * before.train
+
+
+def _learns_by_heart(record: Epoch) -> bool:
+    if record.held_out_error is None:
+        return False
+    own = record.error if record.train_error is None else record.train_error
+    return own < _BY_HEART * record.held_out_error
 
 
 def best_look(history: Sequence[Epoch], epochs: int, first: int) -> int | None:

@@ -39,6 +39,17 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     assert learned_weight([*swinging, *too_large], 40) > held[0]  # of a target in bytes
 
 
+def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
+    by_heart = [replace(own, error=10.0, held_out_error=50.0) for own in looks(*[-5.0] * 28)]
+    not_so = [replace(own, error=40.0, held_out_error=50.0) for own in by_heart]
+    broken = [replace(own, train_error=45.0) for own in by_heart]  # by what pruning left of it
+    assert learned_weight(by_heart[:10], 40) == pytest.approx(0.1)
+    assert 0.05 < learned_weight(by_heart[:20], 40) < 0.3
+    assert learned_weight(by_heart, 40) < 0.05  # in the end the target counts
+    assert learned_weight(not_so[:20], 40) < 0.01
+    assert learned_weight(broken[:20], 40) < 0.01
+
+
 def test_a_target_that_is_missed_for_being_too_close_to_the_training_data_needs_more_of_the_kl():
     missed = looks(*[-5.0] * 28)
     missed = [replace(own, error=0.7, train_error=0.6, held_out_error=0.9, is_kept=False) for own in missed]
