@@ -1,4 +1,4 @@
-"""A convolutional network of over 100 million parameters from ``check`` to a loaded file: seconds and memory.
+"""A convolutional network of 90 million parameters from ``check`` to a loaded file: seconds and memory.
 
     OMP_NUM_THREADS=1 python analyses/benchmarks/whole_line.py
 
