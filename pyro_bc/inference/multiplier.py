@@ -12,7 +12,7 @@ constraint is kept with room, and falls where it is not; and last it is held at 
 learning rates fall and the posterior settles, and follows only where the constraint is not kept. Looks of the first
 part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where what
 compression leaves knows what it was trained on more than twice as well as what it was not, it is not the KL that costs
-error: in the first half, until it has risen, its weight then rises on. So it does later, and further, where a target is
+error: until it has risen, its weight then rises on, before it is held. So it does then, and further, where a target is
 missed and the error on held-out data is more times that on training data than it was for the network from which the fit
 started.
 
@@ -123,7 +123,7 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
             continue
         slack = min(_ROOM, max(_LEAST, record.slack))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
-        is_by_heart = at <= _COUNTED * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
+        is_by_heart = at <= _FOLLOW * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
         if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)

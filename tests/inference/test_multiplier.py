@@ -40,7 +40,7 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
 
 
 def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
-    by_heart = [replace(own, error=10.0, held_out_error=50.0) for own in looks(*[-5.0] * 28)]
+    by_heart = [replace(own, error=10.0, held_out_error=50.0) for own in looks(*[-5.0] * 40)]
     not_so = [replace(own, error=40.0, held_out_error=50.0) for own in by_heart]
     broken = [replace(own, train_error=45.0) for own in by_heart]  # by what pruning left of it
     assert learned_weight(by_heart[:10], 40) == pytest.approx(0.1)
