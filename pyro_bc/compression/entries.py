@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..graph.constant_rules import Constant
-from ..graph.nodes import Graph, Named, Node, Value, is_layer, leaves, replace_leaves
+from ..graph.nodes import Graph, Named, Node, Value, is_layer, leaves, of_input, replace_leaves
 from ..graph.operations import operation
 from ..graph.unit_rules import align, dimensions, factors_of, layer_axis, permutation
 
@@ -79,10 +79,8 @@ class Patterns:
             self.shapes[index] = self._shape_for_two(graph.shape(index))
         self.possible: dict[int, Pattern] = {}
         self.maps: dict[int, _Map] = {}
-        self.varying: set[int] = set()  # nodes that an input goes into; what the others compute has no batch
+        self.varying = of_input(graph.nodes)  # what the others compute has no batch
         for index, node in enumerate(graph.nodes):
-            if any(value < 0 or value in self.varying for value in node.values()):
-                self.varying.add(index)
             self.possible[index] = self._forwards(index, node)
 
     def _shape_for_two(self, shape: tuple[Any, ...] | None) -> Shape | None:
@@ -105,7 +103,7 @@ class Patterns:
             axis = layer_axis(node, len(shape))
             return _along(self.outputs[index], axis, len(shape))
         found = self._map(index, node, shape)
-        if found is not None and index in self.varying:
+        if found is not None and self.varying[index]:
             self.maps[index] = found
         pattern: Pattern = None
         if found is not None and not found.fills and any(self.pattern(read) is not None for read in found.reads):

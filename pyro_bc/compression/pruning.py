@@ -76,7 +76,7 @@ def shrink(
     """
     graph = in_normal_form(graph)
     layers = masked_layers(graph, posterior, thresholds)
-    dead = [name for name, layer in layers.items() if not layer.mask.any()]
+    dead = _without_weights(layers)
     removed = {
         name: removed_outputs(posterior[name], layer.mask) for name, layer in layers.items() if name in posterior
     }
@@ -86,14 +86,12 @@ def shrink(
         graph = without_pruned_shifts(graph, removed)
     graph, layers = without_unmet(*fold_batch_norms(graph, layers))
     while True:
-        without = dead or [name for name, layer in layers.items() if not layer.mask.any()] or list(layers)
         if not reads_input(graph.nodes):
-            raise _empty(without[0])
+            raise _empty([*dead, *_without_weights(layers), *layers])
         pruner = _Pruner(graph, layers)
         pruner.settle()
         if pruner.output_is_constant():
-            without = dead or [name for name, layer in pruner.layers.items() if not layer.mask.any()] or without
-            raise _empty(without[0])
+            raise _empty([*dead, *_without_weights(pruner.layers), *_without_weights(layers), *layers])
         smaller = without_constant_branches(pruner.graph, pruner.constants)
         if smaller is None:
             return unequal_apart(pruner.result())
@@ -101,11 +99,16 @@ def shrink(
         graph, layers = smaller, {name: layer for name, layer in pruner.layers.items() if name in left}
 
 
-def _empty(layer: str) -> EmptyNetworkError:
+def _without_weights(layers: dict[str, PrunedLayer]) -> list[str]:
+    return [name for name, layer in layers.items() if not layer.mask.any()]
+
+
+def _empty(layers: list[str]) -> EmptyNetworkError:
+    """:param layers: that may be what is missing, the likeliest first."""
     return EmptyNetworkError(
-        f"nothing is left of layer '{layer}', and so of the network: every one of its groups was pruned. Fit it with a "
-        f"lower weight of the KL (kl_weight), cap its standard deviations while it learns (max_scale), or set a higher "
-        f"threshold for it (thresholds)"
+        f"nothing is left of layer '{layers[0]}', and so of the network: every one of its groups was pruned. Fit it "
+        f"with a lower weight of the KL (kl_weight), cap its standard deviations while it learns (max_scale), or set "
+        f"a higher threshold for it (thresholds)"
     )
 
 

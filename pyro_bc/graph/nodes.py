@@ -152,12 +152,17 @@ def _as_list(argument: Any) -> Any:
     return list(argument) if isinstance(argument, tuple) else argument
 
 
-def reads_input(nodes: Sequence[Node]) -> bool:
-    """Whether the last of these nodes, the output, depends on an input."""
+def of_input(nodes: Sequence[Node]) -> list[bool]:
+    """Which of these nodes depend on an input."""
     found: list[bool] = []
     for node in nodes:
         found.append(any(index < 0 or found[index] for index in node.values()))
-    return bool(found) and found[-1]
+    return found
+
+
+def reads_input(nodes: Sequence[Node]) -> bool:
+    """Whether the last of these nodes, the output, depends on an input."""
+    return any(of_input(nodes)[-1:])
 
 
 def last_reads(nodes: Sequence[Node]) -> list[list[int]]:
