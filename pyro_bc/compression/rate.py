@@ -127,13 +127,17 @@ def priced(
             own = curvature[name]
             last = len(own.inputs) - 1
             factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
-            cost = num_data * own.softened
-            cost = cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
-            found[name] = Priced(cost, factors, rows, has_bias)
+            found[name] = Priced(costs_of(own, num_data), factors, rows, has_bias)
         elif name in row_precision:
             factor = factorised(row_precision[name], has_bias)
             found[name] = Priced(torch.ones(len(rows)), (factor,), rows, has_bias)
     return found
+
+
+def costs_of(curvature: Curvature, num_data: int) -> Tensor:
+    """Precision of each row of a layer, ``(out,)``."""
+    cost = num_data * curvature.softened
+    return cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
 
 
 def _rows_of(layer: LayerPosterior, groups: int) -> tuple[Tensor, bool]:
@@ -199,18 +203,24 @@ def _dependent(price: Priced, kind: LayerType, nats_per_bit: float) -> CodedRows
 
 
 @on_cpu
-def conditioned(price: Priced, rows: Tensor, steps: Tensor, nats_per_bit: float) -> tuple[Tensor, Tensor]:
+def conditioned(
+    price: Priced, rows: Tensor, steps: Tensor, nats_per_bit: float, zeros: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Codes of rows, and the conditional means that were rounded to them, both ``(out, n)``; a bias is the last entry.
 
     :param rows: means, of the shape of the layer's own.
     :param steps: of each row, ``(out,)``.
+    :param zeros: entries whose code stays 0, boolean, of the rows' shape; None for none.
     """
     codes, means = [], []
-    parts = rows.split([factor.order.shape[1] for factor in price.factors], 1)
-    for part, factor in zip(parts, price.factors, strict=True):
+    sizes = [factor.order.shape[1] for factor in price.factors]
+    held = torch.zeros_like(rows, dtype=torch.bool) if zeros is None else zeros
+    for part, zero, factor in zip(rows.split(sizes, 1), held.split(sizes, 1), price.factors, strict=True):
         own, left = (part / steps[:, None]).round().long(), part
         for _ in range(_PASSES):
-            own, left, _ = round_rows(part, price.cost, factor, steps, nats_per_bit, CodeLengths(own))
+            lengths = CodeLengths(own)
+            lengths.nonzero = lengths.nonzero.masked_fill(zero, math.inf)
+            own, left, _ = round_rows(part, price.cost, factor, steps, nats_per_bit, lengths)
         codes.append(own)
         means.append(left)
     return torch.cat(codes, 1), torch.cat(means, 1)

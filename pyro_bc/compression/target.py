@@ -31,6 +31,7 @@ from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
 from .compress import compress
 from .reading import Reading, read_posterior
+from .recoded import coarser
 from .sensitivity import blame, is_clearly_worse, sensitivity
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
@@ -399,7 +400,7 @@ def _ways(
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
-    Codes are what they are: there is nothing to search, and no beginning.
+    Codes as they were trained are one network: there is nothing to search, and no beginning.
 
     :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
     """
@@ -412,6 +413,7 @@ def _ways(
             yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
         else:
             yield "codes", None, lambda _: compress(model, read, **others)
+            yield from _coarser_codes(model, compress(model, read, **others), loader, seed, progress)
         return
     if group_prices is None:
         yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
@@ -430,6 +432,19 @@ def _ways(
             continue
         rule = "signal" if group_price is None else f"{group_price:g}"
         yield f"groups by {rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
+
+
+def _coarser_codes(
+    model: BayesianNetwork, pruned: CompressedNetwork, loader: Iterable[Any], seed: int, progress: bool
+) -> Iterator[tuple[str, float | None, Any]]:
+    """Likewise, of what is stored with the codes that it was trained with."""
+    left = BayesianNetwork(pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
+    try:
+        read = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
+    except UnsupportedNetworkError:
+        return
+    at = coarser(read, pruned.tensors, model.num_data)
+    yield "codes, price", _FIRST_PRICE, lambda price: compress(left, at(price), dense=pruned)
 
 
 def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:
