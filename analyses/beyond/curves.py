@@ -143,12 +143,18 @@ def our_points(
         net = small.network()
         return len(small.to_bytes()), multiplications(net, data.train_x), net
 
+    def by_curvature(net: nn.Module) -> tuple[Any, Any]:
+        model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=len(data.train_x))
+        return model, CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+
+    def left_of(posterior: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """What pruning leaves, by its curvature."""
+        return by_curvature(pyro_bc.compress(*posterior(), noise_ratio=1e-4).network())
+
     if line == "curvature":
 
         def known() -> tuple[Any, Any]:
-            net = started("dense", lambda own: train(own, data, budget), build, seed, runs)
-            model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=len(data.train_x))
-            return model, CurvatureGuide(model, data.train_x[:4000].split(100), progress=False)
+            return by_curvature(started("dense", lambda own: train(own, data, budget), build, seed, runs))
 
         for price in CURVATURE_PRICES:
             yield f"{price:.0e} nats a bit", partial(compressed, known, nats_per_bit=price, epochs=budget.rounded)
@@ -163,6 +169,9 @@ def our_points(
         for price in PRICES:
             rounding = partial(compressed, posterior, nats_per_bit=price, epochs=budget.rounded)
             yield f"KL {weight:g}, {price} nats a bit", rounding
+        for price in CURVATURE_PRICES:
+            rounding = partial(compressed, partial(left_of, posterior), nats_per_bit=price, epochs=budget.rounded)
+            yield f"KL {weight:g}, {price:.0e} nats a bit of curvature", rounding
 
 
 OURS = (*PRIORS, "curvature")
