@@ -72,13 +72,17 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
     ("lenet-300-100", "mnist", "gnj"): Recipe(
         _dense(10), _fit(40, 0.2, log_learning_rate=5e-2), Finetune(epochs=20, kl_weight=0.2, shift=0)
     ),
-    **{("lenet-300-100", "mnist", prior): _LENET_300 for prior in ("ghs", "svd", "normal")},
+    **{("lenet-300-100", "mnist", prior): _LENET_300 for prior in ("ghs", "normal")},
+    ("lenet-300-100", "mnist", "svd"): replace(_LENET_300_SPARSE, fit=replace(_LENET_300_SPARSE.fit, epochs=100)),
     **{("lenet-300-100", "mnist", prior): _LENET_300_SPARSE for prior in ("gnj+svd", "ghs+svd")},
     ("lenet-300-100", "mnist", "learned"): _code(0.4, 250, "40-20"),
     ("lenet-5-caffe", "mnist", "gnj"): replace(
         _LENET_5, dense=_dense(5, 3e-3), fit=replace(_LENET_5.fit, learning_rate=3e-3, log_learning_rate=5e-2)
     ),
-    **{("lenet-5-caffe", "mnist", prior): _LENET_5 for prior in ("ghs", "svd", "normal")},
+    **{("lenet-5-caffe", "mnist", prior): _LENET_5 for prior in ("ghs", "normal")},
+    ("lenet-5-caffe", "mnist", "svd"): Recipe(
+        _dense(5, 2e-3), _fit(60, 1.0, learning_rate=1e-3, log_learning_rate=1e-3, decay=1.0)
+    ),
     ("lenet-5-caffe", "mnist", "learned"): _code(1.8, 240, "8-12-32"),
     ("lenet-5-caffe", "mnist", "gnj+learned"): _code(1.8, 160, "10-20-64"),
     **{
