@@ -8,8 +8,9 @@ held-out data,
 .. math:: \log w \leftarrow \log w + \rho\, \bar s, \qquad \bar s \leftarrow \tfrac12 (\bar s + s),
 
 where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.standing.Standing`): it rises while the
-constraint is kept with room, and falls where it is not; and last it is held at the mean of what it came to, while
-learning rates fall and the posterior settles, and follows only where the constraint is not kept. Looks of the first
+constraint is kept with room, and falls where it is not. What a weight does is seen many epochs later, and what it has
+removed seldom comes back; where s falls from look to look, as sizes do, it is where it is going that counts. And last
+it is held at the mean of what it came to, while learning rates fall and the posterior settles, and follows only where the constraint is not kept. Looks of the first
 part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where what
 compression leaves knows what it was trained on more than twice as well as what it was not, it is not the KL that costs
 error: until it has risen, its weight then rises on, before it is held. So it does then, and further, where a target is
@@ -31,6 +32,7 @@ where errors are counted. It falls to a hundredth of w0 at most, and in the last
 Either is a function of the looks so far, so that a resumed fit goes on with it.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -49,6 +51,9 @@ _RANGE, _CLEAR = 1e2, -1.0
 
 # The part of its error on held-out data below which the error on what it is trained on says that it learns by heart.
 _BY_HEART = 0.5
+
+# Looks that fall one after the other show where s is going: to where it is after this part of all looks.
+_FALLING, _AHEAD = 5, 0.16
 
 # Least and most that one look counts for.
 _LEAST, _ROOM = -2.0, 1.0
@@ -117,11 +122,13 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
     pace = math.log(_RANGE) / ((_FOLLOW - _RISE) * looks)
     weight, mean = math.log(_FIRST), _ROOM
     counted: list[float] = []
+    seen: list[float] = []
     is_held = False
     for at, record in enumerate(history, 1):
         if record.slack is None:
             continue
-        slack = min(_ROOM, max(_LEAST, record.slack))
+        seen.append(record.slack)
+        slack = min(_ROOM, max(_LEAST, _going_to(seen, _AHEAD * looks)))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         is_by_heart = at <= _FOLLOW * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
         if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
@@ -140,6 +147,15 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)
     return math.exp(weight)
+
+
+def _going_to(slacks: Sequence[float], looks: float) -> float:
+    """Where what is left will be in so many looks, where it falls steadily and there is some; else where it is."""
+    last = slacks[-_FALLING - 1 :]
+    is_falling = len(last) > _FALLING and all(b < a for a, b in itertools.pairwise(last))
+    if not (is_falling and math.isfinite(last[0]) and last[-1] > 0):
+        return slacks[-1]
+    return last[-1] + looks * (last[-1] - last[0]) / _FALLING
 
 
 def _is_closer(record: Epoch, before: Errors) -> bool:

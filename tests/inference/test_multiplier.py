@@ -112,3 +112,13 @@ def test_the_smallest_of_the_second_half_that_kept_the_target_is_gone_back_to():
     assert best_look(history, 8, 0) == 4  # the later of two
     assert best_look(history, 8, 5) == 5
     assert best_look(history[:2], 2, 0) is None
+
+
+def test_sizes_that_follow_late_do_not_end_far_below_what_is_allowed():
+    history, left = [], 3.2  # octaves above what is allowed
+    for _ in range(40):
+        weight = learned_weight(history, 40)
+        settled = 3.2 - math.log2(weight / 0.01)
+        left += min(0.0, settled - left) / 8  # what is removed does not come back
+        history += [replace(EPOCH, slack=left, is_kept=left <= 0)]
+    assert -0.15 < left < 0.1
