@@ -21,143 +21,50 @@ Everything goes into one folder. A stage leaves a file, and a run that was inter
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
-from ..compression.batch_norm import fold_batch_norm
-from ..compression.compress import compress
 from ..compression.target import Reached, compress_to
-from ..data.teacher import TaughtBatches
 from ..errors import UsageError
 from ..file import compressed
-from ..graph.fast import arranged
-from ..graph.module import GraphNetwork
 from ..graph.nodes import is_layer, layer_name
 from ..graph.read import read_graph
-from ..inference.checkpoint import history_of, load_checkpoint
-from ..inference.fit import fit
 from ..inference.history import Epoch
-from ..inference.schedule import Schedule
 from ..inference.step import PRECISIONS
 from ..inference.tensorboard import tensorboard_log
-from ..model.guide import FactorizedGuide
-from ..model.likelihoods import SoftCategorical
-from ..model.network import BayesianNetwork
 from ..posterior.judged import held_out_batches
-from ..posterior.summary import summarize
-from ..priors.base import GroupPrior
-from ..priors.learned_code import LearnedCode
 from ..quantisation.rounding import RULES
 from ..runtime import processes
 from ..runtime.files import check_room
 from .datasets import Dataset
-from .dense import batches_of, chosen_data, dense_network, load_weights
+from .dense import chosen_data, load_weights
 from .folder import in_folder
 from .metrics import (
     diagnostics_of,
-    export_posterior,
     inputs_of,
     metrics_of,
     other_precision,
     target_of,
-    test_error,
     thresholds_of,
     watched_of,
 )
 from .narrow import narrowed
-from .observed import starts_of_sites
 from .own_network import is_own, network
 from .pairing import check_changes, check_network, normalised, paired
 from .recipes import Recipe, recipe
-from .report import progress_pictures, write_results
-from .settings import PRIORS, Settings
-from .tables import error_key, in_words, inputs_in_words, target_in_words
+from .report import write_results
+from .settings import PRIORS, Settings, has_codes
+from .stages import FEW, Fitted, Job, Start, dense_stage, finetune_stage, fit_stage, start_of, teacher_stage
+from .tables import error_key, inputs_in_words, target_in_words
 
-_SECONDS_BETWEEN_PICTURES = 60
-# Held-out examples of a target, at least, where that is no more than a fifth of all.
-_FEW = 1000
-# Logs of TensorBoard, by the checkpoint of their fit.
-_LOGS = {"checkpoint": "fit", "finetune": "finetune"}
 # What a run writes at least: the dense network, and a checkpoint of posterior means, deviations and two moments of the
 # optimiser of each, which is there twice while one takes the place of the one before.
 _BYTES, _IN_CHECKPOINTS = 4, 2 * 6
-# Epochs of a teacher that is trained where the dense network is given.
-_TEACHER_EPOCHS = 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: what is done, with what, and where it is written.
-
-    :param widths: outputs of every layer but the last that the fit starts from; empty for those of the dense network.
-    :param after_epoch: called with each new epoch of a fit.
-    :param log_dir: folder of TensorBoard's logs, of which each fit has one; None for none.
-    :param data: as the network takes them.
-    :param held: inputs and targets that were split off the training set to judge a target by; None without one.
-    """
-
-    settings: Settings
-    plan: Recipe
-    widths: tuple[int, ...]
-    data: Dataset
-    out: Path
-    resume: bool
-    progress: bool
-    say: Callable[[str], None]
-    after_epoch: Callable[[Epoch], None]
-    log_dir: Path | None
-    held: tuple[Tensor, Tensor] | None
-
-    @property
-    def watched(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets on which compression is watched: held-out ones, or else a spread of the training set.
-
-        The test set is looked at once, at the end.
-        """
-        if self.held is not None:
-            return self.held
-        data = self.data
-        x, y = (data.test_x, data.test_y) if self.settings.development else (data.train_x, data.train_y)
-        some = torch.linspace(0, len(x) - 1, min(len(x), _FEW)).long()
-        return x[some], y[some]
-
-    @property
-    def watched_on(self) -> str:
-        """What :attr:`watched` is of."""
-        return "training data" if self.held is None and not self.settings.development else "held-out training data"
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a fit starts from.
-
-    :param net: the network.
-    :param stored_as: the network whose graph the file holds; the same function.
-    :param dense: the network to compare with.
-    :param collect: batches for new statistics of batch normalisation after pruning, where it is kept.
-    """
-
-    net: nn.Module
-    stored_as: nn.Module | None
-    dense: nn.Module | compressed.CompressedNetwork | None
-    collect: Sequence[Tensor] | None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fit, and how to compress it."""
-
-    model: BayesianNetwork
-    guide: FactorizedGuide
-    history: tuple[Epoch, ...]
-    compressed: "partial[compressed.CompressedNetwork]"
 
 
 def run(
@@ -246,15 +153,15 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     if inputs:
         job.say(inputs_in_words(inputs))
     whole = _widest_graph(job, net)
-    dense, dense_error = _dense_stage(job, net)
-    taught_by, teacher_error = _teacher_stage(job, teacher, dense, dense_error)
-    start = _start(job, dense, whole)
-    fitted = _fit_stage(job, start, taught_by, "checkpoint", job.plan)
+    dense, dense_error = dense_stage(job, net)
+    taught_by, teacher_error = teacher_stage(job, teacher, dense, dense_error)
+    start = start_of(job, dense, whole)
+    fitted = fit_stage(job, start, taught_by, "checkpoint", job.plan)
     first: compressed.CompressedNetwork | None = None
     history = fitted.history
     if job.plan.finetune.epochs:
         first = fitted.compressed()
-        fitted = _finetune_stage(job, first, taught_by)
+        fitted = finetune_stage(job, first, taught_by)
         history = (*history, *fitted.history)
     reached = _reached(job, start, dense, fitted)
     small = fitted.compressed(precision=job.settings.precision) if reached is None else reached.network
@@ -298,7 +205,7 @@ def _split_off(data: Dataset) -> tuple[Dataset, tuple[Tensor, Tensor]]:
 
 def _held_count(data: Dataset) -> int:
     """How many examples judge a target: a fifth where there are few."""
-    return min(max(1, len(data.train_x) // 5), max(data.held_out, _FEW))
+    return min(max(1, len(data.train_x) // 5), max(data.held_out, FEW))
 
 
 def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reached | None:
@@ -356,12 +263,6 @@ def _checked(settings: Settings, examples: int) -> Recipe:
     return plan
 
 
-def has_codes(settings: Settings) -> bool:
-    """Whether the weights of a run are codes."""
-    prior = PRIORS[settings.prior]
-    return isinstance(prior.weights if isinstance(prior, GroupPrior) else prior, LearnedCode)
-
-
 def _widths(settings: Settings, plan: Recipe) -> tuple[int, ...]:
     """Outputs of every layer but the last at the start; empty for all that the network has."""
     if settings.widths_from is not None:
@@ -376,123 +277,3 @@ def _widths(settings: Settings, plan: Recipe) -> tuple[int, ...]:
 
 def _widest_graph(job: Job, net: nn.Module) -> Any:
     return read_graph(net, job.data.train_x[:2]) if job.widths else None
-
-
-def _dense_stage(job: Job, net: nn.Module) -> tuple[nn.Module, float]:
-    """The dense network and its error; ``dense.safetensors``."""
-    stage = job.plan.dense
-    batches = batches_of(job.data, job.plan)
-    dense = dense_network(
-        net, job.data.likelihood, batches, stage.epochs or 0, stage.learning_rate or 0, job.out / "dense.safetensors",
-        job.progress,
-    )  # fmt: skip
-    error, metric = test_error(dense, job.data), job.data.likelihood.metric
-    job.say(f"dense network: {sum(p.numel() for p in dense.parameters()):,} parameters, {in_words(metric, error)}")
-    return dense, error
-
-
-def _teacher_stage(job: Job, teacher: nn.Module, dense: nn.Module, dense_error: float) -> tuple[nn.Module, float]:
-    """The network by whose probabilities the fit learns, and its error; ``teacher.safetensors`` where it is another."""
-    if job.plan.distil.teacher in (None, job.settings.net):
-        return dense, dense_error
-    pyro.set_rng_seed(job.settings.seed)  # as if the dense network had just been read back, by a resumed run
-    epochs = 0 if job.plan.distil.weights is not None else job.plan.dense.epochs or _TEACHER_EPOCHS
-    rate = job.plan.dense.learning_rate or 0
-    file = job.out / "teacher.safetensors"
-    batches = batches_of(job.data, job.plan)
-    taught_by = dense_network(teacher, job.data.likelihood, batches, epochs, rate, file, job.progress)
-    error = test_error(taught_by, job.data)
-    job.say(f"teacher, {job.plan.distil.teacher}: {in_words(job.data.likelihood.metric, error)}")
-    return taught_by, error
-
-
-def _start(job: Job, dense: nn.Module, whole: Any) -> Start:
-    """The network that the fit starts from: the dense one, batch normalisation folded or kept, or a narrower one."""
-    pyro.set_rng_seed(job.settings.seed)
-    device = job.data.train_x.device
-    collect: Sequence[Tensor] | None = None
-    if job.widths:
-        graph = narrowed(whole, job.widths)
-    else:
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
-            if job.settings.batch_norm == "keep":
-                dense.train()
-                collect = job.data.train_x[:2000].split(job.plan.fit.batch_size or 1)
-            else:
-                dense = fold_batch_norm(dense, job.data.train_x[:2])
-        if collect is not None or not has_codes(job.settings):
-            return Start(dense, None, None, collect)
-        graph = read_graph(dense, job.data.train_x[:2])
-    net = GraphNetwork(arranged(graph.nodes), graph.tensors, graph.buffers).to(device)
-    stored_as = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-    return Start(net, stored_as, dense if job.widths else None, None)
-
-
-def _fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, plan: Recipe) -> Fitted:
-    """A network's posterior; ``checkpoint`` (or ``finetune``), from which its training continues, and its export."""
-    pyro.clear_param_store()
-    file = job.out / checkpoint
-    share = plan.distil.share or 0.0
-    likelihood = SoftCategorical() if share else job.data.likelihood
-    model = BayesianNetwork(
-        start.net, PRIORS[job.settings.prior], num_data=len(job.data.train_x), likelihood=likelihood
-    )
-    guide = FactorizedGuide(model, init_loc_fn=starts_of_sites)
-    resume = job.resume and processes.from_first(file.exists)
-    course = processes.from_first(lambda: history_of(file, load_checkpoint(file)[1]) if resume else [])
-    drawn = time.monotonic()
-
-    def refresh(epoch: Epoch) -> None:
-        nonlocal drawn
-        course.append(epoch)
-        job.after_epoch(epoch)
-        if processes.rank() == 0 and time.monotonic() > drawn + _SECONDS_BETWEEN_PICTURES:
-            progress_pictures(job.out / "plots", course, summarize(guide))
-            drawn = time.monotonic()
-
-    x, y = job.watched
-    held_out = held_out_batches(x, nn.functional.one_hot(y, job.data.classes).float() if share else y)
-    log = [] if job.log_dir is None else [tensorboard_log(job.log_dir / _LOGS[checkpoint])]
-    result = fit(
-        model, guide, _taught(job, taught_by, plan), epochs=plan.fit.epochs, schedule=_schedule(plan),
-        seed=job.settings.seed, checkpoint=file, resume=resume, progress=job.progress,
-        after_epoch=[refresh, *log], target=job.settings.target, held_out=held_out,
-        precision=plan.fit.arithmetic or "float32",
-    )  # fmt: skip
-    model.likelihood = job.data.likelihood  # whoever taught it, it is judged by labels
-    name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
-    processes.from_first(lambda: export_posterior(job.out / name, model, guide, job.data, result.history))
-    thresholds = job.settings.thresholds if checkpoint == "checkpoint" else None
-    how = partial(
-        compress, model, guide, thresholds=thresholds, net=start.stored_as, dense=start.dense,
-        batch_norm_loader=start.collect,
-    )  # fmt: skip
-    return Fitted(model, guide, result.history, how)
-
-
-def _taught(job: Job, taught_by: nn.Module, plan: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches with labels, or with a teacher's probabilities."""
-    batches = batches_of(job.data, plan)
-    if not plan.distil.share:
-        return batches
-    assert isinstance(job.data.train_x, Tensor)
-    return TaughtBatches(
-        job.data.train_x, job.data.train_y, taught_by, classes=job.data.classes, share=plan.distil.share,
-        augment=batches.augment, passes=plan.distil.passes or 1, batch_size=plan.fit.batch_size or 1,
-    )  # fmt: skip
-
-
-def _schedule(plan: Recipe) -> Schedule:
-    given = plan.fit
-    names = ("learning_rate", "log_learning_rate", "code_learning_rate", "kl_weight", "decay", "rounding")
-    values = {name: getattr(given, name) for name in names}
-    return Schedule(**{name: value for name, value in values.items() if value is not None})
-
-
-def _finetune_stage(job: Job, first: compressed.CompressedNetwork, taught_by: nn.Module) -> Fitted:
-    """The posterior of what pruning left; ``finetune`` and ``finetune.nc``."""
-    own = job.plan.finetune
-    job.say(f"pruned to {'-'.join(map(str, first.architecture))}; training on for {own.epochs} epochs")
-    fit_again = replace(job.plan.fit, epochs=own.epochs, kl_weight=own.kl_weight, shift=own.shift)
-    net = first.network().to(job.data.train_x.device)
-    return _fit_stage(job, Start(net, None, first, None), taught_by, "finetune", replace(job.plan, fit=fit_again))

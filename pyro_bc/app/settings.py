@@ -12,7 +12,7 @@ from typing import Any
 from ..compression.rate import DIVERGENCE
 from ..compression.target import Target
 from ..errors import UsageError, printable
-from ..priors.base import Prior
+from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
 from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform
@@ -188,6 +188,12 @@ class Settings:
                 raise UsageError(f"a run has no option '{name}'")
             settings = replace(settings, **changed)
         return settings
+
+
+def has_codes(settings: Settings) -> bool:
+    """Whether the weights of a run are codes."""
+    prior = PRIORS[settings.prior]
+    return isinstance(prior.weights if isinstance(prior, GroupPrior) else prior, LearnedCode)
 
 
 def _name(own: "Field[Any]") -> str:
