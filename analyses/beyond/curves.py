@@ -107,8 +107,9 @@ WEIGHTS = {
 #: where there are many fewer examples than weights, parts of these, all of which are tried.
 PARTS = {"transformer": (0.01, 0.03, 0.1)}
 #: nats of a bit in a training with rounded weights, and rounding noise beside the posterior's variance without one.
-PRICES, NOISE_RATIOS = (0.005, 0.02, 0.05, 0.1, 0.2), (0.05, 0.2, 0.8)
-CURVATURE_PRICES = (1e-5, 3e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+PRICES, NOISE_RATIOS = (0.02, 0.1), (0.05, 0.2, 0.8)
+#: the same in nats of the curvature of what is left.
+CURVATURE_PRICES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 
 
 def fitted(name: str, prior: str, weight: float, seed: int, data: Problem, runs: Path) -> tuple[Any, Any]:
