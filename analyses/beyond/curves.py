@@ -13,6 +13,7 @@ weights. What it comes to is stored by the same pruning of units and the same co
 ``gnj+svd`` …      ours, log-uniform weights under these scales
 ``svd``            Sparse VD, the predecessor that the paper compares with
 ``learned`` …      ours, integer codes under a learned prior, alone and under scales
+``target ghs`` …   ours, with one number: a size; pretrained for a quarter of the epochs, and everything else found
 ``curvature``      ours, of the network trained without priors: codes at the price of its curvature
 ``global``         gradual magnitude pruning (Zhu and Gupta 2017, 1710.01878: cubic in time) by weights beside their
                    layer's spread, then uniform steps trained straight through
@@ -39,6 +40,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,9 @@ PARTS = {"transformer": (0.01, 0.03, 0.1)}
 PRICES, NOISE_RATIOS = (0.02, 0.1), (0.05, 0.2, 0.8)
 #: the same in nats of the curvature of what is left.
 CURVATURE_PRICES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+#: sizes that are a target, as parts of the dense network's.
+SIZES = (1 / 350, 1 / 240, 1 / 160, 1 / 100)
+TARGETS = ("target gnj", "target ghs", "target gnj+svd")
 
 
 def fitted(name: str, prior: str, weight: float, seed: int, data: Problem, runs: Path) -> tuple[Any, Any]:
@@ -160,6 +165,29 @@ def our_points(
         for price in CURVATURE_PRICES:
             yield f"{price:.0e} nats a bit", partial(compressed, known, nats_per_bit=price, epochs=budget.rounded)
         return
+    if line in TARGETS:
+
+        def fitted_to(size: int) -> Stored:
+            first = budget.epochs // 4
+            dense = started(
+                f"dense-{first}", lambda own: train(own, data, replace(budget, epochs=first)), build, seed, runs
+            )
+            pyro.clear_param_store()
+            model = pyro_bc.BayesianNetwork(dense, PRIORS[line.removeprefix("target ")](), num_data=len(data.train_x))
+            guide, target = pyro_bc.FactorizedGuide(model), pyro_bc.Target(max_bytes=size)
+            held = [*zip(data.held_x.split(500), data.held_y.split(500), strict=True)]
+            pyro_bc.fit(
+                model, guide, budget.loader(data), epochs=budget.epochs + budget.rounded - first, target=target,
+                held_out=held, seed=seed, progress=False,
+            )  # fmt: skip
+            reached = pyro_bc.compress_to(model, guide, target, budget.loader(data), held, seed=seed, progress=False)
+            net = reached.network.network()
+            return reached.found.file_bytes, multiplications(net, data.train_x), net
+
+        for part in SIZES:
+            size = round(4 * part * sum(p.numel() for p in build().parameters()))
+            yield f"{size:,} bytes", partial(fitted_to, size)
+        return
     for weight in (part * weight for part in PARTS.get(name, (1.0,)) for weight in WEIGHTS[line]):
         posterior = partial(fitted, name, line, weight, seed, data, runs)
         if "learned" in line:
@@ -175,7 +203,7 @@ def our_points(
             yield f"KL {weight:g}, {price:.0e} nats a bit of curvature", rounding
 
 
-OURS = (*PRIORS, "curvature")
+OURS = (*PRIORS, "curvature", *TARGETS)
 
 
 def front(points: list[dict], cost: str) -> list[dict]:
