@@ -199,7 +199,8 @@ def _checked(
         problems.append(str(error))
     graph = graph_of_same(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
-    posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
+    found, _ = layer_posteriors(model, guide)
+    posterior = {names[name]: layer for name, layer in found.items()}
     if guide.obstacle is not None:
         return Check(_rows(graph, posterior, {}, model), (guide.obstacle,), (), None)
     keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}

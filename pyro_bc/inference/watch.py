@@ -123,5 +123,5 @@ def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -
     :param is_mean: whether nothing is compressed yet.
     """
     layers = summarize(guide)
-    changed = {} if is_mean else {name: compressed_in_place(own) for name, own in layers.items()}
-    return network_with(model, layers, changed), changed, layers
+    left, changed = (layers, {}) if is_mean else compressed_in_place(layers)
+    return network_with(model, left, changed), changed, layers

@@ -123,8 +123,10 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     shape = layer.weight_mean.shape
     keep = threshold.keeps(layer)
     if keep.shape == shape:
-        return keep
+        return keep if layer.reach is None else keep & layer.reach
     mask = layer.over_weights(keep).expand(shape).clone()
+    if layer.reach is not None:
+        mask &= layer.reach
     if layer.codes:
         return mask & is_coded(layer.codes["weight"])
     weights = weights_kept(layer)
