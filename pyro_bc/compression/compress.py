@@ -114,10 +114,10 @@ def compress(
         given = thresholds or {}
         return {name: choose_threshold(own, given.get(name), group_nats_per_bit) for name, own in layers.items()}
 
-    whole = _with_scales(read, read.channels), posterior
+    whole = with_scales(read, read.channels), posterior
     of_channels = cuts(read.channels)
     left = without_channels({**posterior, **read.channels}, of_channels)
-    graph = _with_scales(read, {name: left.pop(name) for name in read.channels})
+    graph = with_scales(read, {name: left.pop(name) for name in read.channels})
     posterior, chosen = left, cuts(left)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     steps: dict[str, float] = {}
@@ -188,7 +188,7 @@ def compress(
     return small
 
 
-def _with_scales(read: Reading, channels: Mapping[str, Any]) -> Graph:
+def with_scales(read: Reading, channels: Mapping[str, Any]) -> Graph:
     """The graph with what is in no layer under the scales that it shares with layers, 0 in channels that are pruned."""
     scales = {name: own.scale_mean for name, own in channels.items()}
     tensors = dict(read.graph.tensors)

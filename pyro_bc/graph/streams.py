@@ -24,6 +24,9 @@ _NORMS: dict[str, tuple[int, ...]] = {
     "batch_norm": (1, 2), "instance_norm": (1, 2), "group_norm": (2, 3), "layer_norm": (2, 3), "rms_norm": (2,),
 }  # fmt: skip
 
+#: why channels stay that nothing mixes.
+OF_OUTPUT = "they are the network's output"
+
 _NONE = np.zeros(0, dtype=np.int64)
 
 #: along an axis of a tensor, the number of each entry's channel, -1 for one of none.
@@ -164,7 +167,7 @@ def _names(node: Node, places: tuple[int, ...]) -> list[str]:
 def _why(graph: Graph, index: int | None) -> str:
     """What fixes channels, in words."""
     if index is None or index == len(graph.nodes):
-        return "they are the network's output, or something else reads a weight of theirs, too"
+        return f"{OF_OUTPUT}, or something else reads a weight of theirs, too"
     node = graph.nodes[index]
     if is_layer(node):
         return f"they reach layer '{layer_name(node)}' in a way that is not followed, or come from the network's input"

@@ -44,11 +44,9 @@ def _scaled(scale: Deferred, weight: Any) -> Any:
     """A weight that is known, times scales that are not drawn yet; or a number times whatever is not."""
     if isinstance(weight, int | float) or (isinstance(weight, Tensor) and weight.dim() == 0):
         return _times(scale, weight)
-    if (
-        isinstance(weight, Tensor)
-        and scale.dim() > 1
-        and torch.broadcast_shapes(scale.shape, weight.shape) == scale.shape
-    ):
+    # A vector may be scales, of which every product has the same draw; a bias is in one alone.
+    is_one = scale.dim() > 1 or all(source.site.endswith(".bias") for source in factors_of(scale)[-1].sources)
+    if isinstance(weight, Tensor) and scale.dim() and is_one and _is_held(weight.shape, scale.shape):
         return _times(scale, weight)
     is_tensor = isinstance(weight, Tensor) and weight.dim() > 0 and weight.is_floating_point()
     # A scale is one number, or one of each group: a weight that is random itself is drawn, and so is an input's factor.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedNetworkError, UsageError
 from ..graph.nodes import Graph
-from ..graph.streams import Stream, residual_streams
+from ..graph.streams import OF_OUTPUT, Stream, residual_streams
 from ..priors.base import GroupPrior
 from ..priors.shared import Axes, Members, along, shared_sites
 from ..runtime.devices import default_dtype
@@ -98,7 +98,8 @@ def share_scales_(net: nn.Module, skeleton: nn.Module, graph: Graph, prior: Grou
     if not found:
         raise UnsupportedNetworkError(f"no channel that crosses layers can leave: {'; '.join(stuck)}")
     for said in stuck:
-        warnings.warn(said, stacklevel=5)
+        if OF_OUTPUT not in said:  # which nobody thinks could go
+            warnings.warn(said, stacklevel=5)
     return found
 
 

@@ -100,6 +100,13 @@ class LayerPosterior:
         nats = 0.5 * torch.log1p(self.weight_mean.square() / self.weight_variance)
         return nats if self.per_weight else self._by_group(nats).sum(1)
 
+    def within_reach(self) -> Tensor:
+        """Which entries of the statistic say something: all that are not in pruned channels alone, boolean."""
+        assert self.statistic is not None
+        if self.reach is None:
+            return torch.ones_like(self.statistic, dtype=torch.bool)
+        return self.reach if self.per_weight else self._by_group(self.reach).any(1)
+
     def _by_group(self, values: Tensor) -> Tensor:
         """Values of the weight's shape as rows, one for each group, ``(groups, …)``."""
         groups = values.shape[self.group_dim] if self.statistic is None else len(self.statistic)
