@@ -38,7 +38,7 @@ class LayerPosterior:
     :param codes: how the file will hold weight and bias, where they are codes; empty elsewhere.
     :param type: of the layer, None for that which the weight's shape says.
     :param reach: which weights are in no pruned channel that crosses layers, boolean, of the weight's shape; None for
-        all (:func:`~pyro_bc.posterior.channels.without_channels`).
+        all (``pyro_bc.posterior.channels``).
     """
 
     name: str
