@@ -108,10 +108,15 @@ def _of_codes(codes: Mapping[str, FixedPoint], mask: Tensor) -> InPlace:
     return InPlace(codes["weight"].values(), bias, mask, codes)
 
 
-def compressed_in_place(
+def compressed_in_place(layer: LayerPosterior) -> InPlace:
+    """What :func:`~pyro_bc.compress` makes of a layer, with nothing else said."""
+    return rounded(layer, pruned(layer, choose_threshold(layer)))
+
+
+def all_compressed_in_place(
     layers: Mapping[str, LayerPosterior],
 ) -> tuple[dict[str, LayerPosterior], dict[str, InPlace]]:
-    """What :func:`~pyro_bc.compress` makes of layers, with nothing else said.
+    """The same of all layers, and of the channels that cross them.
 
     :param layers: as :func:`~pyro_bc.summarize` gives them.
     :returns: the same without channels that are pruned, and what is left of each layer.
@@ -119,7 +124,7 @@ def compressed_in_place(
     channels = {name: choose_threshold(own) for name, own in layers.items() if isinstance(own, ChannelPosterior)}
     left = without_channels(layers, channels)
     alone = {name: own for name, own in left.items() if name not in channels}
-    return left, {name: rounded(own, pruned(own, choose_threshold(own))) for name, own in alone.items()}
+    return left, {name: compressed_in_place(own) for name, own in alone.items()}
 
 
 @torch.no_grad()

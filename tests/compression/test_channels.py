@@ -15,7 +15,7 @@ from pyro_bc.compression.check import check
 from pyro_bc.graph.module import evaluating
 from pyro_bc.inspection.diagnostics import error_percent
 from pyro_bc.posterior.channels import without_channels
-from pyro_bc.posterior.in_place import compressed_in_place, network_with
+from pyro_bc.posterior.in_place import all_compressed_in_place, network_with
 from pyro_bc.posterior.thresholds import Threshold
 
 
@@ -89,7 +89,7 @@ def test_layers_keep_groups_of_their_own_and_the_guard_looks_at_the_same_network
     small = pyro_bc.compress(model, guide)
     shapes = {layer.name: tuple(layer.weight.codes.shape) for layer in small.layers}
     assert shapes["block.linear1"] == (6, 4) and shapes["block.linear2"] == (4, 6)
-    left, changed = compressed_in_place(pyro_bc.summarize(guide))
+    left, changed = all_compressed_in_place(pyro_bc.summarize(guide))
     with torch.no_grad():
         seen = network_with(model, left, changed)(x)
         torch.testing.assert_close(small.network()(x), seen, rtol=1e-3, atol=1e-3)
