@@ -1,5 +1,6 @@
 """A look at a network before any training: what becomes Bayesian, what can shrink, and what would be refused later."""
 
+import gc
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -204,21 +205,25 @@ def _checked(
         problems.append(str(error))
     graph = graph_of_same(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
-    found, channels = layer_posteriors(model, guide)
-    posterior = {names[name]: layer for name, layer in found.items()}
+    if read is not None and read.posterior.keys() >= set(names.values()):
+        posterior, channels = {names[n]: read.posterior[names[n]] for n in names}, read.channels
+    else:  # also those that only training uses
+        found, channels = layer_posteriors(model, guide)
+        posterior = {names[name]: layer for name, layer in found.items()}
+    kinds = {name: type(module).__name__ for name, module in model.skeleton.named_modules(remove_duplicate=False)}
     if guide.obstacle is not None:
-        return Check((*_rows(graph, posterior, {}, model), *_channel_rows(channels, {})), (guide.obstacle,), (), None)
+        return Check((*_rows(graph, posterior, {}, kinds), *_channel_rows(channels, {})), (guide.obstacle,), (), None)
     keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}
     keep |= dict.fromkeys(channels, 1e4)
+    source = (model, guide) if read is None else (None, _without_sites(read))
+    del model, guide, read
+    pyro.clear_param_store()  # of this check's own
+    gc.collect()  # modules know each other
+    read = source[1] if isinstance(source[1], Reading) else None
     size = None
     try:
-        small = compress(model, guide if read is None else read, thresholds=keep)
-        data = small.to_bytes()
-        size = len(data)
-        with torch.no_grad():
-            inputs, again = tensors_of(moved(x, "cpu")), CompressedNetwork.from_bytes(data)
-            stored, loaded = (stage.network()(*inputs) for stage in (small, again))
-        if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
+        size, is_same = _stored(source, keep, x)
+        if not is_same:
             problems.append("the network that is loaded from the file computes something else")
     except EmptyNetworkError:
         problems.append("the network computes the same for every one of these inputs")
@@ -230,12 +235,36 @@ def _checked(
         for layer in channels[channel].members.writers:
             if stuck.get(layer, "").startswith(_OUTPUTS):
                 del stuck[layer]
-    rows = (*_rows(graph, posterior, stuck, model), *_channel_rows(channels, stay))
+    rows = (*_rows(graph, posterior, stuck, kinds), *_channel_rows(channels, stay))
     return Check(rows, tuple(problems), (), size)
 
 
+def _without_sites(read: Reading) -> Reading:
+    """What compression needs of a reading where no guide is left: large networks are held once."""
+    nothing: dict[str, Any] = {
+        "model": None,
+        "arguments": (),
+        "marginals": {},
+        "draws": dict,
+        "log_prob": torch.zeros_like,
+    }
+    return replace(read, fitted=replace(read.fitted, **nothing))
+
+
+def _stored(source: tuple[Any, Any], keep: Mapping[str, float], x: Batch) -> tuple[int, bool]:
+    """Bytes of the file with nothing pruned, and whether the network that is loaded from it computes the same."""
+    small = compress(*source, thresholds=keep)
+    data = small.to_bytes()
+    inputs = tensors_of(moved(x, "cpu"))
+    with torch.no_grad():
+        stored = small.network()(*inputs)
+        del small
+        loaded = CompressedNetwork.from_bytes(data).network()(*inputs)
+    return len(data), torch.equal(loaded.nan_to_num(), stored.nan_to_num())
+
+
 def _rows(
-    graph: Graph, posterior: dict[str, LayerPosterior], stuck: dict[str, str], model: BayesianNetwork
+    graph: Graph, posterior: dict[str, LayerPosterior], stuck: dict[str, str], kinds: Mapping[str, str]
 ) -> tuple[LayerCheck, ...]:
     rows = []
     read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
@@ -243,8 +272,7 @@ def _rows(
     for name in [*read, *(name for name in posterior if name not in read)]:
         layer = posterior.get(name)
         shape = tuple(graph.tensors[f"{name}.weight"].shape) if f"{name}.weight" in graph.tensors else ()
-        module = dict(model.skeleton.named_modules(remove_duplicate=False)).get(name)
-        kind = "weight" if module is None else type(module).__name__
+        kind = kinds.get(name, "weight")
         if layer is None:
             rows.append(LayerCheck(name, kind, shape, None, "", "stays as it is"))
             continue

@@ -6,7 +6,6 @@ given by hand, or a bias that one scales and the other does not, would make them
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -124,8 +123,9 @@ def check_one_function(
     finally:
         for hook in hooks:
             hook.remove()
-    graph = _with_values(graph, layers, shared, values, names)
-    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(device)
+    tensors = _with_values(graph, layers, shared, values, names)
+    network = GraphNetwork(graph.nodes, tensors, graph.buffers).to(device)
+    del tensors
     results: dict[str, Tensor] = {}
     with torch.no_grad():
         for node, result in zip(graph.nodes, network.results(graph.nodes, *inputs), strict=True):
@@ -172,8 +172,8 @@ def _with_values(
     shared: Mapping[str, SharedScale],
     values: Mapping[str, Tensor],
     names: Mapping[str, str],
-) -> Graph:
-    """The graph with the weights and biases that these values of the sites make."""
+) -> dict[str, Tensor]:
+    """The graph's tensors, with the weights and biases that these values of the sites make."""
     tensors = dict(graph.tensors)
     for site, layer in layers.items():
         own = {role: values[f"{site}.{role}"] for role in layer.sites}
@@ -190,7 +190,7 @@ def _with_values(
     scales = {name: value.cpu() for name, value in scales_of(shared, values).items()}
     for name, axes, scale in shared_tensors(shared, scales, names, graph):
         tensors[name] = tensors[name] * along(axes, scale, tensors[name].dim()).to(tensors[name].dtype)
-    return replace(graph, tensors=tensors)
+    return tensors
 
 
 def shared_tensors(

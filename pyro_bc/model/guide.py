@@ -140,7 +140,9 @@ class FactorizedGuide(AutoGuide):
                     )
         claim_parameters(self, f"{self._pyro_name}.")
         (model,) = self._source
-        self.obstacle = obstacle(model, self.layers, self.shared, self.median(), args)
+        for site in sites.values():  # of which shapes are asked for, and no numbers
+            site["value"] = site["value"].new_zeros(()).expand(site["value"].shape)
+        self.obstacle = obstacle(model, self.layers, self.shared, self._centre(), args)
         if self.obstacle is not None:
             warnings.warn(f"the network cannot be compressed: {self.obstacle}", stacklevel=6)
 
@@ -235,6 +237,14 @@ class FactorizedGuide(AutoGuide):
             name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
             for name in self.families
         }
+
+    def _centre(self) -> dict[str, Tensor]:
+        """Medians as they lie in the parameters, which a copy of large layers would double."""
+        found = {}
+        for name, family in self.families.items():
+            loc = self.parameters_of(name)[0].detach()
+            found[name] = loc.exp() if family is dist.LogNormal else loc
+        return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior median of every site, ``{site: tensor}``, as in Pyro's autoguides."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +185,8 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
     posterior = posterior_of(guide)
     layers = {}
     for name, (prior, sites, kind) in posterior.layers.items():
-        layer_q = {role: posterior.marginals[f"{name}.{role}"] for role in sites}
+        # Copies, so that what a density computes of itself once is gone with them: a variance is as large as the layer.
+        layer_q = {role: copy(posterior.marginals[f"{name}.{role}"]) for role in sites}
         codes, source = _codes(posterior.layers[name], layer_q), prior
         for role, site in sites.items():
             if (code := code_of(site)) is not None:
