@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .priors.learned_code import LearnedCode as LearnedCode
     from .priors.normal_jeffreys import GroupNormalJeffreys as GroupNormalJeffreys
     from .priors.normal_jeffreys import LogUniform as LogUniform
+    from .priors.rows import RowGroups as RowGroups
     from .priors.shared import ResidualWidth as ResidualWidth
     from .priors.standard_normal import StandardNormal as StandardNormal
 
@@ -99,6 +100,7 @@ _NAMES = {
     "Prior": "priors.base",
     "PyroBCError": "errors",
     "ResidualWidth": "priors.shared",
+    "RowGroups": "priors.rows",
     "Schedule": "inference.schedule",
     "StandardNormal": "priors.standard_normal",
     "Target": "compression.target",

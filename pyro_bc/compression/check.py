@@ -39,6 +39,7 @@ from ..runtime.random_state import same_random_state
 from .compress import compress, with_scales
 from .pruning import shrink
 from .reading import Reading, layer_posteriors, read_posterior
+from .rows import tables_of
 
 # What is said of a layer whose outputs do not go.
 _OUTPUTS = "its outputs stay"
@@ -303,7 +304,16 @@ def _groups(layer: LayerPosterior) -> str:
     if layer.per_weight:
         return f"{layer.weight_mean.numel():,} weights"
     count, entries = len(layer.statistic), layer.weight_mean.shape[layer.group_dim]
-    what = "columns" if layer.layer_type.is_lookup else "filters" if layer.layer_type.scales_outputs else "inputs"
+    kind = layer.layer_type
+    what = (
+        "rows"
+        if kind.is_lookup and kind.group_axis == kind.input_axis
+        else "columns"
+        if kind.is_lookup
+        else "filters"
+        if layer.layer_type.scales_outputs
+        else "inputs"
+    )
     return f"{count} {what}" if count == entries else f"{count} groups of {entries // count} {what}"
 
 
@@ -338,6 +348,10 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
     alone = {n for n in read if not any(computed[n] & others for other, others in computed.items() if other != n)}
     for name, layer in halved.items():
         kind: LayerType = layer.layer_type
+        if kind.is_lookup and kind.group_axis == kind.input_axis:
+            if name not in tables_of(graph):
+                stuck[name] = "its rows stay: something else reads the table, too"
+            continue
         before = layer.weight_mean.shape[kind.group_axis]
         after = pruned.layers[name].weight.shape[kind.group_axis] if name in pruned.layers else 0
         outputs = layer.weight_mean.shape[kind.output_axis]

@@ -37,6 +37,7 @@ from .ragged import with_parts
 from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
 from .reading import Reading, read_posterior
 from .rounded_training import price_with_training, train_rounded
+from .rows import without_zero_rows
 from .sensitivity import warn_where_worse
 
 # Inputs on which a compressed network must not always compute the same.
@@ -150,7 +151,7 @@ def compress(
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in read.loose
     }
     graph = with_weights(graph, transformed)
-    pruned = shrink(graph, posterior, chosen, batch_norm_loader)
+    pruned = without_zero_rows(shrink(graph, posterior, chosen, batch_norm_loader))
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in names}
     dense_shapes = _dense_shapes(graph)
     dense_parameters = sum(p.numel() for p in net.parameters())

@@ -73,7 +73,7 @@ class StoredLayer:
 
     :param name: the layer's name; ``layer1``, ``layer2``, … in a network read from a file.
     :param dense_shape: outputs and inputs (filters and channels) before pruning; 0 and 0 of a further part of the layer
-        before it, which pruning took apart (:data:`FURTHER_PART`).
+        before it, which pruning took apart (``FURTHER_PART``).
     :param weight: codes of shape ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
     :param bias: codes of shape ``(out_left,)``, or None.
     :param type: of the layer.

@@ -422,7 +422,8 @@ def _add_history(found: _Variables, history: list[Epoch]) -> None:
 
 def _attributes(posterior: Posterior, seed: int, draws: int, example: Sequence[int]) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {
-        name: {"prior": prior.description(), "type": kind.op} for name, (prior, _, kind) in posterior.layers.items()
+        name: {"prior": prior.description(), "type": kind.op, "group_axis": kind.group_axis}
+        for name, (prior, _, kind) in posterior.layers.items()
     }
     attributes = {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

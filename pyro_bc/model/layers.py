@@ -17,6 +17,7 @@ from ..graph.bags import EmbeddingBag
 from ..graph.layer_types import LINEAR, LOOKUP, LayerType, layer_type
 from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
+from ..priors.rows import RowGroups
 from ..quantisation.grids import is_grid
 from ..runtime.devices import check_dtype, default_dtype
 
@@ -38,6 +39,8 @@ class BayesianLayer(PyroModule):
 
     def __init__(self, weight_shape: tuple[int, ...], bias: bool, prior: Prior | None, group_size: int = 1):
         super().__init__()
+        if isinstance(prior, RowGroups):
+            prior, self.layer_type = prior.of_layer(self.layer_type)
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
@@ -434,7 +437,8 @@ class BayesianConvTranspose3d(_BayesianConvTranspose):
 
 
 class BayesianEmbedding(BayesianLayer):
-    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior.
+    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior, or
+    each row (:class:`~pyro_bc.RowGroups`).
 
     :param num_embeddings: rows of the table.
     :param embedding_dim: columns.

@@ -54,7 +54,7 @@ class ResidualWidth:
     ...         x = self.start(x)
     ...         return self.head(x + self.down(self.up(x).relu()))
     >>> model = pyro_bc.BayesianNetwork(Block(), ResidualWidth(pyro_bc.GroupNormalJeffreys()), num_data=8)
-    >>> pyro_bc.FactorizedGuide(model)(torch.ones(2, 3))["residual.0.scale"].shape
+    >>> pyro_bc.FactorizedGuide(model)(torch.ones(2, 3), torch.tensor([0, 1]))["residual.0.scale"].shape
     torch.Size([8])
     """
 
