@@ -93,7 +93,7 @@ class CompressedNetwork(Contents):
             (outputs, inputs), kept = layer.dense_shape, layer.shape_left
             rows.append(
                 (
-                    layer.name, layer.type.op, f"{inputs} → {outputs}", f"{kept[1]} → {kept[0]}", layer.bits,
+                    layer.name, layer.layer_type.op, f"{inputs} → {outputs}", f"{kept[1]} → {kept[0]}", layer.bits,
                     f"{layer.nonzero:,}",
                 )
             )  # fmt: skip

@@ -115,8 +115,8 @@ class WholeLayer:
         return self.parts[0].name
 
     @property
-    def type(self) -> LayerType:
-        """Of the layer."""
+    def layer_type(self) -> LayerType:
+        """The layer's type."""
         return self.parts[0].type
 
     @property

@@ -157,7 +157,7 @@ def architecture(small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     ax.barh(places, small.architecture, color=KEPT, label="left")
     for place, before, after in zip(places, dense, small.architecture, strict=True):
         ax.annotate(f" {after} of {before}", (before, place), va="center", fontsize="small")
-    kinds = ["filters" if layer.type.scales_outputs else "inputs" for layer in small.whole_layers]
+    kinds = ["filters" if layer.layer_type.scales_outputs else "inputs" for layer in small.whole_layers]
     ax.set_yticks(places, [f"layer {number}\n{kind}" for number, kind in enumerate(kinds, 1)])
     ax.set_xlim(0, 1.25 * max(dense))
     ax.set_xlabel("groups")
