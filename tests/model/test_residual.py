@@ -206,3 +206,25 @@ def test_frozen_and_deterministic_layers_of_a_stream_are_scaled_all_the_same():
     small = pyro_bc.compress(model, guide)
     shapes = {layer.name: tuple(layer.weight.codes.shape) for layer in small.layers}
     assert shapes["embed"] == (4, 3) and shapes["block.linear2"][0] == 4
+
+
+def test_summaries_and_arviz_have_the_shared_scales_in_the_weights():
+    torch.manual_seed(0)
+    net, x = shaken(Encoder()), example(Encoder())
+    prior = pyro_bc.ResidualWidth(pyro_bc.GroupHorseshoe(0.1))
+    _, guide = set_up(net, x, prior, torch.zeros(len(x), dtype=torch.long), init_log_variance=-3.0)
+    data = pyro_bc.to_inference_data(guide, draws=2000, weights=True)
+    drawn = {name: data.posterior[name].values[0] for name in data.posterior.data_vars}
+    scale, own = drawn["residual.0.scale"], drawn["net.head.scale"]
+    assert data.posterior["residual.0.scale"].dims[-1] == "residual.0.channel"
+    assert data.posterior["residual.0.local_a"].dims[-1] == "residual.0.channel"
+    expected = drawn["net.head.unscaled_weight"] * (scale * own)[:, None, :]
+    np.testing.assert_allclose(drawn["net.head.weight"], expected, rtol=1e-4, atol=1e-6)
+    summaries = pyro_bc.summarize(guide)
+    for site in ("net.head.weight", "net.embed.weight", "net.embed.bias"):
+        layer, _, role = site.rpartition(".")
+        mean = getattr(summaries[layer], f"{role}_mean").numpy()
+        error = drawn[site].std(0) / np.sqrt(2000)
+        assert (abs(drawn[site].mean(0) - mean) < 5 * error).all()
+    np.testing.assert_allclose(data.constant_data["residual.0.statistic"], summaries["residual.0"].statistic)
+    assert set(data.prior.data_vars) >= {"residual.0.scale", "net.head.weight"}
