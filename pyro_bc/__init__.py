@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from .priors.learned_code import LearnedCode as LearnedCode
     from .priors.normal_jeffreys import GroupNormalJeffreys as GroupNormalJeffreys
     from .priors.normal_jeffreys import LogUniform as LogUniform
+    from .priors.rows import RowGroups as RowGroups
+    from .priors.shared import ResidualWidth as ResidualWidth
     from .priors.standard_normal import StandardNormal as StandardNormal
 
 __version__ = "0.1.0"
@@ -97,6 +99,8 @@ _NAMES = {
     "LogUniform": "priors.normal_jeffreys",
     "Prior": "priors.base",
     "PyroBCError": "errors",
+    "ResidualWidth": "priors.shared",
+    "RowGroups": "priors.rows",
     "Schedule": "inference.schedule",
     "StandardNormal": "priors.standard_normal",
     "Target": "compression.target",

@@ -283,11 +283,11 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.json:
         description = {
             "input_shape": list(small.input_shape),
-            "dense_architecture": [layer.dense_groups for layer in small.layers],
+            "dense_architecture": [layer.dense_groups for layer in small.whole_layers],
             "architecture": list(small.architecture),
             "outputs": small.layers[-1].weight.codes.shape[0] if small.layers else None,
             "bits": list(small.bits),
-            "bias_bits": [None if layer.bias is None else layer.bias.bits for layer in small.layers],
+            "bias_bits": [layer.bias_bits for layer in small.whole_layers],
             "file_bytes": len(data),
             "sections": {name: round(size, 1) for name, size in sections.items()},
             "dense_parameters": small.dense_parameters,
@@ -296,13 +296,14 @@ def _inspect(args: argparse.Namespace) -> None:
         _tell(json.dumps(description))
         return
     _tell(f"{args.file}: {len(data):,} bytes, {small.dense_parameters:,} parameters before compression")
-    for number, layer in enumerate(small.layers, 1):
-        out_left, in_left, *_ = layer.weight.codes.shape
+    for number, layer in enumerate(small.whole_layers, 1):
+        out_left, in_left = layer.shape_left
         out_dense, in_dense = layer.dense_shape
-        biases = "" if layer.bias is None else f", biases of {layer.bias.bits}"
+        biases = "" if layer.bias_bits is None else f", biases of {layer.bias_bits}"
+        parts = f", in {len(layer.parts)} parts" if len(layer.parts) > 1 else ""
         _tell(
-            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}, "
-            f"weights of {layer.weight.bits} bits{biases}"
+            f"  layer {number}: {in_dense} → {out_dense} became {in_left} → {out_left}{parts}, "
+            f"weights of {layer.bits} bits{biases}"
         )
     for name, size in sections.items():
         _tell(f"  {name:<20} {size:10,.1f} bytes")

@@ -165,7 +165,7 @@ def _written(folder: Path, metrics: Mapping[str, Any]) -> Path:
     add("What is left", "architecture", lambda ax: plots.architecture(small, ax), plots.architecture)
     add("What is left", "file", lambda ax: plots.file_sections(small, ax), plots.file_sections)
     # A code's posterior is as wide as its step, everywhere: there is nothing to see.
-    if len(last_layers) == len(small.layers) and metrics["precision"] in RULES:
+    if len(last_layers) == len(small.whole_layers) and metrics["precision"] in RULES:
         add("What is left", "bits", lambda ax: plots.bits(last_layers, small, ax), plots.bits)
     if "target" in metrics:
         own = metrics["target"]

@@ -1,7 +1,9 @@
 """A look at a network before any training: what becomes Bayesian, what can shrink, and what would be refused later."""
 
+import gc
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,16 +28,21 @@ from ..model.agreement import graph_names
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork, Choice, PriorRule
-from ..posterior.summary import LayerPosterior
+from ..posterior.channels import without_channels
+from ..posterior.summary import ChannelPosterior, LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..runtime.devices import device_of
 from ..runtime.html import paragraph, table
 from ..runtime.inputs import Batch, described, head, moved, tensors_of
 from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
-from .compress import compress
+from .compress import compress, with_scales
 from .pruning import shrink
-from .reading import layer_posteriors, read_posterior
+from .reading import Reading, layer_posteriors, read_posterior
+from .rows import tables_of
+
+# What is said of a layer whose outputs do not go.
+_OUTPUTS = "its outputs stay"
 
 # Examples that are looked at.
 _EXAMPLES = 8
@@ -199,30 +206,66 @@ def _checked(
         problems.append(str(error))
     graph = graph_of_same(model.skeleton, x, output) if read is None else read.graph
     names = graph_names([name.removeprefix("net.") for name in guide.layers], graph, model.skeleton)
-    posterior = {names[name]: layer for name, layer in layer_posteriors(model, guide).items()}
+    if read is not None and read.posterior.keys() >= set(names.values()):
+        posterior, channels = {names[n]: read.posterior[names[n]] for n in names}, read.channels
+    else:  # also those that only training uses
+        found, channels = layer_posteriors(model, guide)
+        posterior = {names[name]: layer for name, layer in found.items()}
+    kinds = {name: type(module).__name__ for name, module in model.skeleton.named_modules(remove_duplicate=False)}
     if guide.obstacle is not None:
-        return Check(_rows(graph, posterior, {}, model), (guide.obstacle,), (), None)
+        return Check((*_rows(graph, posterior, {}, kinds), *_channel_rows(channels, {})), (guide.obstacle,), (), None)
     keep = {n: 1e4 for n, layer in posterior.items() if layer.statistic is not None and f"{n}.weight" in graph.tensors}
+    keep |= dict.fromkeys(channels, 1e4)
+    source = (model, guide) if read is None else (None, _without_sites(read))
+    del model, guide, read
+    pyro.clear_param_store()  # of this check's own
+    gc.collect()  # modules know each other
+    read = source[1] if isinstance(source[1], Reading) else None
     size = None
     try:
-        small = compress(model, guide if read is None else read, thresholds=keep)
-        data = small.to_bytes()
-        size = len(data)
-        with torch.no_grad():
-            inputs, again = tensors_of(moved(x, "cpu")), CompressedNetwork.from_bytes(data)
-            stored, loaded = (stage.network()(*inputs) for stage in (small, again))
-        if not torch.equal(loaded.nan_to_num(), stored.nan_to_num()):
+        size, is_same = _stored(source, keep, x)
+        if not is_same:
             problems.append("the network that is loaded from the file computes something else")
     except EmptyNetworkError:
         problems.append("the network computes the same for every one of these inputs")
     except PyroBCError as error:
         problems += [str(error)] if str(error) not in problems else []
     stuck = {} if read is None else _cannot_shrink(graph, dict(read.posterior))
-    return Check(_rows(graph, posterior, stuck, model), tuple(problems), (), size)
+    stay = {} if read is None else _cannot_leave(read)
+    for channel in channels.keys() - stay.keys():  # whose outputs go with them
+        for layer in channels[channel].members.writers:
+            if stuck.get(layer, "").startswith(_OUTPUTS):
+                del stuck[layer]
+    rows = (*_rows(graph, posterior, stuck, kinds), *_channel_rows(channels, stay))
+    return Check(rows, tuple(problems), (), size)
+
+
+def _without_sites(read: Reading) -> Reading:
+    """What compression needs of a reading where no guide is left: large networks are held once."""
+    nothing: dict[str, Any] = {
+        "model": None,
+        "arguments": (),
+        "marginals": {},
+        "draws": dict,
+        "log_prob": torch.zeros_like,
+    }
+    return replace(read, fitted=replace(read.fitted, **nothing))
+
+
+def _stored(source: tuple[Any, Any], keep: Mapping[str, float], x: Batch) -> tuple[int, bool]:
+    """Bytes of the file with nothing pruned, and whether the network that is loaded from it computes the same."""
+    small = compress(*source, thresholds=keep)
+    data = small.to_bytes()
+    inputs = tensors_of(moved(x, "cpu"))
+    with torch.no_grad():
+        stored = small.network()(*inputs)
+        del small
+        loaded = CompressedNetwork.from_bytes(data).network()(*inputs)
+    return len(data), torch.equal(loaded.nan_to_num(), stored.nan_to_num())
 
 
 def _rows(
-    graph: Graph, posterior: dict[str, LayerPosterior], stuck: dict[str, str], model: BayesianNetwork
+    graph: Graph, posterior: dict[str, LayerPosterior], stuck: dict[str, str], kinds: Mapping[str, str]
 ) -> tuple[LayerCheck, ...]:
     rows = []
     read = dict.fromkeys(layer_name(node) for node in graph.nodes if is_layer(node))
@@ -230,8 +273,7 @@ def _rows(
     for name in [*read, *(name for name in posterior if name not in read)]:
         layer = posterior.get(name)
         shape = tuple(graph.tensors[f"{name}.weight"].shape) if f"{name}.weight" in graph.tensors else ()
-        module = dict(model.skeleton.named_modules(remove_duplicate=False)).get(name)
-        kind = "weight" if module is None else type(module).__name__
+        kind = kinds.get(name, "weight")
         if layer is None:
             rows.append(LayerCheck(name, kind, shape, None, "", "stays as it is"))
             continue
@@ -243,6 +285,18 @@ def _rows(
     return tuple(rows)
 
 
+def _channel_rows(channels: Mapping[str, ChannelPosterior], stay: Mapping[str, str]) -> tuple[LayerCheck, ...]:
+    """Channels that cross layers: which, and why they would not go."""
+    return tuple(
+        LayerCheck(
+            name, "channels", (), type(own.prior).__name__, f"{own.members.size} channels",
+            f"written by {', '.join(own.members.writers)}; read by {', '.join(own.members.readers) or 'no layer'}"
+            + (f"; they stay: {stay[name]}" if name in stay else ""),
+        )
+        for name, own in channels.items()
+    )  # fmt: skip
+
+
 def _groups(layer: LayerPosterior) -> str:
     """What a prior's groups are, in words."""
     if layer.statistic is None:
@@ -250,8 +304,24 @@ def _groups(layer: LayerPosterior) -> str:
     if layer.per_weight:
         return f"{layer.weight_mean.numel():,} weights"
     count, entries = len(layer.statistic), layer.weight_mean.shape[layer.group_dim]
-    what = "columns" if layer.layer_type.is_lookup else "filters" if layer.layer_type.scales_outputs else "inputs"
+    kind = layer.layer_type
+    what = (
+        "rows"
+        if kind.is_lookup and kind.group_axis == kind.input_axis
+        else "columns"
+        if kind.is_lookup
+        else "filters"
+        if layer.layer_type.scales_outputs
+        else "inputs"
+    )
     return f"{count} {what}" if count == entries else f"{count} groups of {entries // count} {what}"
+
+
+def _as_trained(graph: Graph) -> Graph:
+    """A graph whose numbers between layers are no longer 0, as a training would move a normalisation's shift."""
+    own = {f"{layer_name(node)}.{role}" for node in graph.nodes if is_layer(node) for role in ("weight", "bias")}
+    moved = {n: t + 0.1 if n not in own and t.is_floating_point() else t for n, t in graph.tensors.items()}
+    return replace(graph, tensors=moved)
 
 
 def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[str, str]:
@@ -266,11 +336,8 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
             statistic = (torch.arange(groups // per_group) % 2).float()
             halved[name] = replace(layer, statistic=statistic, weight_statistic=None, codes={})
             cuts[name] = Threshold(0.5, "explicit")
-    # Numbers between layers that a training would move, such as a normalisation's shift, are no longer 0.
-    own = {f"{name}.{role}" for name in read for role in ("weight", "bias")}
-    moved = {n: t + 0.1 if n not in own and t.is_floating_point() else t for n, t in graph.tensors.items()}
     try:
-        pruned = shrink(replace(graph, tensors=moved), halved, cuts)
+        pruned = shrink(_as_trained(graph), halved, cuts)
     except EmptyNetworkError:
         return {}
     tracking = Tracking(graph)
@@ -281,6 +348,10 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
     alone = {n for n in read if not any(computed[n] & others for other, others in computed.items() if other != n)}
     for name, layer in halved.items():
         kind: LayerType = layer.layer_type
+        if kind.is_lookup and kind.group_axis == kind.input_axis:
+            if name not in tables_of(graph):
+                stuck[name] = "its rows stay: something else reads the table, too"
+            continue
         before = layer.weight_mean.shape[kind.group_axis]
         after = pruned.layers[name].weight.shape[kind.group_axis] if name in pruned.layers else 0
         outputs = layer.weight_mean.shape[kind.output_axis]
@@ -291,14 +362,42 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
         elif 4 * left > 3 * outputs and tracking.units.fixed_by(
             tracking.tensors[f"{name}.weight"][kind.output_axis]
         ) not in (None, len(graph.nodes)):
-            stuck[name] = f"its outputs stay: {_why(graph, tracking, name, kind.output_axis)}"
+            stuck[name] = f"{_OUTPUTS}: {_why(graph, tracking, name, kind.output_axis)}"
         elif kind.scales_outputs and f"{name}_outputs" in pruned.graph.tensors and name in alone:
             stuck[name] = f"its filters go, but what reads them stays: {_why(graph, tracking, name, kind.group_axis)}"
         elif not kind.scales_outputs and name in pruned.layers:
             counted = _counted_by(graph, tracking, tracking.tensors[f"{name}.weight"][kind.output_axis])
             if counted is not None and 4 * left > 3 * outputs:
-                stuck[name] = f"its outputs stay: {counted}"
+                stuck[name] = f"{_OUTPUTS}: {counted}"
     return stuck
+
+
+def _cannot_leave(read: Reading) -> dict[str, str]:
+    """Channels that cross layers and stay where every second of them is pruned, and why."""
+    everything = {name: Threshold(math.inf, "none") for name in read.posterior}
+    layers = {n: replace(own, statistic=None, weight_statistic=None, codes={}) for n, own in read.posterior.items()}
+    found: dict[str, str] = {}
+    for name, own in read.channels.items():
+        halved = replace(own, statistic=(torch.arange(own.members.size) % 2).float())
+        left = without_channels({**layers, **read.channels, name: halved}, {name: Threshold(0.5, "explicit")})
+        graph = with_scales(
+            replace(read, graph=_as_trained(read.graph)), {other: left.pop(other) for other in read.channels}
+        )
+        try:
+            pruned = shrink(graph, left, everything)
+        except EmptyNetworkError:
+            continue
+        tracking = Tracking(in_normal_form(graph))
+        for site, axes in own.members.layers.items():
+            layer, role = read.names.get(site.rpartition(".")[0], ""), site.rpartition(".")[2]
+            kept = pruned.layers.get(layer)
+            if role != "weight" or kept is None:
+                continue
+            for axis, numbers in axes.items():
+                crossing = int((numbers >= 0).sum())
+                if crossing > 2 and kept.weight.shape[axis] > len(numbers) - 0.25 * crossing:
+                    found.setdefault(name, f"in '{layer}', {_why(tracking.graph, tracking, layer, axis)}")
+    return found
 
 
 def _counted_by(graph: Graph, tracking: Tracking, units: np.ndarray) -> str | None:

@@ -18,12 +18,15 @@ from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
+from ..model.agreement import shared_tensors
 from ..model.network import BayesianNetwork
+from ..posterior.channels import without_channels
 from ..posterior.guides import Posterior
 from ..posterior.in_place import pruned as pruned_in_place
 from ..posterior.in_place import rounded
 from ..posterior.summary import LayerPosterior
-from ..posterior.thresholds import choose_threshold
+from ..posterior.thresholds import Threshold, choose_threshold
+from ..priors.shared import along
 from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from ..runtime.inputs import Batch, head, moved, names_of, tensors_of
@@ -34,6 +37,7 @@ from .ragged import with_parts
 from .rate import DIVERGENCE, Priced, outputs_of, price_for, priced, rate_coded, step_of
 from .reading import Reading, read_posterior
 from .rounded_training import price_with_training, train_rounded
+from .rows import without_zero_rows
 from .sensitivity import warn_where_worse
 
 # Inputs on which a compressed network must not always compute the same.
@@ -103,12 +107,19 @@ def compress(
     read = guide if isinstance(guide, Reading) else read_posterior(model, guide, net)
     net, fitted, example, graph, posterior = read.net, read.fitted, read.example, read.graph, read.posterior
     for name in thresholds or {}:
-        if name not in posterior:
-            raise UsageError(f"a threshold is given for '{name}', but the layers are {', '.join(posterior)}")
-    chosen = {
-        name: choose_threshold(layer, (thresholds or {}).get(name), group_nats_per_bit)
-        for name, layer in posterior.items()
-    }
+        if name not in {**posterior, **read.channels}:
+            there = ", ".join([*posterior, *read.channels])
+            raise UsageError(f"a threshold is given for '{name}', but the layers are {there}")
+
+    def cuts(layers: Mapping[str, LayerPosterior]) -> dict[str, Threshold]:
+        given = thresholds or {}
+        return {name: choose_threshold(own, given.get(name), group_nats_per_bit) for name, own in layers.items()}
+
+    whole = with_scales(read, read.channels), posterior
+    of_channels = cuts(read.channels)
+    left = without_channels({**posterior, **read.channels}, of_channels)
+    graph = with_scales(read, {name: left.pop(name) for name in read.channels})
+    posterior, chosen = left, cuts(left)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
     steps: dict[str, float] = {}
     if nats_per_bit is not None or fitted.curvature is not None:
@@ -140,7 +151,7 @@ def compress(
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in read.loose
     }
     graph = with_weights(graph, transformed)
-    pruned = shrink(graph, posterior, chosen, batch_norm_loader)
+    pruned = without_zero_rows(shrink(graph, posterior, chosen, batch_norm_loader))
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in names}
     dense_shapes = _dense_shapes(graph)
     dense_parameters = sum(p.numel() for p in net.parameters())
@@ -165,16 +176,26 @@ def compress(
         input_dtype=first.dtype,
         input_name=first.name,
         further_inputs=tuple(further),
-        thresholds=chosen,
+        thresholds={**chosen, **of_channels},
     )
     _check_not_constant(small, pruned, example)
     if held_out is not None:
-        left = {
+        alone = {
             name: rounded(layer, pruned_in_place(layer, chosen[name]), noise_ratio, precision)
             for name, layer in posterior.items()
         }
-        warn_where_worse(small, graph, posterior, left, model.likelihood, held_out, fitted)
+        at_mean = whole if read.channels and nats_per_bit is None else (graph, posterior)
+        warn_where_worse(small, *at_mean, alone, model.likelihood, held_out, fitted)
     return small
+
+
+def with_scales(read: Reading, channels: Mapping[str, Any]) -> Graph:
+    """The graph with what is in no layer under the scales that it shares with layers, 0 in channels that are pruned."""
+    scales = {name: own.scale_mean for name, own in channels.items()}
+    tensors = dict(read.graph.tensors)
+    for name, axes, scale in shared_tensors(read.fitted.shared, scales, read.names, read.graph, of_layers=False):
+        tensors[name] = tensors[name] * along(axes, scale, tensors[name].dim()).to(tensors[name].dtype)
+    return replace(read.graph, tensors=tensors)
 
 
 def _prices(
@@ -213,7 +234,14 @@ def _row_precisions(
     found: dict[str, Tensor] = {}
     for own, (prior, _, kind) in fitted.layers.items():
         layer = posterior.get(names[own])
-        if fitted.precision is None or layer is None or layer.codes or prior.roles != ("weight",) or kind.output_axis:
+        if (
+            fitted.precision is None
+            or fitted.shared
+            or layer is None
+            or layer.codes
+            or prior.roles != ("weight",)
+            or kind.output_axis
+        ):
             continue
         if (layer.bias_mean is None) != (folded[names[own]].bias_mean is None):
             continue  # a bias that only folding gave it is no site

@@ -78,7 +78,7 @@ class Part:
         """This part of a tensor of the weight's shape."""
         kind, groups = layer_type(node.op), layer_groups(node)
         if groups == 1:
-            return tensor.index_select(kind.output_axis, self.outputs).index_select(kind.input_axis, self.inputs)
+            return entries_of(entries_of(tensor, kind.output_axis, self.outputs), kind.input_axis, self.inputs)
         per_group = tensor.shape[1]
         columns = self.inputs.reshape(self.groups, -1)  # of the groups that are left
         of_output = self.outputs.reshape(self.groups, -1)
@@ -91,6 +91,12 @@ class Part:
         result = tensor[self.outputs].gather(1, index)
         inside = inside.repeat_interleave(of_output.shape[1], 0)
         return result * inside.reshape(*inside.shape, *[1] * (tensor.dim() - 2))
+
+
+def entries_of(tensor: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """Some entries of an axis; the tensor itself, and no copy, where they are all."""
+    everything = len(indices) == tensor.shape[axis] and torch.equal(indices, torch.arange(len(indices)))
+    return tensor if everything else tensor.index_select(axis, indices)
 
 
 def part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) -> Part:

@@ -71,6 +71,15 @@ def masked_layers(
     return {name: masked_layer(graph, name, name in biased, posterior, thresholds) for name in names}
 
 
+def _not_zero(weight: Tensor) -> Tensor:
+    """What of a weight without a posterior is in no row or column of zeros, boolean, of its shape."""
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    for axis in (0, 1):
+        some = (weight != 0).movedim(axis, 0).flatten(1).any(1)
+        mask &= some.reshape([-1 if at == axis else 1 for at in range(weight.dim())])
+    return mask if bool(mask.any()) else torch.ones_like(mask)
+
+
 def masked_layer(
     graph: Graph,
     name: str,
@@ -83,8 +92,7 @@ def masked_layer(
     dense_bias = graph.tensors[f"{name}.bias"] if has_bias else None
     if name not in posterior:
         zeros = None if dense_bias is None else torch.zeros_like(dense_bias)
-        everything = torch.ones_like(dense, dtype=torch.bool)
-        return PrunedLayer(name, dense.clone(), torch.zeros_like(dense), everything, dense_bias, zeros)
+        return PrunedLayer(name, dense.clone(), torch.zeros_like(dense), _not_zero(dense), dense_bias, zeros)
     layer = posterior[name]
     if layer.weight_mean.shape != dense.shape:
         raise UsageError(

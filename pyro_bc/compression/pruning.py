@@ -50,7 +50,7 @@ from ..posterior.thresholds import Threshold, removed_outputs
 from ..runtime.devices import on_cpu
 from .batch_norm import fold_batch_norms, new_bias_variance, reestimate_batch_norm, with_bias
 from .branches import without_constant_branches
-from .cut import Cutter, Part, Units, inputs_left, part_of, pays
+from .cut import Cutter, Part, Units, entries_of, inputs_left, part_of, pays
 from .entries import Patterns
 from .kernels import without_unmet
 from .normalisation import without_pruned_shifts
@@ -568,7 +568,7 @@ class _Pruner:
     @staticmethod
     def _cut(tensor: Tensor, axes: Mapping[int, np.ndarray], left: Units) -> Tensor:
         for axis, units in axes.items():
-            tensor = tensor.index_select(axis, left.kept(units))
+            tensor = entries_of(tensor, axis, left.kept(units))
         return tensor
 
     def _selections(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

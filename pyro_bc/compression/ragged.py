@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..file.contents import FURTHER_PART
 from ..graph.layer_types import layer_type
 from ..graph.nodes import (
     Named,
@@ -199,7 +200,7 @@ class _Splitter:
 
     def _free(self, name: str, number: int) -> str:
         """The layer's own name for its first part, and others for those behind it."""
-        own = name if not number else f"{name}.{number}"
+        own = name if not number else f"{name}_{number}"  # beside it: a layer that becomes another keeps nothing in it
         while number and f"{own}.weight" in self.tensors:
             own += "_"
         return own
@@ -235,5 +236,6 @@ def _part(layer: PrunedLayer, name: str, outputs: Tensor, inputs: Tensor) -> Pru
 
 
 def with_parts(shapes: Mapping[str, tuple[int, int]], parts: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of every layer before pruning; of one that came apart, the whole layer's for each part."""
-    return dict(shapes) | {f"{own}.weight": shapes[f"{name}.weight"] for own, name in parts.items()}
+    """Outputs and inputs of every layer before pruning; of one that came apart, its first part has the layer's."""
+    further = {f"{own}.weight": FURTHER_PART for own, name in parts.items() if own != name}
+    return dict(shapes) | further

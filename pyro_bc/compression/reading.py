@@ -17,7 +17,7 @@ from ..graph.recurrent import cell_names
 from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
 from ..posterior.guides import Posterior, posterior_of
-from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..runtime.devices import device_of
 from ..runtime.inputs import Batch, tensors_of, with_tensors
 
@@ -32,6 +32,7 @@ class Reading:
     :param graph: its graph.
     :param posterior: of every layer, by its name in the graph.
     :param names: of the layers in the graph, by their names in the model.
+    :param channels: of channels that cross layers, by the name of their sites.
     :param loose: layers of the model whose weights no layer of the graph multiplies with as they are.
     """
 
@@ -41,6 +42,7 @@ class Reading:
     graph: Graph
     posterior: Mapping[str, LayerPosterior]
     names: Mapping[str, str]
+    channels: Mapping[str, ChannelPosterior]
     loose: tuple[str, ...]
 
 
@@ -52,7 +54,7 @@ def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Read
     :raises UsageError: where layers and network do not fit.
     """
     fitted = posterior_of(guide)
-    posterior = layer_posteriors(model, fitted)
+    posterior, channels = layer_posteriors(model, fitted)
     own = net is None
     if net is None:
         if not isinstance(model, BayesianNetwork):
@@ -79,9 +81,9 @@ def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Read
         if name not in (*names, *cells, *loose):
             raise UsageError(f"the model has a layer '{name}', but the network's layers are {', '.join(names)}")
     of_sites = {name: in_graph[name.removeprefix(prefix)] for name in fitted.layers}
-    check_one_function(model, fitted.layers, fitted.centre(), graph, of_sites, _arguments(fitted, net))
+    check_one_function(model, fitted.layers, fitted.shared, fitted.centre(), graph, of_sites, _arguments(fitted, net))
     graph, posterior = _biases_alone(graph, posterior, loose)
-    return Reading(fitted, net, example, graph, posterior, of_sites, tuple(loose))
+    return Reading(fitted, net, example, graph, posterior, of_sites, channels, tuple(loose))
 
 
 def _biases_alone(
@@ -115,13 +117,16 @@ def _prefix(model: Any) -> str:
     return "net." if isinstance(model, BayesianNetwork) else ""
 
 
-def layer_posteriors(model: Any, guide: Any) -> dict[str, LayerPosterior]:
-    """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``)."""
+def layer_posteriors(model: Any, guide: Any) -> tuple[dict[str, LayerPosterior], dict[str, ChannelPosterior]]:
+    """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``), and those
+    of channels that cross layers."""
     prefix = _prefix(model)
-    posterior = {name.removeprefix(prefix): layer for name, layer in summarize(guide).items()}
+    found = summarize(guide)
+    channels = {name: own for name, own in found.items() if isinstance(own, ChannelPosterior)}
+    posterior = {name.removeprefix(prefix): layer for name, layer in found.items() if name not in channels}
     if not posterior:
         raise UsageError("the model has no layers: name the sites of each weight '<layer>.<role>' (see pyro_bc.priors)")
-    return posterior
+    return posterior, channels
 
 
 def _arguments(posterior: Posterior, net: nn.Module) -> tuple[Any, ...]:

@@ -18,10 +18,11 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
+from ..posterior.channels import without_channels
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import InPlace, coarser, network_with, pruned, rounded
 from ..posterior.judged import Judged, figure, judge, rise
-from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
 from ..runtime.html import table
@@ -42,7 +43,7 @@ _SHARE = 0.25
 class Alone:
     """A network of which one layer is compressed.
 
-    :param layer: its name in the network.
+    :param layer: its name in the network; or that of channels which cross layers.
     :param groups: that are left, or weights, where single ones are pruned.
     :param of: how many there were.
     :param bits: of a weight; None where nothing is rounded.
@@ -151,6 +152,12 @@ def sensitivity(
     for name, layer in layers.items():
         short = name.removeprefix("net.")
         threshold = choose_threshold(layer, (thresholds or {}).get(short))
+        if isinstance(layer, ChannelPosterior):
+            left = without_channels(layers, {name: threshold})
+            found = judge(network_with(model, left, {}), model.likelihood, batches, fitted, model.output)
+            kept = int(threshold.keeps(layer).sum())
+            rows.append(Alone(short, kept, layer.members.size, None, 0.0, found.error, found.loss, True))
+            continue
         for own, is_chosen in _ways(layer, threshold, noise_ratio, precision):
             found = judge(network_with(model, layers, {name: own}), model.likelihood, batches, fitted, model.output)
             groups, of = _groups(layer, own)

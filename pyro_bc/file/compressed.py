@@ -58,12 +58,12 @@ class CompressedNetwork(Contents):
     @property
     def architecture(self) -> tuple[int, ...]:
         """Inputs that each fully connected layer and filters that each convolution has left, as the paper counts."""
-        return tuple(layer.groups_left for layer in self.layers)
+        return tuple(layer.groups_left for layer in self.whole_layers)
 
     @property
     def bits(self) -> tuple[int, ...]:
         """Bits of each layer's weights, sign included."""
-        return tuple(layer.weight.bits for layer in self.layers)
+        return tuple(layer.bits for layer in self.whole_layers)
 
     def compression(self, file_bytes: int | None = None) -> Compression:
         """The compression figures; everything that is stored as a number counts, biases and buffers too.
@@ -89,13 +89,12 @@ class CompressedNetwork(Contents):
         figures = self.compression(size)
         head = ("layer", "type", "dense", "left", "bits", "weights that are not 0")
         rows = []
-        for layer in self.layers:
-            left, (outputs, inputs) = layer.weight.codes, layer.dense_shape
-            kept = layer.type.dense_shape(left.shape)
+        for layer in self.whole_layers:
+            (outputs, inputs), kept = layer.dense_shape, layer.shape_left
             rows.append(
                 (
-                    layer.name, layer.type.op, f"{inputs} → {outputs}", f"{kept[1]} → {kept[0]}", layer.weight.bits,
-                    f"{int(left.count_nonzero()):,}",
+                    layer.name, layer.layer_type.op, f"{inputs} → {outputs}", f"{kept[1]} → {kept[0]}", layer.bits,
+                    f"{layer.nonzero:,}",
                 )
             )  # fmt: skip
         said = (

@@ -72,7 +72,8 @@ class StoredLayer:
     """A fully connected layer or convolution as it is stored.
 
     :param name: the layer's name; ``layer1``, ``layer2``, … in a network read from a file.
-    :param dense_shape: outputs and inputs (filters and channels) before pruning.
+    :param dense_shape: outputs and inputs (filters and channels) before pruning; 0 and 0 of a further part of the layer
+        before it, which pruning took apart (``FURTHER_PART``).
     :param weight: codes of shape ``(out_left, in_left)`` or ``(out_left, in_left, *kernel)``.
     :param bias: codes of shape ``(out_left,)``, or None.
     :param type: of the layer.
@@ -93,6 +94,66 @@ class StoredLayer:
     def groups_left(self) -> int:
         """Inputs of a fully connected layer, or filters of a convolution, that are left."""
         return self.weight.codes.shape[self.type.group_axis]
+
+
+#: what stands for the dense shape of a part of a layer, behind the first one's, which is the whole layer's.
+FURTHER_PART = (0, 0)
+
+
+@dataclass(frozen=True)
+class WholeLayer:
+    """A layer of the network before compression, with all that pruning made of it.
+
+    :param parts: as they are stored: one, or several of a grouped convolution whose groups became unequal.
+    """
+
+    parts: tuple[StoredLayer, ...]
+
+    @property
+    def name(self) -> str:
+        """That of its first part."""
+        return self.parts[0].name
+
+    @property
+    def layer_type(self) -> LayerType:
+        """The layer's type."""
+        return self.parts[0].type
+
+    @property
+    def dense_shape(self) -> tuple[int, int]:
+        """Outputs and inputs (filters and channels of a group) before pruning."""
+        return self.parts[0].dense_shape
+
+    @property
+    def dense_groups(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, before pruning."""
+        return self.parts[0].dense_groups
+
+    @property
+    def groups_left(self) -> int:
+        """Inputs of a fully connected layer, or filters of a convolution, that are left."""
+        return sum(part.groups_left for part in self.parts)
+
+    @property
+    def shape_left(self) -> tuple[int, int]:
+        """Outputs and inputs that are left; of several parts the most inputs."""
+        shapes = [part.type.dense_shape(part.weight.codes.shape) for part in self.parts]
+        return sum(outputs for outputs, _ in shapes), max(inputs for _, inputs in shapes)
+
+    @property
+    def bits(self) -> int:
+        """Bits of its weights, sign included; of several parts the most."""
+        return max(part.weight.bits for part in self.parts)
+
+    @property
+    def bias_bits(self) -> int | None:
+        """Likewise of its biases; None where there are none."""
+        return max((part.bias.bits for part in self.parts if part.bias is not None), default=None)
+
+    @property
+    def nonzero(self) -> int:
+        """How many of its weights are not 0."""
+        return sum(int(part.weight.codes.count_nonzero()) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -153,6 +214,17 @@ class Contents:
                 own = name.removesuffix(".weight")
                 layers[name] = StoredLayer(own, self.dense_shapes[name], weight, bias, layer_type(node.op))
         return tuple(layers.values())
+
+    @property
+    def whole_layers(self) -> tuple[WholeLayer, ...]:
+        """The same, those that pruning took apart as the one layer that they were."""
+        found: list[list[StoredLayer]] = []
+        for layer in self.layers:
+            if found and layer.dense_shape == FURTHER_PART:
+                found[-1].append(layer)
+            else:
+                found.append([layer])
+        return tuple(WholeLayer(tuple(parts)) for parts in found)
 
 
 #: types of integers and inputs that a file may hold, by their number in it.

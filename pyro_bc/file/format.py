@@ -65,7 +65,8 @@ An argument is a byte ``16 · kind + payload``, where a payload of 15 means that
   - kind 9, the same with the codes as of kind 0, whose lowest code and number of codes follow.
 
   The weight (second argument) of a fully connected layer, a convolution (operations 0, 1, 2 and 400; 90, 401 and 402,
-  transposed ones) or a table (403) is followed by two varints, outputs and inputs of the dense one.
+  transposed ones) or a table (403) is followed by two varints, outputs and inputs of the dense one; 0 and 0 for a
+  further part of the layer before it, which pruning took apart.
 
 A chain (:mod:`pyro_bc.file.chain`) has a header of its own. Form 1 says it in full: parameters of the dense network;
 number of dimensions of one input, and each of them; number of steps, at most 1,024, and each of them: a byte that is 0

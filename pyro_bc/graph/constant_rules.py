@@ -58,7 +58,10 @@ def through_binary(node: Node, graph: Graph, constants: list[Constant], index: i
     if len(axes) != 1 or any(key != "alpha" for key, _ in node.kwargs):
         return None
     axis = axes.pop()
-    a, b = (side[1] if isinstance(side, tuple) else side for side in sides)
+    a, b = (
+        side[1] if isinstance(side, tuple) else _along(reference, graph, axis - ndim) if side is None else side
+        for reference, side in zip(node.args[:2], sides, strict=True)
+    )
     size = (graph.shape(index) or ())[axis]
     if not isinstance(size, int):
         return None
@@ -85,6 +88,17 @@ def _side(reference: Any, graph: Graph, constants: list[Constant], ndim: int) ->
     if not wide:
         return float(tensor.reshape(()))
     return None if len(wide) > 1 else (wide[0] + ndim - tensor.dim(), tensor.flatten().double().numpy())
+
+
+def _along(reference: Any, graph: Graph, axis: int) -> Any:
+    """Entries along an axis of a tensor that has several, where they are the same along all others; None for none.
+
+    :param axis: counted from the last one.
+    """
+    if not isinstance(reference, Named) or graph.tensors[reference.name].dim() < -axis:
+        return None
+    own = graph.tensors[reference.name].double().movedim(axis, 0).flatten(1)
+    return own[:, 0].where((own == own[:, :1]).all(1), torch.tensor(np.nan, dtype=torch.float64)).numpy()
 
 
 def through_batch_norm(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:

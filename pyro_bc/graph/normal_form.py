@@ -1,9 +1,9 @@
 """A graph with what only moves entries written as what can be followed unit by unit: slices and selections.
 
 Several ways of writing the same come to one. A part of a ``split`` or ``chunk`` is a slice. Channels that are viewed as
-a table, turned and put back, a shuffle, are a selection in another order. Patches that are cut out of pictures are one
-turn of axes. What is selected of an axis that was split,
-as the queries of an attention's one projection, is selected before it is split.
+a table, turned and put back, a shuffle, are a selection in another order. What is divided by its root mean square is
+normalised. Patches that are cut out of pictures are one turn of axes. What is selected of an axis that was split, as
+the queries of an attention's one projection, is selected before it is split.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .mean_squares import with_root_mean_squares
 from .nodes import Graph, Named, Node, Value, replace_leaves, without_dead_code
 from .unit_rules import factors_of, permutation
 
@@ -41,7 +42,7 @@ class _Moved:
 
 def in_normal_form(graph: Graph) -> Graph:
     """The same function in operations that units are followed through."""
-    return _Rewriter(graph).rewritten()
+    return _Rewriter(with_root_mean_squares(graph)).rewritten()
 
 
 class _Rewriter:

@@ -80,7 +80,8 @@ def graph_of_same(net: nn.Module, example: Batch, output: Output = None) -> Grap
     form = (forms(example), output)
     graph = _as_it_is_now(known[form], net) if form in known else None
     if graph is None:
-        graph = known[form] = read_graph(net, example, output)
+        graph = read_graph(net, example, output)
+        graph = known[form] = _as_it_is_now(graph, net) or graph  # whose tensors are the network's, and no copies
     return graph
 
 

@@ -44,11 +44,9 @@ def _scaled(scale: Deferred, weight: Any) -> Any:
     """A weight that is known, times scales that are not drawn yet; or a number times whatever is not."""
     if isinstance(weight, int | float) or (isinstance(weight, Tensor) and weight.dim() == 0):
         return _times(scale, weight)
-    if (
-        isinstance(weight, Tensor)
-        and scale.dim() > 1
-        and torch.broadcast_shapes(scale.shape, weight.shape) == scale.shape
-    ):
+    # A vector may be scales, of which every product has the same draw; a bias is in one alone.
+    is_one = scale.dim() > 1 or all(source.site.endswith(".bias") for source in factors_of(scale)[-1].sources)
+    if isinstance(weight, Tensor) and scale.dim() and is_one and _is_held(weight.shape, scale.shape):
         return _times(scale, weight)
     is_tensor = isinstance(weight, Tensor) and weight.dim() > 0 and weight.is_floating_point()
     # A scale is one number, or one of each group: a weight that is random itself is drawn, and so is an input's factor.
@@ -354,11 +352,21 @@ def _bag(
 
 
 def _sample_rows(index: Any, weight: Any, moments: Callable[[Any], tuple[Tensor, Any]]) -> Any:
-    """Sample what a table gives, by its mean and variance, under the scales of the table's columns."""
+    """Sample what a table gives, by its mean and variance, under the scales of the table's columns, or of its rows.
+
+    Scales of rows are drawn once for the batch: a row is the same wherever it is looked up.
+    """
     parts = _split(weight, 2)
     if isinstance(index, Deferred) or parts is None:
         return NotImplemented
     scales, q = parts
+    of_rows = [scale for scale in scales if scale.shape == (q.loc.shape[0], 1)]
+    for scale in of_rows:
+        drawn_scale = scale.draw()
+        spread = None if q.variance is None else q.scale * drawn_scale.abs()
+        loc = q.loc * drawn_scale
+        q = Certain(loc) if spread is None else dist.Normal(loc, spread, validate_args=False)
+    scales = tuple(scale for scale in scales if not any(scale is own for own in of_rows))
     scales = tuple(_reshape(s, s.shape[-1:]) if s.dim() > 1 and s.numel() == s.shape[-1] else s for s in scales)
     if any(scale is NotImplemented or scale.dim() > 1 for scale in scales):
         return NotImplemented  # not one of each column

@@ -418,7 +418,7 @@ def _by_layer(guide: FactorizedGuide, by_site: list[float]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for site, value in zip(guide.families, by_site, strict=True):
         layer = site.rpartition(".")[0]
-        name = layer if layer in guide.layers else site
+        name = layer if layer in guide.layers or layer in guide.shared else site
         sums[name] = sums.get(name, 0.0) + value
     return sums
 

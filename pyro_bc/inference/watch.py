@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.guides import posterior_of
-from ..posterior.in_place import compressed_in_place, file_bytes, network_with
+from ..posterior.in_place import all_compressed_in_place, file_bytes, network_with
 from ..posterior.judged import judge
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
@@ -123,5 +123,5 @@ def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -
     :param is_mean: whether nothing is compressed yet.
     """
     layers = summarize(guide)
-    changed = {} if is_mean else {name: compressed_in_place(own) for name, own in layers.items()}
-    return network_with(model, layers, changed), changed, layers
+    left, changed = (layers, {}) if is_mean else all_compressed_in_place(layers)
+    return network_with(model, left, changed), changed, layers

@@ -21,14 +21,15 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..graph.layer_types import layer_type
+from ..graph.layer_types import LayerType, layer_type
 from ..inference.history import Epoch
 from ..posterior.summary import LayerPosterior
 from ..priors.base import described_prior
@@ -155,9 +156,15 @@ def layer_posteriors(data: Any) -> dict[str, LayerPosterior]:
             bias_variance=None,
             statistic=numbers.get("statistic"),
             weight_statistic=numbers.get("weight_statistic"),
-            type=layer_type(told["type"]),
+            type=_layer_type(told),
         )
     return layers
+
+
+def _layer_type(told: Mapping[str, Any]) -> LayerType:
+    """A layer's type, with the groups that it had; a table's are columns or rows."""
+    kind = layer_type(told["type"])
+    return replace(kind, group_axis=told.get("group_axis", kind.group_axis))
 
 
 def history_of(data: Any) -> list[Epoch]:

@@ -29,6 +29,7 @@ from ..posterior.summary import LayerPosterior, summarize
 from ..priors.base import base_distribution
 from ..priors.learned_code import bias_of, code_of, weight_of
 from ..priors.normal_jeffreys import NormalJeffreys
+from ..priors.shared import times_shared
 from ..runtime.random_state import seeded
 from .netcdf import BLOCK_NUMBERS, Content, Variable
 
@@ -87,7 +88,10 @@ def content_of(
     moments = summarize(posterior)
     for layer in chosen:
         _add_layer(found, posterior, layer, moments[layer], weights)
+    for name in posterior.shared:
+        _add_channels(found, posterior, name, moments[name])
     in_layers = {f"{name}.{role}" for name, layer in posterior.layers.items() for role in layer.sites}
+    in_layers |= {f"{name}.{role}" for name, own in posterior.shared.items() for role in own.sites}
     others = [name for name in posterior.marginals if name not in in_layers]
     for name in others:
         shape = posterior.marginals[name].shape()
@@ -138,7 +142,7 @@ def _add_layer(found: _Variables, posterior: Posterior, layer: str, moments: Lay
         factors = [role, *behind_scale] if role == "weight" or (role == "bias" and kind.scales_outputs) else [role]
         if role != "weight" or weights:
             found.drawn("posterior", f"{layer}.{role}", dims, shape)
-            if all(_is_proper(sites[factor]) for factor in factors):
+            if all(_is_proper(sites[factor]) for factor in factors) and _shares_proper(posterior, f"{layer}.{role}"):
                 found.drawn("prior", f"{layer}.{role}", dims, shape)
         if role == "weight" and weights and scale is not None:
             found.drawn("posterior", f"{layer}.{UNSCALED}", dims, shape)
@@ -158,6 +162,28 @@ def _add_layer(found: _Variables, posterior: Posterior, layer: str, moments: Lay
     for role, stored in moments.codes.items():
         dims = weight_dims if role == "weight" else (weight_dims[kind.output_axis],)
         found.known("constant_data", f"{layer}.{role}_codes", dims, stored.codes.int())
+
+
+def _shares_proper(posterior: Posterior, site: str) -> bool:
+    """Whether all scales that a layer's weight or bias shares can be drawn from their prior."""
+    own = [shared for shared in posterior.shared.values() if site in shared.members.layers]
+    return all(_is_proper(fn) for shared in own for fn in shared.sites.values())
+
+
+def _add_channels(found: _Variables, posterior: Posterior, name: str, moments: LayerPosterior) -> None:
+    """The scales of channels that cross layers."""
+    own = posterior.shared[name]
+    of_channels = (f"{name}.channel",)
+    shapes = {role: posterior.marginals[f"{name}.{role}"].shape() for role in own.sites}
+    if "scale" not in shapes:
+        shapes["scale"] = torch.Size([own.members.size])
+    proper = all(map(_is_proper, own.sites.values()))
+    for role, shape in shapes.items():
+        dims = of_channels if shape == (own.members.size,) else _own_dims(f"{name}.{role}", shape)
+        found.drawn("posterior", f"{name}.{role}", dims, shape)
+        if proper:
+            found.drawn("prior", f"{name}.{role}", dims, shape)
+    found.known("constant_data", f"{name}.statistic", of_channels, moments.statistic)
 
 
 def _data(posterior: Posterior, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -219,13 +245,16 @@ def _needed(posterior: Posterior, found: _Variables) -> list[str]:
             needed |= {f"{layer}.{role}" for role in roles}
         elif wanted & {f"{layer}.{role}" for role in ("scale", "bias")}:
             needed |= {f"{layer}.{role}" for role in roles if role != "weight"}
+    for name, own in posterior.shared.items():
+        if wanted & {f"{name}.scale", *own.members.layers}:
+            needed |= {f"{name}.{role}" for role in own.sites}
     return [name for name in posterior.marginals if name in needed]
 
 
 def _of_sites(posterior: Posterior) -> set[str]:
     """Names that a layer's or a site's draws make up."""
     made = {f"{layer}.{role}" for layer in posterior.layers for role in ("scale", "weight", "bias", UNSCALED)}
-    return made | set(posterior.marginals)
+    return made | {f"{name}.scale" for name in posterior.shared} | set(posterior.marginals)
 
 
 def _draw(
@@ -245,16 +274,28 @@ def _draw(
 def _named(posterior: Posterior, values: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """Draws by the names under which they are exported: of weights what a layer computes with."""
     result = dict(values)
+    scales = {
+        name: _each(own.prior.scale, {role: values[f"{name}.{role}"] for role in own.sites})
+        for name, own in posterior.shared.items()
+        if all(f"{name}.{role}" in values for role in own.sites)
+    }
+    result |= {f"{name}.scale": drawn for name, drawn in scales.items() if f"{name}.scale" in wanted}
+
+    def shared(site: str, made: Tensor) -> Tensor:
+        factors = ({name: drawn[index] for name, drawn in scales.items()} for index in range(len(made)))
+        parts = [times_shared(posterior.shared, site, *pair) for pair in zip(made, factors, strict=True)]
+        return torch.stack(parts) if scales else made
+
     for layer, own in posterior.layers.items():
         by_role = {role: values[f"{layer}.{role}"] for role in own.sites if f"{layer}.{role}" in values}
         if f"{layer}.scale" in wanted and "scale" not in own.sites:
             result[f"{layer}.scale"] = _each(own.prior.scale, by_role)
         if f"{layer}.weight" in wanted:
-            result[f"{layer}.weight"] = _each(partial(weight_of, own), by_role)
+            result[f"{layer}.weight"] = shared(f"{layer}.weight", _each(partial(weight_of, own), by_role))
         if f"{layer}.{UNSCALED}" in wanted:
             result[f"{layer}.{UNSCALED}"] = by_role["weight"]
         if f"{layer}.bias" in wanted:
-            result[f"{layer}.bias"] = _each(partial(bias_of, own), by_role)
+            result[f"{layer}.bias"] = shared(f"{layer}.bias", _each(partial(bias_of, own), by_role))
     return result
 
 
@@ -291,7 +332,7 @@ class _PriorDraws:
         known = {
             name: _as_learned(fn)
             for name, fn in densities.items()
-            if (_is_proper(fn) and hasattr(fn, "of_layer")) or hasattr(fn, "of_code")
+            if (_is_proper(fn) and (hasattr(fn, "of_layer") or hasattr(fn, "of_shared"))) or hasattr(fn, "of_code")
         }
         # A model written by hand may say one site's density by another's value: only a run of it draws from its prior.
         run = all(_is_proper(fn) for fn in densities.values()) and (bool(args) or len(known) < len(densities))
@@ -306,7 +347,7 @@ class _PriorDraws:
         else:
             for name in found.names("prior"):
                 layer = name.rpartition(".")[0]
-                own = posterior.layers[layer].sites if layer in posterior.layers else {}
+                own = posterior.layers[layer].sites if layer in posterior.layers else posterior.shared[layer].sites
                 if not all(f"{layer}.{role}" in known or not _is_proper(own[role]) for role in own):
                     del found.by_key["prior", name]
         return _PriorDraws(posterior, found, arguments, known, run)
@@ -381,7 +422,8 @@ def _add_history(found: _Variables, history: list[Epoch]) -> None:
 
 def _attributes(posterior: Posterior, seed: int, draws: int, example: Sequence[int]) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {
-        name: {"prior": prior.description(), "type": kind.op} for name, (prior, _, kind) in posterior.layers.items()
+        name: {"prior": prior.description(), "type": kind.op, "group_axis": kind.group_axis}
+        for name, (prior, _, kind) in posterior.layers.items()
     }
     attributes = {
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -18,7 +18,7 @@ from ..errors import PyroBCError, UsageError
 from ..file.compressed import CompressedNetwork, read_sections
 from ..inference.history import Epoch
 from ..model.guide import FactorizedGuide
-from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.fixed_point import FixedPoint
 from .arviz import arviz_package, is_before_1
@@ -151,13 +151,13 @@ def architecture(small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     Read: the grey bar is the dense network's width, the blue one what is left of it.
     """
     ax = _axes(ax)
-    dense = [layer.dense_groups for layer in small.layers]
+    dense = [layer.dense_groups for layer in small.whole_layers]
     places = np.arange(len(dense))[::-1]
     ax.barh(places, dense, color=PRUNED, label="dense")
     ax.barh(places, small.architecture, color=KEPT, label="left")
     for place, before, after in zip(places, dense, small.architecture, strict=True):
         ax.annotate(f" {after} of {before}", (before, place), va="center", fontsize="small")
-    kinds = ["filters" if layer.type.scales_outputs else "inputs" for layer in small.layers]
+    kinds = ["filters" if layer.layer_type.scales_outputs else "inputs" for layer in small.whole_layers]
     ax.set_yticks(places, [f"layer {number}\n{kind}" for number, kind in enumerate(kinds, 1)])
     ax.set_xlim(0, 1.25 * max(dense))
     ax.set_xlabel("groups")
@@ -196,12 +196,15 @@ def error_against_bytes(
 def bits(layers: Mapping[str, LayerPosterior], small: CompressedNetwork, ax: "Axes | None" = None) -> "Axes":
     """Posterior standard deviations of the weights that were kept, beside the step that each layer's numbers have.
 
-    Read: a step (black) may be as coarse as the posterior is wide; the wider the distribution, the fewer bits.
+    Read: a step (black) may be as coarse as the posterior is wide; the wider the distribution, the fewer bits. A layer
+    that pruning took apart is one, with a step for each part.
 
     :param layers: of :func:`~pyro_bc.summarize`, of the fit that was compressed.
     """
-    if len(layers) != len(small.layers):
-        raise UsageError(f"the fit has {len(layers)} layers and the compressed network {len(small.layers)}")
+    layers = {name: layer for name, layer in layers.items() if not isinstance(layer, ChannelPosterior)}
+    stored = small.whole_layers
+    if len(layers) != len(stored):
+        raise UsageError(f"the fit has {len(layers)} layers and the compressed network {len(stored)}")
     ax = _axes(ax)
     places = np.arange(len(layers), 0, -1)
     spreads = []
@@ -212,12 +215,11 @@ def bits(layers: Mapping[str, LayerPosterior], small: CompressedNetwork, ax: "Ax
     parts: dict[str, Any] = ax.violinplot(spreads, places, orientation="horizontal", showextrema=False, widths=0.8)
     for body in parts["bodies"]:
         body.set_facecolor(KEPT)
-    for number, (place, stored) in enumerate(zip(places, small.layers, strict=True)):
-        if not isinstance(stored.weight, FixedPoint):
-            continue
-        step = -stored.weight.fraction_bits * np.log10(2)
-        ax.vlines(step, place - 0.4, place + 0.4, color="black", label="" if number else "step of the numbers")
-    ax.set_yticks(places, [f"{name}\n{s.weight.bits} bits" for name, s in zip(layers, small.layers, strict=True)])
+    for number, (place, whole) in enumerate(zip(places, stored, strict=True)):
+        steps = {part.weight.fraction_bits for part in whole.parts if isinstance(part.weight, FixedPoint)}
+        for step in -np.array(sorted(steps)) * np.log10(2):
+            ax.vlines(step, place - 0.4, place + 0.4, color="black", label="" if number else "step of the numbers")
+    ax.set_yticks(places, [f"{name}\n{own.bits} bits" for name, own in zip(layers, stored, strict=True)])
     ax.set_xlabel("log₁₀ of the posterior standard deviation, and of the step")
     ax.legend(fontsize="small")
     return ax

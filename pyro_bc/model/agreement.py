@@ -5,8 +5,7 @@ must be one function, and only running both tells: a weight that is used once mo
 given by hand, or a bias that one scales and the other does not, would make them two, silently.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro.poutine as poutine
@@ -21,6 +20,7 @@ from ..graph.read import graph_of_same
 from ..graph.recurrent import cell_names
 from ..priors.base import LayerSites, base_distribution
 from ..priors.learned_code import bias_of, weight_of
+from ..priors.shared import Axes, SharedScale, along, scales_of
 from ..runtime.inputs import head, moved, tensors_of
 from ..runtime.random_state import same_random_state
 from .layers import BayesianLayer
@@ -33,10 +33,15 @@ _EXAMPLES = 16
 
 
 def obstacle(
-    model: Any, layers: Mapping[str, LayerSites], values: Mapping[str, Tensor], args: tuple[Any, ...]
+    model: Any,
+    layers: Mapping[str, LayerSites],
+    shared: Mapping[str, SharedScale],
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
 ) -> str | None:
     """Why the network of a :class:`~pyro_bc.BayesianNetwork` could not be compressed after a fit; None where it can.
 
+    :param shared: scales that its layers share.
     :param args: of the model, the network's input first.
     """
     net = getattr(model, "skeleton", None)
@@ -58,7 +63,7 @@ def obstacle(
                     integers_of(name, tensor)
             names = graph_names([name.removeprefix("net.") for name in layers], graph, net)
             of_sites = {name: names[name.removeprefix("net.")] for name in layers}
-            check_one_function(model, layers, values, graph, of_sites, args)
+            check_one_function(model, layers, shared, values, graph, of_sites, args)
         except PyroBCError as error:
             return str(error)
     return None
@@ -77,6 +82,7 @@ def graph_names(layers: Iterable[str], graph: Graph, net: nn.Module) -> dict[str
 def check_one_function(
     model: Any,
     layers: Mapping[str, LayerSites],
+    shared: Mapping[str, SharedScale],
     values: Mapping[str, Tensor],
     graph: Graph,
     names: Mapping[str, str],
@@ -89,6 +95,7 @@ def check_one_function(
 
     :param model: any Pyro model of ``args``, the first of which is the network's input.
     :param layers: its layers, by the names of their sites.
+    :param shared: scales that they share.
     :param values: of all its latent sites.
     :param graph: the network, whose tensors the weights of the layers replace.
     :param names: for every layer, its name in the graph.
@@ -116,8 +123,9 @@ def check_one_function(
     finally:
         for hook in hooks:
             hook.remove()
-    graph = _with_values(graph, layers, values, names)
-    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(device)
+    tensors = _with_values(graph, layers, shared, values, names)
+    network = GraphNetwork(graph.nodes, tensors, graph.buffers).to(device)
+    del tensors
     results: dict[str, Tensor] = {}
     with torch.no_grad():
         for node, result in zip(graph.nodes, network.results(graph.nodes, *inputs), strict=True):
@@ -159,9 +167,13 @@ def _scales_a_bias(layer: LayerSites) -> bool:
 
 
 def _with_values(
-    graph: Graph, layers: Mapping[str, LayerSites], values: Mapping[str, Tensor], names: Mapping[str, str]
-) -> Graph:
-    """The graph with the weights and biases that these values of the sites make."""
+    graph: Graph,
+    layers: Mapping[str, LayerSites],
+    shared: Mapping[str, SharedScale],
+    values: Mapping[str, Tensor],
+    names: Mapping[str, str],
+) -> dict[str, Tensor]:
+    """The graph's tensors, with the weights and biases that these values of the sites make."""
     tensors = dict(graph.tensors)
     for site, layer in layers.items():
         own = {role: values[f"{site}.{role}"] for role in layer.sites}
@@ -175,7 +187,37 @@ def _with_values(
                         f"{tuple(value.shape)} in the model"
                     )
                 tensors[name] = value.detach().cpu().to(tensors[name].dtype)
-    return replace(graph, tensors=tensors)
+    scales = {name: value.cpu() for name, value in scales_of(shared, values).items()}
+    for name, axes, scale in shared_tensors(shared, scales, names, graph):
+        tensors[name] = tensors[name] * along(axes, scale, tensors[name].dim()).to(tensors[name].dtype)
+    return tensors
+
+
+def shared_tensors(
+    shared: Mapping[str, SharedScale],
+    scales: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    graph: Graph,
+    of_layers: bool = True,
+) -> Iterator[tuple[str, Axes, Tensor]]:
+    """Every tensor of a graph that shared scales multiply, by its name there, with the axes and the scale.
+
+    :param scales: by name.
+    :param names: for every layer of the model, its name in the graph.
+    :param of_layers: whether those that are made of the sites of layers are among them.
+    """
+    origins = {graph.origins.get(name, name): name for name in graph.tensors}
+    for name, own in shared.items():
+        for site, axes in own.members.layers.items() if of_layers else ():
+            layer, _, role = site.rpartition(".")
+            tensor = f"{names[layer]}.{role}" if layer in names else ""
+            if tensor in graph.tensors:
+                yield tensor, axes, scales[name]
+        for path, axes in own.members.others.items():
+            tensor = origins.get(path, "")
+            if tensor:
+                is_turned = tensor in graph.turned
+                yield tensor, {1 - a if is_turned else a: n for a, n in axes.items()}, scales[name]
 
 
 def _agrees(trace: Any, outputs: Tensor) -> bool:

@@ -34,6 +34,7 @@ from ..errors import UnsupportedSiteError, UsageError
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
+from ..priors.shared import SharedScale, find_shared, initial_scale
 from .agreement import obstacle
 from .ownership import claim_parameters, forget_others
 
@@ -99,6 +100,8 @@ class FactorizedGuide(AutoGuide):
         self._source = (model,)  # not a submodule: its parameters are the model's
         self.init_log_variance = init_log_variance
         self.layers: dict[str, LayerSites] = {}
+        #: scales that layers share, by the name of their sites.
+        self.shared: dict[str, SharedScale] = {}
         #: weight that the KL had in :func:`~pyro_bc.fit`; 1 for a loop of one's own, which may say another.
         self.kl_weight = 1.0
         #: why :func:`~pyro_bc.compress` will refuse the model's network, as far as it is known; None where it will not.
@@ -110,7 +113,8 @@ class FactorizedGuide(AutoGuide):
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.families = {name: _family(name, site["fn"]) for name, site in sites.items()}
-        self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
+        densities = {name: site["fn"] for name, site in sites.items()}
+        self.layers, self.shared = find_layers(densities), find_shared(densities)
         self.locs = PyroModule()
         self.log_variances = PyroModule()
         initial = self._initial_values()
@@ -136,7 +140,9 @@ class FactorizedGuide(AutoGuide):
                     )
         claim_parameters(self, f"{self._pyro_name}.")
         (model,) = self._source
-        self.obstacle = obstacle(model, self.layers, self.median(), args)
+        for site in sites.values():  # of which shapes are asked for, and no numbers
+            site["value"] = site["value"].new_zeros(()).expand(site["value"].shape)
+        self.obstacle = obstacle(model, self.layers, self.shared, self._centre(), args)
         if self.obstacle is not None:
             warnings.warn(f"the network cannot be compressed: {self.obstacle}", stacklevel=6)
 
@@ -157,6 +163,8 @@ class FactorizedGuide(AutoGuide):
         for layer, (prior, densities, _) in self.layers.items():
             for role, value in prior.initial_values(densities).items():
                 values[f"{layer}.{role}"] = value
+        for name, own in self.shared.items():
+            values |= {f"{name}.{role}": value for role, value in initial_scale(own).items()}
         (model,) = self._source
         for path, module in model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ():
             for role, value in getattr(module, "pretrained", {}).items():
@@ -229,6 +237,14 @@ class FactorizedGuide(AutoGuide):
             name: self.build(name, *(parameter.detach() for parameter in self.parameters_of(name)))
             for name in self.families
         }
+
+    def _centre(self) -> dict[str, Tensor]:
+        """Medians as they lie in the parameters, which a copy of large layers would double."""
+        found = {}
+        for name, family in self.families.items():
+            loc = self.parameters_of(name)[0].detach()
+            found[name] = loc.exp() if family is dist.LogNormal else loc
+        return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior median of every site, ``{site: tensor}``, as in Pyro's autoguides."""

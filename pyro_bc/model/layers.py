@@ -17,6 +17,7 @@ from ..graph.bags import EmbeddingBag
 from ..graph.layer_types import LINEAR, LOOKUP, LayerType, layer_type
 from ..priors.base import Prior, initial_weight
 from ..priors.horseshoe import GroupHorseshoe
+from ..priors.rows import RowGroups
 from ..quantisation.grids import is_grid
 from ..runtime.devices import check_dtype, default_dtype
 
@@ -38,9 +39,13 @@ class BayesianLayer(PyroModule):
 
     def __init__(self, weight_shape: tuple[int, ...], bias: bool, prior: Prior | None, group_size: int = 1):
         super().__init__()
+        if isinstance(prior, RowGroups):
+            prior, self.layer_type = prior.of_layer(self.layer_type)
         self.prior = GroupHorseshoe() if prior is None else prior
         #: values that a guide starts from, by role; empty for a layer made from scratch.
         self.pretrained: dict[str, Tensor] = {}
+        #: what multiplies weight and bias beside the layer's own scales, by role.
+        self._shared: dict[str, list[Callable[[Tensor], Tensor]]] = {}
         #: by role, the parameter of the network that it is, and whether that is its transpose; empty for its own.
         self.in_network: dict[str, tuple[str, bool]] = {}
         self._shape, self._group_size, self._has_bias = weight_shape, group_size, bias
@@ -155,8 +160,22 @@ class BayesianLayer(PyroModule):
         """The bias that the layer adds, or None."""
         return self.sample_parameters()[1]
 
+    def share(self, role: str, times: Callable[[Tensor], Tensor]) -> None:
+        """Let weight or bias, as the layer's own prior makes it, be what a function makes of it."""
+        self._shared.setdefault(role, []).append(times)
+
     def sample_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias: one ``pyro.sample`` statement per site."""
+        weight, bias = self._own_parameters()
+        for times in self._shared.get("weight", ()):
+            weight = times(weight)
+        if bias is not None:
+            for times in self._shared.get("bias", ()):
+                bias = times(bias)
+        return weight, bias
+
+    def _own_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The same, under the layer's own scales alone."""
         values: dict[str, Any] = {role: self._site(role) for role in self.prior.roles}
         bias: Any = self._site("bias") if self._has_bias else None
         if self.weight_code is not None:
@@ -418,7 +437,8 @@ class BayesianConvTranspose3d(_BayesianConvTranspose):
 
 
 class BayesianEmbedding(BayesianLayer):
-    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior.
+    """``nn.Embedding`` whose weight is latent; each column, a feature of all entries, is one group of a group prior, or
+    each row (:class:`~pyro_bc.RowGroups`).
 
     :param num_embeddings: rows of the table.
     :param embedding_dim: columns.

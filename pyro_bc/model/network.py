@@ -5,7 +5,7 @@ import copy
 import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import torch
@@ -23,6 +23,7 @@ from ..graph.read import graph_of_same
 from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
+from ..priors.shared import ResidualWidth
 from ..quantisation.grids import spatial_grids
 from ..runtime.inputs import Batch, tensors_of
 from .layers import BAYESIAN, BayesianLayer, layer_class
@@ -31,6 +32,7 @@ from .ownership import claim_parameters
 from .prepare import prepared
 from .readers import read_from
 from .recurrent import BayesianRecurrent, is_recurrent
+from .residual import share_scales_
 
 #: a prior for all layers, or a rule ``(name, module) -> prior``, None to leave a layer deterministic.
 PriorRule = Prior | Callable[[str, nn.Module], Prior | None]
@@ -79,6 +81,11 @@ def bayesianize(module: nn.Module, prior: PriorRule, deterministic: Iterable[Cho
     >>> [type(layer).__name__ for layer in net]
     ['BayesianLinear', 'ReLU', 'Linear']
     """
+    if isinstance(prior, ResidualWidth):
+        raise UsageError(
+            "channels that cross layers are found in a network's graph, which takes an input: give ResidualWidth to "
+            "BayesianNetwork, and the layers' own prior here"
+        )
     return _bayesian(prepared(module), prior, deterministic, ())
 
 
@@ -324,7 +331,8 @@ class BayesianNetwork(PyroModule):
     :param net: any network with layers that can become Bayesian, pretrained or not; it is copied. Parameters of its own
         modules that it multiplies with as a layer does (``F.linear(x, self.w)``, ``x @ self.w``, ``F.conv2d``) become
         layers of their names with the first input, whose graph says so.
-    :param prior: a prior, or a rule per layer as in :func:`bayesianize`.
+    :param prior: a prior, or a rule per layer as in :func:`bayesianize`; or :class:`~pyro_bc.ResidualWidth`, one of
+        these and a prior over channels that cross layers.
     :param deterministic: layers to leave as they are, as in :func:`bayesianize`.
     :param output: which of several outputs of the network the likelihood is of: its name, or its position; None for
         the only one, or ``logits``.
@@ -334,7 +342,8 @@ class BayesianNetwork(PyroModule):
 
     A batch of inputs is a tensor, or a tuple or a dictionary of tensors, which then go in by name.
 
-    Sites: ``net.<layer>.<role>`` for every layer, those of the likelihood, and the observed ``y`` inside the
+    Sites: ``net.<layer>.<role>`` for every layer, ``residual.<number>.<role>`` for the channels of residual streams,
+    those of the likelihood, and the observed ``y`` inside the
     plate ``data``. Returns the network's outputs.
 
     >>> import pyro, pyro_bc, torch
@@ -361,6 +370,9 @@ class BayesianNetwork(PyroModule):
         ready = prepared(net)
         skeleton = copy.deepcopy(ready)
         prior, deterministic = GroupHorseshoe() if prior is None else prior, list(deterministic)
+        self._width = prior.width if isinstance(prior, ResidualWidth) else None
+        #: scales that layers share, one for each residual stream; empty until the first input says where those are.
+        self.residual: Any = cast(Any, PyroModule)[nn.ModuleList]([])
         self._plain = _plain_parameters(ready, prior, deterministic)
         self.net = _bayesian(ready, prior, deterministic, self._plain)
         self.likelihood = Categorical() if likelihood is None else likelihood
@@ -403,10 +415,21 @@ class BayesianNetwork(PyroModule):
         if left:
             _say_left(f"'{name}'" for name in left)
 
+    def _share_scales(self, x: Batch) -> None:
+        """Give residual streams their scales, once there is an input to read the network with."""
+        if self._width is None or len(self.residual):
+            return
+        graph = graph_of_same(self.skeleton, x, self.output)
+        for scale in share_scales_(self.net, self.skeleton, graph, self._width):
+            self.residual.append(scale.to(tensors_of(x)[0].device))
+
     def forward(self, x: Batch, y: Tensor | None = None) -> Tensor:
         self._make_latent(x)
+        self._share_scales(x)
         claim_parameters(self, f"{self._pyro_name}." if self._pyro_name else "")
         self._code_over_pictures(x)
+        for shared in self.residual:  # before what they scale
+            _ = shared.scale
         outputs = called(self.net, x, self.output)
         if torch.is_autocast_enabled(outputs.device.type):
             outputs = outputs.float()  # log-densities are sums

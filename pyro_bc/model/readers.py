@@ -2,11 +2,14 @@
 
 A network may multiply with a parameter of its own, ``F.linear(x, self.projection)``, or give one weight to two modules,
 ``head.weight = words.weight``. There is one site then, in one layer, from which all others who have it read it.
+A parameter that stays one may have a scale that is drawn: it is read as their product.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from .layers import BayesianLayer
@@ -42,8 +45,21 @@ def read_from(module: nn.Module, name: str, layer: BayesianLayer, role: str = "w
     :param turned: whether the attribute is the transpose of the weight.
     """
     module._parameters.pop(name, None)
-    # In a tuple, so that the layer is no submodule a second time.
-    module.__dict__.setdefault(_READINGS, {})[name] = ((layer,), role, turned)
+    _let_read(module, name, partial(_of_layer, layer, role, turned))
+
+
+def scale_reading(module: nn.Module, name: str, times: Callable[[Tensor], Tensor]) -> None:
+    """Let a parameter or buffer of a module be read as what a function makes of it; it stays the module's own.
+
+    :param module: a ``PyroModule``.
+    :param name: of the attribute.
+    """
+    _let_read(module, name, partial(_of_own, name, times))
+
+
+def _let_read(module: nn.Module, name: str, read: Callable[[nn.Module], Tensor | None]) -> None:
+    # Functions keep the modules that they know from being submodules a second time.
+    module.__dict__.setdefault(_READINGS, {})[name] = read
     _become_reading(module, (name,))
 
 
@@ -57,6 +73,14 @@ def _become_reading(module: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def _read(module: nn.Module, name: str) -> Tensor | None:
-    (layer,), role, turned = module.__dict__[_READINGS][name]
+    value: Tensor | None = module.__dict__[_READINGS][name](module)
+    return value
+
+
+def _of_layer(layer: BayesianLayer, role: str, turned: bool, module: nn.Module) -> Tensor | None:
     value: Tensor | None = getattr(layer, role)
     return value.T if turned and value is not None else value
+
+
+def _of_own(name: str, times: Callable[[Tensor], Tensor], module: Any) -> Tensor:
+    return times(PyroModule.__getattr__(module, name))

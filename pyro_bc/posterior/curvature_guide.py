@@ -22,6 +22,7 @@ from ..model.network import BayesianNetwork
 from ..priors.base import base_distribution, find_layers
 from ..priors.kronecker_normal import KroneckerNormal
 from ..priors.learned_code import code_of
+from ..priors.shared import find_shared
 from ..runtime.inputs import Batch, head, tensors_of, with_tensors
 from .curvature import EXAMPLES, Curvature, collect, density_of
 from .guides import Posterior, point_at, posterior_of
@@ -93,6 +94,10 @@ class CurvatureGuide(AutoGuide):
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
+        if find_shared({name: site["fn"] for name, site in sites.items()}):
+            raise UsageError(
+                "curvature has no scales that layers share: give the layers' prior alone, instead of ResidualWidth"
+            )
         for name, site in sites.items():
             if code_of(site["fn"]) is not None:
                 raise UsageError(f"site '{name}' is a learned code: curvature is of weights themselves")

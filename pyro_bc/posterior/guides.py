@@ -45,6 +45,7 @@ from ..model.guide import FactorizedGuide
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell
 from ..priors.learned_code import code_of
+from ..priors.shared import SharedScale, find_shared
 from ..runtime.devices import device_of
 from ..runtime.inputs import Batch
 from ..runtime.random_state import seeded
@@ -79,6 +80,7 @@ class Posterior:
     :param others: with a curvature, Fisher information of one example about a number of any tensor that belongs to no
         layer, by the tensor's name in the network's graph.
     :param examples: inputs that the guide was made from; None where they were not kept.
+    :param shared: scales that the model's layers share, by the name of their sites.
     """
 
     model: Any
@@ -94,6 +96,7 @@ class Posterior:
     precision: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     others: Mapping[str, float] = field(default_factory=dict)
     examples: Batch | None = None
+    shared: Mapping[str, SharedScale] = field(default_factory=dict)
 
     def centre(self) -> dict[str, Tensor]:
         """A value of every site in the middle of its marginal: the median, where that has a closed form."""
@@ -253,8 +256,11 @@ def _independent(guide: AutoGuide, model: Any, marginals: Mapping[str, Any], kl_
     def log_prob(values: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([q.log_prob(values[name]).sum() for name, q in marginals.items()]).sum()
 
-    layers = find_layers({name: site["fn"] for name, site in sites.items()})
-    return Posterior(model, _arguments(guide), layers, marginals, draws, log_prob, kl_weight=kl_weight)
+    densities = {name: site["fn"] for name, site in sites.items()}
+    return Posterior(
+        model, _arguments(guide), find_layers(densities), marginals, draws, log_prob, kl_weight=kl_weight,
+        shared=find_shared(densities),
+    )  # fmt: skip
 
 
 def _latent_sites(guide: AutoGuide) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ..graph.interface import called
 from ..model.network import BayesianNetwork
+from ..priors.shared import along
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
 from ..runtime.devices import on_cpu
 from ..runtime.inputs import Batch
-from .summary import LayerPosterior
+from .channels import without_channels
+from .summary import ChannelPosterior, LayerPosterior
 from .thresholds import Threshold, choose_threshold, removed_outputs, weight_mask
 
 
@@ -111,18 +113,39 @@ def compressed_in_place(layer: LayerPosterior) -> InPlace:
     return rounded(layer, pruned(layer, choose_threshold(layer)))
 
 
+def all_compressed_in_place(
+    layers: Mapping[str, LayerPosterior],
+) -> tuple[dict[str, LayerPosterior], dict[str, InPlace]]:
+    """The same of all layers, and of the channels that cross them.
+
+    :param layers: as :func:`~pyro_bc.summarize` gives them.
+    :returns: the same without channels that are pruned, and what is left of each layer.
+    """
+    channels = {name: choose_threshold(own) for name, own in layers.items() if isinstance(own, ChannelPosterior)}
+    left = without_channels(layers, channels)
+    alone = {name: own for name, own in left.items() if name not in channels}
+    return left, {name: compressed_in_place(own) for name, own in alone.items()}
+
+
 @torch.no_grad()
 def network_with(
     model: BayesianNetwork, layers: Mapping[str, LayerPosterior], changed: Mapping[str, InPlace]
 ) -> nn.Module:
     """The network in evaluation mode, with every weight at its posterior mean but for what is changed.
 
-    :param layers: by the layer's name in the model, as :func:`~pyro_bc.summarize` gives them.
+    :param layers: by the layer's name in the model, as :func:`~pyro_bc.summarize` gives them, those of channels with
+        what they multiply beside layers.
     :param changed: what takes the place of the mean, by the same names.
     """
     net = copy.deepcopy(model.skeleton)
     place_of = _places(model, net)
+    parameters = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
     for name, layer in layers.items():
+        if isinstance(layer, ChannelPosterior):
+            for path, axes in layer.members.others.items():
+                tensor = parameters[path]
+                tensor.copy_(tensor * along(axes, layer.scale_mean.to(tensor), tensor.dim()))
+            continue
         own = changed.get(name)
         weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)
         for role, value in (("weight", weight), ("bias", bias)):

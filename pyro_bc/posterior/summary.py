@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..graph.layer_types import LayerType, layer_type_of_shape
+from ..graph.layer_types import LINEAR, LayerType, layer_type_of_shape
 from ..model.guide import FactorizedGuide
 from ..priors.base import GroupPrior, LayerSites, Prior
 from ..priors.learned_code import bias_of, code_of, weight_of
+from ..priors.shared import Members, SharedScale, scaled, scales_of, times_shared
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.random_state import seeded
 from .guides import DRAWS, Posterior, posterior_of
@@ -36,6 +38,8 @@ class LayerPosterior:
         as well.
     :param codes: how the file will hold weight and bias, where they are codes; empty elsewhere.
     :param type: of the layer, None for that which the weight's shape says.
+    :param reach: which weights are in no pruned channel that crosses layers, boolean, of the weight's shape; None for
+        all (``pyro_bc.posterior.channels``).
     """
 
     name: str
@@ -48,6 +52,7 @@ class LayerPosterior:
     weight_statistic: Tensor | None = None
     codes: Mapping[str, FixedPoint] = field(default_factory=dict)
     type: LayerType | None = None
+    reach: Tensor | None = None
 
     @property
     def layer_type(self) -> LayerType:
@@ -96,6 +101,13 @@ class LayerPosterior:
         nats = 0.5 * torch.log1p(self.weight_mean.square() / self.weight_variance)
         return nats if self.per_weight else self._by_group(nats).sum(1)
 
+    def within_reach(self) -> Tensor:
+        """Which entries of the statistic say something: all that are not in pruned channels alone, boolean."""
+        assert self.statistic is not None
+        if self.reach is None:
+            return torch.ones_like(self.statistic, dtype=torch.bool)
+        return self.reach if self.per_weight else self._by_group(self.reach).any(1)
+
     def _by_group(self, values: Tensor) -> Tensor:
         """Values of the weight's shape as rows, one for each group, ``(groups, …)``."""
         groups = values.shape[self.group_dim] if self.statistic is None else len(self.statistic)
@@ -110,6 +122,21 @@ class LayerPosterior:
     def prunes_weights(self) -> bool:
         """Whether single weights are pruned, alone or as well as groups."""
         return self.per_weight or self.weight_statistic is not None
+
+
+@dataclass(frozen=True)
+class ChannelPosterior(LayerPosterior):
+    """Posterior summary of channels that cross layers: what :class:`~pyro_bc.LayerPosterior` is of a layer.
+
+    Weights stand as in a layer that reads every channel: one column each, ``(weights, channels)``, which holds all that
+    layers have of it, and 0 of variance 1 where one has fewer than another. There is no bias.
+
+    :param members: where its weights are.
+    :param scale_mean: posterior mean of the scales, ``(channels,)``; 0 of channels that are pruned.
+    """
+
+    members: Members = field(default_factory=lambda: Members(0, {}, {}))
+    scale_mean: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def _codes(layer: LayerSites, q: Mapping[str, Any]) -> dict[str, FixedPoint]:
@@ -147,7 +174,8 @@ def code_bytes(guide: FactorizedGuide) -> float:
 
 @torch.no_grad()
 def summarize(guide: Any) -> dict[str, LayerPosterior]:
-    """Posterior summary of every layer of a fitted guide, in the order of the network.
+    """Posterior summary of every layer of a fitted guide, in the order of the network; of channels that cross layers
+    behind them.
 
     :param guide: a :class:`~pyro_bc.FactorizedGuide`, one of Pyro's, or what was read of it
         (:mod:`pyro_bc.posterior.guides`).
@@ -157,7 +185,8 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
     posterior = posterior_of(guide)
     layers = {}
     for name, (prior, sites, kind) in posterior.layers.items():
-        layer_q = {role: posterior.marginals[f"{name}.{role}"] for role in sites}
+        # Copies, so that what a density computes of itself once is gone with them: a variance is as large as the layer.
+        layer_q = {role: copy(posterior.marginals[f"{name}.{role}"]) for role in sites}
         codes, source = _codes(posterior.layers[name], layer_q), prior
         for role, site in sites.items():
             if (code := code_of(site)) is not None:
@@ -165,11 +194,14 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
                 layer_q[role] = dist.Normal(code.decoded(layer_q[role].centre), deviation, validate_args=False)
                 # Once codes are settled, scales are in them, and say nothing any more.
                 source = prior.weights if code.is_settled and isinstance(prior, GroupPrior) else prior
-        if posterior.dependent and len(prior.roles) > 1:
+        if posterior.dependent and (len(prior.roles) > 1 or posterior.shared):
             mean, variance, bias_mean, bias_variance = _drawn_moments(posterior, name)
         else:
-            mean, variance = source.moments(layer_q, kind)
-            bias_mean, bias_variance = source.bias_moments(layer_q, kind) if "bias" in layer_q else (None, None)
+            mean, variance = _shared_moments(posterior, f"{name}.weight", *source.moments(layer_q, kind))
+            bias_mean = bias_variance = None
+            if "bias" in layer_q:
+                moments = source.bias_moments(layer_q, kind)
+                bias_mean, bias_variance = _shared_moments(posterior, f"{name}.bias", *moments)
         layers[name] = LayerPosterior(
             name=name,
             prior=prior,
@@ -183,21 +215,78 @@ def summarize(guide: Any) -> dict[str, LayerPosterior]:
             codes=codes,
             type=kind,
         )
-    return layers
+    channels = {name: _channels(posterior, name, own, layers) for name, own in posterior.shared.items()}
+    return layers | channels
+
+
+def _shared_moments(posterior: Posterior, site: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a layer's weight or bias under the scales that it shares, too."""
+    for name, own in posterior.shared.items():
+        axes = own.members.layers.get(site)
+        if axes:
+            mean, variance = scaled(axes, mean, variance, own.posterior(name, posterior.marginals))
+    return mean, variance
+
+
+def _channels(
+    posterior: Posterior, name: str, own: SharedScale, layers: Mapping[str, LayerPosterior]
+) -> ChannelPosterior:
+    """The summary of channels that share a scale."""
+    means, variances = [], []
+    for site, axes in own.members.layers.items():
+        layer, _, role = site.rpartition(".")
+        if role == "weight" and layer in layers:
+            for axis, numbers in axes.items():
+                means.append(_by_channel(layers[layer].weight_mean, axis, numbers, own.members.size, 0.0))
+                variances.append(_by_channel(layers[layer].weight_variance, axis, numbers, own.members.size, 1.0))
+    q = {role: posterior.marginals[f"{name}.{role}"] for role in own.sites}
+    weight = {"weight": dist.Normal(torch.zeros(1, own.members.size), 1.0)}  # which no statistic of a scale is of
+    return ChannelPosterior(
+        name=name,
+        prior=own.prior,
+        weight_mean=torch.cat(means, 1).T,
+        weight_variance=torch.cat(variances, 1).T,
+        bias_mean=None,
+        bias_variance=None,
+        statistic=_bounded(own.prior.statistic({**weight, **q})),
+        type=LINEAR,
+        members=own.members,
+        scale_mean=own.posterior(name, posterior.marginals).mean.cpu(),
+    )
+
+
+def _by_channel(values: Tensor, axis: int, numbers: Tensor, size: int, filling: float) -> Tensor:
+    """Entries of a tensor in a row for each channel, ``(channels, …)``.
+
+    :param numbers: of each entry's channel along the axis, −1 for none.
+    """
+    order = numbers.argsort(stable=True)
+    order = order[numbers[order] >= 0]
+    channels = numbers[order]
+    counts = torch.bincount(channels, minlength=size)
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[channels]
+    rows = values.movedim(axis, 0).flatten(1)[order]
+    result = torch.full((size, int(counts.max()), rows.shape[1]), filling)
+    result[channels, place] = rows
+    return result.flatten(1)
 
 
 def _drawn_moments(posterior: Posterior, name: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Mean and variance of a layer's weight and bias from joint draws, where their factors are not independent."""
     layer = posterior.layers[name]
     roles = {role: f"{name}.{role}" for role in layer.sites}
+    of_scales = [f"{scale}.{role}" for scale, shared in posterior.shared.items() for role in shared.sites]
     sums: dict[int, tuple[Tensor, Tensor]] = {}
     with seeded(0, posterior.device):
         for _ in range(DRAWS // _BLOCK):
-            draws = posterior.draws(_BLOCK, list(roles.values()))
+            draws = posterior.draws(_BLOCK, [*roles.values(), *of_scales])
             for drawn in range(_BLOCK):
                 own = {role: draws[site][drawn] for role, site in roles.items()}
-                for index, value in enumerate((weight_of(layer, own), bias_of(layer, own))):
-                    if value is not None:
+                scales = scales_of(posterior.shared, {site: value[drawn] for site, value in draws.items()})
+                made = {"weight": weight_of(layer, own), "bias": bias_of(layer, own)}
+                for index, (role, alone) in enumerate(made.items()):
+                    if alone is not None:
+                        value = times_shared(posterior.shared, f"{name}.{role}", alone, scales)
                         first, second = sums.get(index, (0.0, 0.0))
                         sums[index] = first + value.double(), second + value.double().square()
     moments = {index: (total / DRAWS, squares / DRAWS) for index, (total, squares) in sums.items()}

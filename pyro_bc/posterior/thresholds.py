@@ -86,7 +86,7 @@ def choose_threshold(
         if math.isnan(explicit):
             raise UsageError(f"the threshold of layer '{layer.name}' is not a number")
         return Threshold(float(explicit), "explicit")
-    values = layer.statistic.flatten().double().numpy()
+    values = layer.statistic[layer.within_reach()].flatten().double().numpy()
     value = minimum_error_threshold(values[np.isfinite(values)])
     if value is not None:
         information = layer.information()
@@ -123,8 +123,10 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
     shape = layer.weight_mean.shape
     keep = threshold.keeps(layer)
     if keep.shape == shape:
-        return keep
+        return keep if layer.reach is None else keep & layer.reach
     mask = layer.over_weights(keep).expand(shape).clone()
+    if layer.reach is not None:
+        mask &= layer.reach
     if layer.codes:
         return mask & is_coded(layer.codes["weight"])
     weights = weights_kept(layer)
@@ -185,9 +187,13 @@ def minimum_error_threshold(values: np.ndarray) -> float | None:
 def _by_signal_to_noise(layer: LayerPosterior, nats_per_bit: float | None) -> Threshold:
     """The cut that agrees best with keeping what has more signal than noise, or is worth its bits."""
     assert layer.statistic is not None
-    order = torch.argsort(layer.statistic.flatten())
-    statistic = layer.statistic.flatten()[order].double()
-    keep = _is_wanted(layer, nats_per_bit).flatten()[order].double()
+    counted = layer.within_reach()
+    if not bool(counted.any()):
+        return Threshold(math.inf, "signal-to-noise", nats_per_bit)
+    statistic = layer.statistic[counted].flatten()
+    order = torch.argsort(statistic)
+    statistic = statistic[order].double()
+    keep = _is_wanted(layer, nats_per_bit)[counted].flatten()[order].double()
     # Disagreements of each cut: weak ones kept below it, strong ones pruned above it.
     kept_weak = torch.cat([torch.zeros(1), torch.cumsum(1 - keep, 0)])
     pruned_strong = keep.sum() - torch.cat([torch.zeros(1), torch.cumsum(keep, 0)])

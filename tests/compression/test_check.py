@@ -1,6 +1,7 @@
 """Before any training: what becomes Bayesian, what cannot shrink and why, what would be refused; nothing is changed."""
 
 import copy
+import gc
 
 import pyro
 import pytest
@@ -10,6 +11,8 @@ from helpers import two_layers
 from torch import nn
 
 import pyro_bc
+import pyro_bc.compression.check
+from pyro_bc.compression.compress import compress
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -193,3 +196,22 @@ def test_a_notebook_shows_the_table_and_no_name_is_markup():
     assert "&lt;b&gt;one" in shown and "<b>" not in shown and shown.count("<tr>") == 3
     assert all(remark in shown for remark in found.remarks) and "GroupNormalJeffreys" in shown
     assert "refused" in pyro_bc.check(net, torch.randn(5, 3))._repr_html_()
+
+
+def test_a_network_is_held_few_times_when_it_is_compressed(monkeypatch):
+    net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
+    held = []
+
+    def watched(*args, **options):
+        plain = (torch.Tensor, nn.Parameter)  # and none of those without storage that tracing leaves
+        tensors = [
+            own for own in gc.get_objects() if type(own) in plain and own.numel() >= 64 * 512 and not own.is_meta
+        ]
+        storages = {own.untyped_storage().data_ptr(): own.untyped_storage().nbytes() for own in tensors}
+        held.append(sum(storages.values()) / sum(4 * p.numel() for p in net.parameters()))
+        return compress(*args, **options)
+
+    gc.collect()
+    monkeypatch.setattr(pyro_bc.compression.check, "compress", watched)
+    assert pyro_bc.check(net, torch.randn(3, 64), prior=pyro_bc.GroupNormalJeffreys()).ok
+    assert held[0] < 4.5  # the user's, the one to be stored, means and variances
