@@ -58,7 +58,7 @@ def _rows_left(layer: PrunedLayer | None) -> Tensor | None:
     left = layer.mask.any(1)
     count, columns = int(left.sum()), layer.mask.shape[1]
     is_worth = (len(left) - count) * columns >= _LEAST and pays(count + 1, len(left), columns)
-    return left if is_worth else None
+    return left if is_worth and count else None
 
 
 def _with_rows(layer: PrunedLayer, left: Tensor) -> PrunedLayer:
