@@ -103,7 +103,7 @@ PRIORS: dict[str, Callable[[], pyro_bc.Prior]] = {
 }
 #: by prior, weights of the KL; several where a whole fit of its own moves along the curve.
 WEIGHTS = {
-    "gnj": (0.1, 0.3), "ghs": (0.1, 0.3), "svd": (1.0,), "gnj+svd": (1.0,), "ghs+svd": (1.0,),
+    "gnj": (0.1, 0.3), "ghs": (0.1, 0.3), "svd": (1.0, 0.3), "gnj+svd": (1.0,), "ghs+svd": (1.0,),
     "learned": (0.3, 0.6, 1.2), "gnj+learned": (0.3, 0.6, 1.2),
 }  # fmt: skip
 #: where there are many fewer examples than weights, parts of these, all of which are tried.
@@ -203,6 +203,13 @@ def our_points(
             yield f"KL {weight:g}, {price:.0e} nats a bit of curvature", rounding
 
 
+#: errors at which lines are compared.
+LEVELS = {
+    "lenet-300-100": (1.8, 2.0, 2.25, 2.5), "lenet-5-caffe": (0.8, 0.9, 1.0, 1.2), "diamonds": (21.5, 22.0, 22.5, 23.5),
+    "transformer": (2.5, 3.0, 4.0, 5.0),
+}  # fmt: skip
+#: alternatives that are no Bayesian ones.
+PLAIN = tuple(way for way in WAYS if way not in ("bmrs", "spam"))
 OURS = (*PRIORS, "curvature", *TARGETS)
 
 
@@ -234,10 +241,16 @@ def mean_cost(points: list[dict], cost: str, level: float) -> tuple[float, int] 
     return math.exp(sum(math.log(f) for f in found if f) / len(found)), len(found)
 
 
-def levels(points: list[dict]) -> list[float]:
-    """Errors at which lines are compared: rises over the best that any network of these points has."""
-    best = min(p["test"] for p in points)
-    return [round(best * (1 + part) + 0.1 * part, 2) for part in (0.1, 0.25, 0.5, 1.0)]
+def ratios(own: list[dict], cost: str, at: tuple[float, ...], others: tuple[str, ...]) -> list[str]:
+    """The least that a line of ours costs, beside the least of these."""
+    found = []
+    for level in at:
+        least = []
+        for lines in (OURS, others):
+            costs = [mean_cost([p for p in own if p["line"] == line], cost, level) for line in lines]
+            least.append(min((own_cost[0] for own_cost in costs if own_cost), default=None))
+        found.append("" if None in least else f"{least[0] / least[1]:.2f}")  # type: ignore[operator]
+    return found
 
 
 def table(points: list[dict]) -> str:
@@ -246,57 +259,61 @@ def table(points: list[dict]) -> str:
         "",
         "`python analyses/beyond/curves.py --data-dir DIR`: what a line costs at a test error, between those of its "
         "points that held-out examples choose; geometric means over the seeds. Every line starts from random weights "
-        "and trains for as many epochs, without teacher and augmentation; one pruning of units and one coder for all.",
+        "and trains for as many epochs, without teacher and augmentation; one pruning of units and one coder for all. "
+        "Nothing is said where a line does not reach an error; where all of its points are below it, its smallest "
+        "counts.",
     ]
     for name, (_, _, budget) in TASKS.items():
         own = [p for p in points if p["network"] == name]
-        if not own:
-            continue
-        for cost, what in (("bytes", "Bytes"), ("products", "Multiplications")):
-            at = levels(own)
-            lines += ["", f"## {name}: {what.lower()}, {budget.epochs} + {budget.rounded} epochs", ""]
+        for cost, what in (("bytes", "bytes"), ("products", "multiplications")) if own else ():
+            at = LEVELS[name]
+            lines += ["", f"## {name}: {what}, {budget.epochs} + {budget.rounded} epochs", ""]
             lines += [
-                f"| line | seeds | {' | '.join(f'{level:.2f} %' for level in at)} |",
-                f"|{'---|' * (len(at) + 2)}",
+                f"| line | seeds | points | {' | '.join(f'{level:.2f} %' for level in at)} |",
+                f"|{'---|' * (len(at) + 3)}",
             ]
-            best: dict[bool, list[float | None]] = {True: [None] * len(at), False: [None] * len(at)}
             for line in (*OURS, *WAYS):
                 those = [p for p in own if p["line"] == line]
-                if not those:
-                    continue
-                found = [mean_cost(those, cost, level) for level in at]
-                for number, cell in enumerate(found):
-                    side = best[line in OURS]
-                    if cell and (side[number] is None or cell[0] < side[number]):
-                        side[number] = cell[0]
-                cells = [f"{cell[0]:,.0f}" if cell else "" for cell in found]
-                seeds = len({p["seed"] for p in those})
-                lines.append(f"| `{line}` | {seeds} | {' | '.join(cells)} |")
-            ratios = [f"{a / b:.2f}" if a and b else "" for a, b in zip(best[True], best[False], strict=True)]
-            lines.append(f"| **best of ours, of the best alternative** | | {' | '.join(ratios)} |")
+                if those:
+                    found = [mean_cost(those, cost, level) for level in at]
+                    cells = [f"{cell[0]:,.0f}" if cell else "" for cell in found]
+                    seeds = len({p["seed"] for p in those})
+                    lines.append(f"| `{line}` | {seeds} | {len(those)} | {' | '.join(cells)} |")
+            for said, others in (("the best plain alternative", PLAIN), ("the best of all alternatives", WAYS)):
+                cells = ratios(own, cost, at, tuple(others))
+                lines.append(f"| **best of ours, of {said}** | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def picture(name: str, points: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
-    best = min(p["test"] for p in points)
-    for axis, cost, what in zip(axes, ("bytes", "products"), ("bytes", "multiplications an example"), strict=True):
-        for number, line in enumerate((*OURS, *WAYS)):
+    colours = {line: f"C{number}" for number, line in enumerate(OURS)}
+    greys = plt.get_cmap("Greys")
+    colours |= {line: greys(0.35 + 0.08 * number) for number, line in enumerate(WAYS)}
+    markers = dict(zip(WAYS, "s^vD<>Px", strict=True))
+    for axis, cost, what in zip(axes, ("bytes", "products"), ("kB", "thousand multiplications"), strict=True):
+        for line in (*WAYS, *OURS):
             own = [p for p in points if p["line"] == line]
             for seed in sorted({p["seed"] for p in own}):
                 curve = front([p for p in own if p["seed"] == seed], cost)
                 axis.plot(
-                    [p[cost] for p in curve], [p["test"] for p in curve], "o-" if line in OURS else "s--", ms=3, lw=1,
-                    color=plt.get_cmap("tab20")(number), label=line if seed == min(p["seed"] for p in own) else None,
+                    [p[cost] / 1000 for p in curve], [p["test"] for p in curve],
+                    "-" if line in OURS else "--", marker=markers.get(line, "o"), ms=4, lw=1.5 if line in OURS else 1,
+                    color=colours[line], label=line if seed == min(p["seed"] for p in own) else None,
                 )  # fmt: skip
         axis.set_xscale("log")
-        axis.set_ylim(best - 0.1, 2.5 * best + 0.5)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        low, high = LEVELS[name][0], LEVELS[name][-1]
+        axis.set_ylim(low - 0.4 * (high - low), high + 1.2 * (high - low))
         axis.set_xlabel(what)
         axis.set_ylabel("test error %")
     axes[0].set_title(name)
-    axes[1].legend(fontsize=7, ncol=2)
+    axes[1].legend(fontsize=7, ncol=2, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
