@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from .compression.target import Target as Target
     from .compression.target import compress_to as compress_to
     from .errors import PyroBCError as PyroBCError
+    from .file import onnx as onnx
     from .file.compressed import CompressedNetwork as CompressedNetwork
     from .file.compressed import Compression as Compression
     from .file.compressed import load as load
     from .file.compressed import read as read
-    from .graph import onnx as onnx
     from .graph.limits import Limits as Limits
     from .inference.fit import fit as fit
     from .inference.history import Epoch as Epoch
@@ -125,7 +125,7 @@ _MODULES = {
     "errors": "errors",
     "graph": "graph",
     "likelihoods": "model.likelihoods",
-    "onnx": "graph.onnx",
+    "onnx": "file.onnx",
     "plots": "inspection.plots",
 }
 

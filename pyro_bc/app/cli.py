@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..compression.rate import DIVERGENCE
 from ..errors import CompressedFileError, OutputError, PyroBCError, UsageError, printable
 from ..file import compressed
-from ..graph.onnx import OnnxNetwork, to_int8, to_onnx
+from ..file.onnx import OnnxNetwork, pack, to_int8, to_onnx
 from ..quantisation.rounding import RULES
 from ..runtime import processes
 from ..runtime.files import check_target, check_temporary
@@ -122,7 +122,8 @@ def parser() -> argparse.ArgumentParser:
     other = commands.add_parser("export", help="a .pbc file as ONNX, in float32 and int8")
     other.add_argument("file")
     other.add_argument("--onnx", required=True, metavar="OUT", help="ONNX file to write")
-    other.add_argument("--int8", metavar="OUT", help="ONNX file with int8 weights and activations; needs --data")
+    other.add_argument("--int8", metavar="OUT", help="ONNX file of the codes, with int8 activations; needs --data")
+    other.add_argument("--packed", metavar="OUT", help="the int8 file in fewer bytes, for ONNX Runtime; needs --int8")
     other.add_argument("--data", help=f"to measure errors on: {_DATA}")
     other.add_argument("--data-dir", help="folder with the original files (default: $PYRO_BC_DATA, or download)")
     other.add_argument("--development", action="store_true", help="measure on the held-out end of the training set")
@@ -315,10 +316,12 @@ def _inspect(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     if args.int8 and not args.data:
         raise UsageError("--int8 needs --data: its training pictures show what ranges the activations take")
-    files = [path for path in (args.file, args.onnx, args.int8) if path]
+    if args.packed and not args.int8:
+        raise UsageError("--packed needs --int8: it is that file in fewer bytes")
+    files = [path for path in (args.file, args.onnx, args.int8, args.packed) if path]
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise UsageError(f"{' and '.join(map(repr, files))} are one file, which would be replaced: name another")
-    for path in filter(None, (args.onnx, args.int8)):
+    for path in filter(None, (args.onnx, args.int8, args.packed)):
         check_target(path)
     stored = compressed.read(args.file)
     if not stored.input_shape:
@@ -332,9 +335,12 @@ def _export(args: argparse.Namespace) -> None:
     result: dict[str, Any] = {"difference": difference, "bytes": {"onnx": Path(args.onnx).stat().st_size}}
     if args.int8:
         assert data is not None
-        to_int8(args.onnx, args.int8, data.train_x[:512].split(64))
+        kinds = to_int8(stored, args.int8, data.train_x[:512].split(64))
+        result["float32"] = [name for name, kind in kinds.items() if kind == "float32"]
         networks["int8"] = OnnxNetwork(args.int8)
         result["bytes"]["int8"] = Path(args.int8).stat().st_size
+    if args.packed:
+        result["bytes"]["packed"] = pack(args.int8, args.packed)
     if data is not None:
         metric = data.likelihood.metric
         with _of_file(args.file):
@@ -346,6 +352,10 @@ def _export(args: argparse.Namespace) -> None:
     _tell(f"{args.onnx}: {result['bytes']['onnx']:,} bytes, outputs within {difference:.1e} of PyTorch's")
     if args.int8:
         _tell(f"{args.int8}: {result['bytes']['int8']:,} bytes")
+        if result["float32"]:
+            _tell(f"  multiplied in float32, since their codes do not fit int8: {', '.join(result['float32'])}")
+    if args.packed:
+        _tell(f"{args.packed}: {result['bytes']['packed']:,} bytes")
     if data is not None:
         for name, error in result[error_key(metric)].items():
             _tell(f"  {name:<8} {in_words(metric, error)} of {result['n']:,} examples")

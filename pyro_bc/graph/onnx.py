@@ -1,4 +1,4 @@
-"""Compressed networks as ONNX, in float32 and in int8, for runtimes other than PyTorch.
+"""Networks as ONNX in float32, for runtimes other than PyTorch.
 
 Needs the extra ``pip install 'pyro-bc[onnx]'``; imported where it is used.
 """
@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
-from ..runtime.inputs import tensors_of
 from ..runtime.messages import first_line
 from .arguments import named_arguments
 from .layer_types import LINEAR, layer_type
@@ -66,9 +65,9 @@ def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
 TOLERANCE = 1e-5
 
 
-def _innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:
     """What an error came from: those of the exporter tell how to report them."""
-    return error if error.__cause__ is None else _innermost(error.__cause__)
+    return error if error.__cause__ is None else innermost(error.__cause__)
 
 
 def _as_the_exporter_can(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
@@ -129,7 +128,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
         super().__init__()
-        runtime = _onnx_packages()[1]
+        runtime = onnx_packages()[1]
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -163,22 +162,39 @@ def to_onnx(
     :raises ExportError: where the extra is not installed, an operation has no counterpart in ONNX, or the outputs
         differ by more than :data:`TOLERANCE`; nothing is written then.
     """
-    _onnx_packages()
-    names, forms = ["input"], [(input_shape, input_dtype)]
+    onnx_packages()
+    forms = [(input_shape, input_dtype)]
     if not isinstance(net, nn.Module):
         forms = [(own.shape, own.dtype) for own in net.inputs]
-        names = [own.name for own in net.inputs] if len(forms) > 1 else names
-        net = net.network()
     if not forms[0][0]:
         raise ExportError("to_onnx needs the shape of one input: input_shape=(1, 28, 28)")
+    model, difference = exported(net, forms)
+    write_atomically(path, model.SerializeToString())
+    return difference
+
+
+def exported(
+    net: Any, forms: Sequence[tuple[Any, torch.dtype]], arrange: Callable[..., GraphNetwork] = without_selections
+) -> tuple[Any, float]:
+    """A network as a model of ONNX, and the largest difference of its outputs from PyTorch's.
+
+    :param net: as for :func:`to_onnx`.
+    :param forms: shape of one example, and type, of each input.
+    :param arrange: how a graph is changed before.
+    :raises ExportError: as :func:`to_onnx`.
+    """
+    names = ["input"]
+    if not isinstance(net, nn.Module):
+        names = [own.name for own in net.inputs] if len(forms) > 1 else names
+        net = net.network()
     net = copy.deepcopy(net).cpu().eval()
     example = _random_inputs(2, forms)
     with torch.no_grad():
         net(*example)  # which looks at what a file's network may take, where its shape was not known before
     arranged = net
     if isinstance(net, GraphNetwork):
-        arranged = _as_the_exporter_can(without_selections(net, *example), *example)
-    with _quiet():
+        arranged = _as_the_exporter_can(arrange(net, *example), *example)
+    with quietly():
         try:
             program: Any = torch.onnx.export(
                 arranged,
@@ -190,15 +206,16 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:  # whatever the exporter raises
-            reason = first_line(_innermost(error))
+            reason = first_line(innermost(error))
             raise ExportError(f"the network cannot be written as ONNX: {reason}") from error
-    data = program.model_proto.SerializeToString()
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        part.ClearField("metadata_props")  # where in which source each came from: more bytes than a small network
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "network.onnx"
-        written.write_bytes(data)
+        written.write_bytes(model.SerializeToString())
         difference = max(_difference(net, OnnxNetwork(written), _random_inputs(n, forms)) for n in (1, 5))
-    write_atomically(path, data)
-    return difference
+    return model, difference
 
 
 def _of_any_batch_size(net: nn.Module, count: int) -> tuple[Any, ...]:
@@ -227,75 +244,11 @@ def _difference(net: nn.Module, exported: nn.Module, inputs: tuple[Tensor, ...])
     return difference
 
 
-def to_int8(onnx_file: str | os.PathLike[str], path: str | os.PathLike[str], calibration: Iterable[Any]) -> None:
-    """Quantise an ONNX file to int8: weights per channel, activations by the ranges that calibration inputs take.
+def onnx_packages() -> tuple[Any, Any]:
+    """``onnx`` and ``onnxruntime``.
 
-    :param onnx_file: what :func:`to_onnx` wrote.
-    :param path: an existing file is replaced, whole or not at all.
-    :param calibration: batches of typical inputs, of the training set; a few hundred inputs are enough. Several inputs
-        are a tuple or a dictionary.
-    :raises ExportError: where the extra is not installed, or ONNX Runtime cannot quantise the network.
+    :raises ExportError: where the extra is not installed.
     """
-    onnx, _ = _onnx_packages()
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-        def __init__(self) -> None:
-            self.batches = iter(batches)
-
-        def get_next(self) -> Any:
-            batch = next(self.batches, None)
-            if batch is None:
-                return None
-            return {name: x.numpy() for name, x in zip(names, tensors_of(batch), strict=True)}
-
-    batches = list(calibration)
-    names = [own.name for own in onnx.load(str(onnx_file), load_external_data=False).graph.input]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        try:
-            try:
-                quant_pre_process(str(onnx_file), str(prepared))
-            except Exception:  # it tells the shapes of some operations only, and the quantiser needs none
-                quant_pre_process(str(onnx_file), str(prepared), skip_symbolic_shape=True)
-            batch = Reader().get_next()
-            quantize_static(
-                str(prepared), str(quantised), Reader(), per_channel=True, weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,
-                nodes_to_exclude=[] if batch is None else _infinite(prepared, batch),
-            )  # fmt: skip
-        except Exception as error:  # whatever the quantiser raises
-            reason = first_line(_innermost(error))
-            raise ExportError(f"the network cannot be quantised to int8: {reason}") from error
-        write_atomically(path, quantised.read_bytes())
-
-
-def _infinite(file: Path, inputs: Mapping[str, Any]) -> list[str]:
-    """Nodes of an ONNX file that read or give what is not finite, such as a mask's minus infinity: it has no range."""
-    onnx, runtime = _onnx_packages()
-    model = onnx.load(str(file))
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"node_{number}"
-    onnx.save(model, str(file))
-    there = {own.name for own in model.graph.output}
-    wanted = [name for node in model.graph.node for name in node.output if name and name not in there]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = zip((own.name for own in session.get_outputs()), session.run(None, inputs), strict=True)
-    tensors = {own.name: onnx.numpy_helper.to_array(own) for own in model.graph.initializer} | dict(found)
-    endless = {
-        name
-        for name, own in tensors.items()
-        if own.dtype.kind == "f" and not bool(torch.from_numpy(own).isfinite().all())
-    }
-    return [node.name for node in model.graph.node if endless.intersection((*node.input, *node.output))]
-
-
-def _onnx_packages() -> tuple[Any, Any]:
     try:
         import onnx
         import onnxruntime
@@ -306,7 +259,7 @@ def _onnx_packages() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quietly() -> Any:
     """Without the exporter's notes on packages that it could use; errors are raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "root")]
     levels = [logger.level for logger in loggers]

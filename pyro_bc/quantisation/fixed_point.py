@@ -59,11 +59,16 @@ class FixedPoint:
         for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
             part = slice(start, start + _PART)
             result.view(-1)[part] = flat[part].double() * 2.0**-fraction_bits
-        return result if self.rows is None else self._with_rows(codes, fraction_bits)
+        return result if self.rows is None else replace(self, codes=codes, fraction_bits=fraction_bits)._with_rows()
 
-    def _with_rows(self, codes: Tensor, fraction_bits: int) -> Tensor:
-        assert self.rows is not None
+    def steps(self) -> Tensor:
+        """What the codes are multiples of, float64: of every row, ``(rows,)``, or of all, ``()``."""
+        device = self.codes.device
+        if self.rows is None:
+            return torch.tensor(2.0**-self.fraction_bits, dtype=torch.float64, device=device)
         octaves, fine = self.rows // STEPS_PER_OCTAVE, self.rows % STEPS_PER_OCTAVE
-        table = torch.tensor(_FINE, dtype=torch.float64, device=codes.device)
-        steps = torch.ldexp(table[fine.to(codes.device)], (octaves - fraction_bits).to(codes.device))
-        return (codes.double() * steps.reshape(-1, *[1] * (codes.dim() - 1))).float()
+        table = torch.tensor(_FINE, dtype=torch.float64, device=device)
+        return torch.ldexp(table[fine.to(device)], (octaves - self.fraction_bits).to(device))
+
+    def _with_rows(self) -> Tensor:
+        return (self.codes.double() * self.steps().reshape(-1, *[1] * (self.codes.dim() - 1))).float()

@@ -1,9 +1,6 @@
-"""ONNX Runtime computes what PyTorch does; int8 is close; what cannot be exported is one clear error."""
+"""ONNX Runtime computes what PyTorch does; what cannot be exported is one clear error."""
 
 import builtins
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,11 +9,10 @@ from compression.test_compress import Branches, fitted
 from torch import nn
 
 import pyro_bc
-from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import ExportError
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
-from pyro_bc.graph.onnx import OnnxNetwork, to_int8, to_onnx, without_selections
+from pyro_bc.graph.onnx import OnnxNetwork, to_onnx, without_selections
 from pyro_bc.graph.read import read_graph
 
 
@@ -85,48 +81,6 @@ def test_onnx_runtime_computes_the_compressed_network(tmp_path, make, shape):
     assert 0 <= difference < 1e-4 and sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx"]
 
 
-def test_int8_stays_near_and_is_made_of_bytes(tmp_path):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
-    x = torch.rand(256, 1, 8, 8)
-    to_onnx(net, tmp_path / "net.onnx", (1, 8, 8))
-    to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", x[:128].split(32))
-    with torch.no_grad():
-        expected, found = net(x), OnnxNetwork(tmp_path / "int8.onnx")(x)
-    relative = (expected - found).std() / expected.std()
-    assert 1e-4 < relative < 0.2
-    import onnx
-
-    model = onnx.load(tmp_path / "int8.onnx")
-    weights = [t for t in model.graph.initializer if len(t.dims) > 1]
-    assert len(weights) == 2 and {t.data_type for t in weights} == {onnx.TensorProto.INT8}
-
-
-class Masked(nn.Module):
-    """Attention that looks at no later place, beside a second input, with a size that no inference of shapes tells."""
-
-    def __init__(self):
-        super().__init__()
-        self.read, self.head = nn.Linear(6, 8), nn.Linear(9, 3)
-
-    def forward(self, x, y):
-        h = self.read(x)
-        weights = torch.where(torch.ones(5, 5, dtype=torch.bool).tril(), h @ h.mT, float("-inf")).softmax(-1)
-        return self.head(torch.cat([(weights @ h).mean(1), y], 1))
-
-
-def test_int8_of_several_inputs_and_of_what_is_infinite_stays_near(tmp_path):
-    torch.manual_seed(0)
-    net, x = Masked().eval(), (torch.rand(64, 5, 6), torch.rand(64, 1))
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=64)
-    small = pyro_bc.compress(model, pyro_bc.CurvatureGuide(model, [(x, None)], progress=False), nats_per_bit=1e-5)
-    to_onnx(small, tmp_path / "net.onnx")
-    to_int8(tmp_path / "net.onnx", tmp_path / "int8.onnx", [x])
-    with torch.no_grad():
-        expected, found = small.network()(*x), OnnxNetwork(tmp_path / "int8.onnx")(*x)
-    assert (expected - found).abs().max() < 0.1 * expected.abs().max()
-
-
 def test_a_difference_is_an_error_and_writes_nothing(tmp_path):
     class Random(nn.Module):
         def forward(self, x):
@@ -148,37 +102,6 @@ def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ExportError, match=r"onnxruntime is not installed; pip install 'pyro-bc\[onnx\]'"):
         to_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", (2,))
-
-
-def test_the_command_exports_and_measures_all_three(tmp_path):
-    data = load_dataset("digits")
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
-    model = pyro_bc.BayesianNetwork(net, num_data=len(data.train_x))
-    guide = pyro_bc.FactorizedGuide(model)
-    batches = pyro_bc.data.Batches(data.train_x, data.train_y)
-    pyro_bc.fit(model, guide, batches, epochs=30, learning_rate=1e-2, kl_weight=0.02, progress=False)
-    file = tmp_path / "net.pbc"
-    pyro_bc.compress(model, guide).save(file)
-
-    def command(*args):
-        arguments = [sys.executable, "-m", "pyro_bc", "export", str(file), *map(str, args)]
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-
-    refused = command("--onnx", tmp_path / "none" / "net.onnx")
-    assert refused.returncode == 2 and "written: No such file" in refused.stderr and refused.stderr.count("\n") == 1
-    refused = command("--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8.onnx")
-    assert refused.returncode == 2 and "--int8 needs --data" in refused.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["net.pbc"]
-    done = command("--onnx", tmp_path / "net.onnx", "--int8", tmp_path / "int8.onnx", "--data", "digits", "--json")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    result = json.loads(done.stdout)
-    assert result["error_percent"]["pytorch"] == result["error_percent"]["onnx"] < 15
-    assert abs(result["error_percent"]["int8"] - result["error_percent"]["onnx"]) < 3
-    assert result["bytes"] == {
-        "onnx": (tmp_path / "net.onnx").stat().st_size,
-        "int8": (tmp_path / "int8.onnx").stat().st_size,
-    }
-    assert result["difference"] <= 1e-5 * 30 and result["n"] == 360
 
 
 @pytest.mark.parametrize(
