@@ -47,7 +47,8 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
         "",
         "`python analyses/paper/table_2.py --data-dir DIR`. Test errors of the network decoded from the "
         "file; maximum and "
-        "bytes are of the whole file, the paper's count weights alone. Several seeds: mean (lowest–highest).",
+        "bytes are of the whole file, the paper's count weights alone. Several seeds: mean (lowest–highest). Pruning "
+        "of single weights counts an index beside each that is left, as the paper's rows of sparse networks do.",
         "",
         "| network | method | seeds | dense error % | error % | nonzero % | pruning | fast prediction | maximum "
         "| bytes |",
@@ -80,6 +81,9 @@ def table(nets: list[str], seeds: list[int] | None, data_dir: str | None, runs: 
                     spread([m["compression"][key] for m in rows], digits)
                     for key, digits in (("nonzero_percent", 1), ("pruning", 1), ("fast_prediction", 0), ("maximum", 0))
                 ]
+                if prior == "svd":
+                    sparse = [50 / m["compression"]["nonzero_percent"] for m in rows]
+                    figures[1] += f"; {spread(sparse, 0)} of single weights"
                 size = spread([m["file_bytes"] for m in rows], 0)
                 lines.append(f"| {net} | {prior} | {len(rows)} | {dense} | {error} | {' | '.join(figures)} | {size} |")
             for m in again if (net, prior) == ("lenet-5-caffe", "ghs") else []:
