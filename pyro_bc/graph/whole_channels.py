@@ -9,7 +9,7 @@ layer, and use slow products where channels are no multiple of four.
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from .operations import operation
 # Products that take as long as moving a number of a channel does, roughly.
 _PRODUCTS_PER_MOVE = 1000
 
-# Channels that blocks are made of come in such counts; the few of a layer that is as narrow as these do not matter.
-_MULTIPLE, _NARROW = 4, 8
+# Channels that blocks are made of come in such counts, whole blocks are so large, and of layers as narrow as these none
+# are made.
+_MULTIPLE, _BLOCK, _NARROW = 4, 16, 8
 
 # Operations that look at no two channels at once, and make zeros of zeros.
 _POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
@@ -36,7 +37,7 @@ def with_whole_channels(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
     :param example: a batch of inputs; its values do not matter.
     """
     graph = _graph(net, example)
-    for rewrite in (_without_selections, _without_placements, _in_multiples):
+    for rewrite in (_without_placements, _without_selections, _in_multiples):
         graph = rewrite(graph)
     return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
 
@@ -248,7 +249,7 @@ def _path_to_layer(
         path.append(at)
         if layers.depthwise(at) and layers.channel_dim(at) == dim:
             zeros = False
-        elif node.op not in _POOLS and not (_per_element(node) is not None and (not zeros or _at_zero(node) == 0)):
+        elif not _is_pool(node) and not (_per_element(node) is not None and (not zeros or _at_zero(node) == 0)):
             return None
         at = node.args[0].index
     return None
@@ -259,46 +260,94 @@ def _of_groups(node: Node, count: int) -> Node:
     return replace(node, args=(*node.args[:place], count, *node.args[place + 1 :]))
 
 
-def _in_multiples(graph: Graph) -> Graph:
-    """Channels between convolutions are a multiple of four, the last ones of zero weights that nothing listens to."""
-    layers, tensors, nodes = _Layers(graph), dict(graph.tensors), list(graph.nodes)
-    classes = list(range(len(nodes)))
+@dataclass(frozen=True)
+class _Part:
+    """Neighbouring channels of a value that a layer computes, with as many more as all values of its kind get."""
 
-    def find(at: int) -> int:
-        while classes[at] != at:
-            at = classes[at]
+    kind: int
+    count: int
+
+
+def _in_multiples(graph: Graph) -> Graph:
+    """Channels between convolutions come in fours, the last ones of zero weights that nothing listens to.
+
+    Those that are concatenated or pooled come in whole blocks, which a runtime takes as they are.
+    """
+    layers, tensors, nodes = _Layers(graph), dict(graph.tensors), list(graph.nodes)
+    same = list(range(len(nodes)))
+
+    def kind_of(at: int) -> int:
+        while same[at] != at:
+            at = same[at]
         return at
 
-    fixed = {len(nodes) - 1}
+    parts: dict[int, tuple[_Part, ...]] = {}
+    fixed: set[int] = set()
+    joined: set[int] = set()
     reads: dict[int, int] = {}
     for at, node in enumerate(graph.nodes):
-        shape = graph.shapes[at + 1]
-        values = [value for value in node.values() if value >= 0]
-        if layers.dense(at) and shape is not None and len(shape) == (2 if layer_type(node.op) is LINEAR else 4):
-            if node.args[0].index >= 0:
-                reads[at] = node.args[0].index
-            if layer_type(node.op) is LINEAR:
-                fixed.add(at)
-        elif values and _keeps_channels(graph, layers, at):
-            for value in values:
-                classes[find(value)] = find(at)
+        shape, values = graph.shapes[at + 1] or (), node.values()
+        known = [parts.get(value) for value in values]
+        kinds = [part.kind for own in known if own is not None for part in own]
+        if layers.dense(at) and len(shape) == (2 if layer_type(node.op) is LINEAR else 4):
+            if known[0] is not None:
+                reads[at] = values[0]
+            if layer_type(node.op) is not LINEAR:
+                parts[at] = (_Part(at, shape[1]),)
+        elif known and None not in known and node.op == "cat" and _is_of_channels(node, shape):
+            parts[at] = tuple(part for own in known if own is not None for part in own)
+            joined.update(kinds)
+        elif known and None not in known and _keeps_channels(graph, layers, at) and _alike(known):
+            for others in known[1:]:
+                for part, other in zip(known[0] or (), others or (), strict=True):
+                    same[kind_of(other.kind)] = kind_of(part.kind)
+            assert known[0] is not None
+            parts[at] = known[0]
+            if node.op in ("max_pool2d", "avg_pool2d"):
+                joined.update(kinds)
         else:
-            fixed.update((at, *values))
-    kept = {find(at) for at in fixed}
+            fixed.update(kinds)
+    fixed.update(part.kind for part in parts.get(len(nodes) - 1, ()))
+    kept, blocks = {kind_of(at) for at in fixed}, {kind_of(at) for at in joined}
+
+    def more(part: _Part) -> int:
+        kind = kind_of(part.kind)
+        if kind in kept or part.count <= _NARROW:
+            return 0
+        return -part.count % (_BLOCK if kind in blocks else _MULTIPLE)
+
+    def spread(tensor: Tensor, dim: int, at: int) -> Tensor:
+        pieces = []
+        for part, piece in zip(parts[at], tensor.split([part.count for part in parts[at]], dim), strict=True):
+            shape = list(tensor.shape)
+            shape[dim] = more(part)
+            pieces += [piece, tensor.new_zeros(shape)]
+        return torch.cat(pieces, dim)
+
     for at, node in enumerate(graph.nodes):
-        shape = graph.shapes[at + 1]
-        if find(at) not in kept and shape is not None:
-            more = _more(shape[1])
-            for name in node.named() if more else ():
-                tensors[name] = _longer(tensors[name], 0, more)
-            if more and layers.depthwise(at):
-                nodes[at] = _of_groups(node, shape[1] + more)
-        if at in reads and find(reads[at]) not in kept:
-            channels = graph.shape(reads[at])
-            assert channels is not None
+        if at in parts:
+            for name in node.named():
+                tensors[name] = spread(tensors[name], 0, at)
+            if layers.depthwise(at):
+                nodes[at] = _of_groups(node, sum(part.count + more(part) for part in parts[at]))
+        if at in reads:
             name = node.args[1].name
-            tensors[name] = _longer(tensors[name], 1, _more(channels[1]))
+            tensors[name] = spread(tensors[name], 1, reads[at])
     return replace(graph, nodes=tuple(nodes), tensors=tensors)
+
+
+def _alike(parts: list[tuple[_Part, ...] | None]) -> bool:
+    return len({tuple(part.count for part in own or ()) for own in parts}) == 1
+
+
+def _is_of_channels(node: Node, shape: tuple[Any, ...]) -> bool:
+    return len(shape) == 4 and node.args[1:] in ((1,), (-3,)) and not node.kwargs and not node.named()
+
+
+def _is_pool(node: Node) -> bool:
+    """Whether it looks at every channel of pictures alone, and makes zeros of zeros."""
+    over_places = node.op == "mean" and node.args[1:] in (((2, 3), True), ((-2, -1), True), ((-1, -2), True))
+    return node.op in _POOLS or (over_places and not node.kwargs)
 
 
 def _keeps_channels(graph: Graph, layers: _Layers, at: int) -> bool:
@@ -308,19 +357,9 @@ def _keeps_channels(graph: Graph, layers: _Layers, at: int) -> bool:
         return (graph.shape(node.args[0].index) or ())[2:] == (1, 1)
     if len(shape) != 4:
         return False
-    if layers.depthwise(at) or node.op in _POOLS:
-        return node.args[0] != Value(-1)
+    if layers.depthwise(at) or _is_pool(node):
+        return True
     if node.op in ("add", "mul") and not node.kwargs and len(node.args) == 2:
         shapes = [layers.shape_of(leaf) for leaf in node.args]
-        return all(shape is not None and len(shape) == 4 for shape in shapes) and len({own[1] for own in shapes}) == 1
-    return math.isfinite(_at_zero(node)) and node.args[0].index >= 0
-
-
-def _more(channels: int) -> int:
-    return -channels % _MULTIPLE if channels > _NARROW else 0
-
-
-def _longer(tensor: Tensor, dim: int, more: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dim] = more
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+        return all(own is not None and len(own) == 4 and own[1] == shape[1] for own in shapes)
+    return math.isfinite(_at_zero(node))

@@ -18,9 +18,9 @@ from pyro_bc.graph import fast as prediction
 from pyro_bc.graph.fast import PredictionNetwork, arranged, keeps_examples_apart, pooled_by_two
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
-from pyro_bc.graph.whole_channels import with_whole_channels
 from pyro_bc.graph.operations import OPERATIONS
 from pyro_bc.graph.read import read_graph
+from pyro_bc.graph.whole_channels import with_whole_channels
 from pyro_bc.inference.elbo import elbo_terms
 
 
