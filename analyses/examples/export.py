@@ -45,10 +45,10 @@ def main() -> None:
         "# Compressed networks in ONNX Runtime",
         "",
         "`python analyses/examples/export.py --data-dir DIR`, which runs `pyro-bc export FILE --onnx … --int8 … "
-        "--packed … --data …`. Test errors in PyTorch, in ONNX Runtime, and in ONNX Runtime with int8 activations (512 "
-        "training pictures show the ranges) and the file's own codes as weights. The packed file computes what the int8 file "
-        "does, to the last bit; numbers are its bytes that are no graph, and beside the file's all its bytes. Layers "
-        "in float32 have codes of more than 8 bits, or cosine coefficients.",
+        "--packed … --data …`. Test errors in PyTorch, in ONNX Runtime, and in ONNX Runtime with int8 activations "
+        "(512 training pictures show the ranges) and the file's own codes as weights. The packed file computes what "
+        "the int8 file does, to the last bit; numbers are its bytes that are no graph, and beside the file's all its "
+        "bytes. Layers in float32 have codes of more than 8 bits, or cosine coefficients.",
         "",
         "| network | file bytes | difference to PyTorch | error % | ONNX % | int8 % | in float32 | ONNX bytes | int8 | "
         "packed | its gzip | its numbers | numbers / file |",
