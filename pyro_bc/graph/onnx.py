@@ -24,42 +24,9 @@ from ..runtime.devices import on_cpu
 from ..runtime.files import write_atomically
 from ..runtime.messages import first_line
 from .arguments import named_arguments
-from .layer_types import LINEAR, layer_type
 from .module import GraphNetwork
-from .nodes import Graph, Named, Node, Value, is_layer, leaves, replace_leaves, without_dead_code
-
-
-def without_selections(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
-    """A copy that multiplies by zeros instead of selecting the inputs of its fully connected layers.
-
-    For runtimes that gather numbers one by one (ONNX Runtime), slower than they multiply.
-
-    :param example: a batch of inputs; its values do not matter.
-    """
-    nodes, tensors = list(net._nodes), dict(net.state_dict())
-    results = net.results(net._nodes, *example)
-    shapes = (tuple(example[0].shape), *(getattr(value, "shape", None) for value in results))
-    for index, node in enumerate(nodes):
-        if not is_layer(node) or layer_type(node.op) is not LINEAR or not isinstance(node.args[0], Value):
-            continue
-        source = nodes[node.args[0].index] if node.args[0].index >= 0 else None
-        if source is None or source.op != "index_select" or not isinstance(source.args[2], Named):
-            continue
-        before, dim, selection = source.args
-        if not isinstance(before, Value):
-            continue
-        inputs = shapes[before.index + 1] if before.index >= -1 else tuple(example[-1 - before.index].shape)
-        weight = node.args[1].name
-        used_once = sum(weight in other.named() for other in nodes) == 1
-        if inputs is None or dim not in (-1, len(inputs) - 1) or not used_once:
-            continue
-        zeros = tensors[weight].new_zeros(len(tensors[weight]), inputs[-1])
-        tensors[weight] = zeros.index_add(1, tensors[selection.name], tensors[weight])
-        nodes[index] = replace(node, args=(before, *node.args[1:]))
-    buffers = frozenset(name for name, _ in net.named_buffers())
-    graph = without_dead_code(Graph(tuple(nodes), tensors, shapes, buffers))
-    return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-
+from .nodes import Node, Value, leaves, replace_leaves
+from .whole_channels import with_whole_channels
 
 #: how far ONNX Runtime may be from PyTorch, as a part of the largest output (at least of 1).
 TOLERANCE = 1e-5
@@ -174,7 +141,7 @@ def to_onnx(
 
 
 def exported(
-    net: Any, forms: Sequence[tuple[Any, torch.dtype]], arrange: Callable[..., GraphNetwork] = without_selections
+    net: Any, forms: Sequence[tuple[Any, torch.dtype]], arrange: Callable[..., GraphNetwork] = with_whole_channels
 ) -> tuple[Any, float]:
     """A network as a model of ONNX, and the largest difference of its outputs from PyTorch's.
 

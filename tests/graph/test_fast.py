@@ -18,9 +18,9 @@ from pyro_bc.graph import fast as prediction
 from pyro_bc.graph.fast import PredictionNetwork, arranged, keeps_examples_apart, pooled_by_two
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
-from pyro_bc.graph.onnx import without_selections
 from pyro_bc.graph.operations import OPERATIONS
 from pyro_bc.graph.read import read_graph
+from pyro_bc.graph.whole_channels import with_whole_channels
 from pyro_bc.inference.elbo import elbo_terms
 
 
@@ -213,7 +213,7 @@ def test_selections_become_zeros():
     tensors = {"kept": torch.tensor([0, 3, 4]), "fc.weight": torch.randn(2, 3), "fc.bias": torch.randn(2)}
     net = GraphNetwork(nodes, tensors)
     x = torch.rand(5, 2, 3)
-    found = without_selections(net, x)
+    found = with_whole_channels(net, x)
     assert [node.op for node in found._nodes] == ["flatten", "linear"] and list(found.state_dict()) == list(tensors)[1:]
     assert torch.allclose(found(x), net(x)) and torch.equal(net.fc.weight, tensors["fc.weight"])
 
@@ -224,5 +224,5 @@ def test_selections_of_a_weight_used_twice_stay():
     nodes = (select, Node("linear", (Value(0), *linear)), Node("linear", (Value(1), *linear)))
     net = GraphNetwork(nodes, {"kept": torch.tensor([0, 3]), "fc.weight": torch.randn(2, 2)})
     x = torch.rand(5, 4)
-    found = without_selections(net, x)
+    found = with_whole_channels(net, x)
     assert [node.op for node in found._nodes] == [node.op for node in nodes] and torch.equal(found(x), net(x))

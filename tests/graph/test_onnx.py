@@ -12,8 +12,9 @@ import pyro_bc
 from pyro_bc.errors import ExportError
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Named, Node, Value
-from pyro_bc.graph.onnx import OnnxNetwork, to_onnx, without_selections
+from pyro_bc.graph.onnx import OnnxNetwork, to_onnx
 from pyro_bc.graph.read import read_graph
+from pyro_bc.graph.whole_channels import with_whole_channels
 
 
 class Tokens(nn.Module):
@@ -31,7 +32,7 @@ def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
     tensors = {"chosen": torch.tensor([1, 6]), "fc.weight": torch.randn(3, 2)}
     net = GraphNetwork(nodes, tensors, frozenset({"chosen"}), ("a", "b"))
     x = torch.randn(4, 5), torch.randn(4, 7)
-    found = without_selections(net, *x)
+    found = with_whole_channels(net, *x)
     assert [node.op for node in found._nodes] == ["linear"]
     assert torch.allclose(found(*x), net(*x))
     constant = (
@@ -40,7 +41,9 @@ def test_what_is_selected_of_a_second_input_is_multiplied_by_zeros():
         Node("add", (Value(1), Value(-1))),
     )
     net = GraphNetwork(constant, {**tensors, "table": torch.randn(4, 7)}, frozenset({"chosen", "table"}))
-    assert torch.allclose(without_selections(net, x[0][:, :3])(x[0][:, :3]), net(x[0][:, :3]))  # of a constant it stays
+    assert torch.allclose(
+        with_whole_channels(net, x[0][:, :3])(x[0][:, :3]), net(x[0][:, :3])
+    )  # of a constant it stays
 
 
 def test_attention_with_a_bias_of_the_examples_is_the_same_in_onnx(tmp_path):
