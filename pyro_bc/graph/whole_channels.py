@@ -23,6 +23,9 @@ from .operations import operation
 # Products that take as long as moving a number of a channel does, roughly.
 _PRODUCTS_PER_MOVE = 1000
 
+# How many times as many channels a convolution of each alone may read.
+_MOST_WIDER = 1.5
+
 # Channels that blocks are made of come in such counts, whole blocks are so large, and of layers as narrow as these none
 # are made.
 _MULTIPLE, _BLOCK, _NARROW = 4, 16, 8
@@ -37,7 +40,7 @@ def with_whole_channels(net: GraphNetwork, *example: Tensor) -> GraphNetwork:
     :param example: a batch of inputs; its values do not matter.
     """
     graph = _graph(net, example)
-    for rewrite in (_without_placements, _without_selections, _in_multiples):
+    for rewrite in (_selected_behind, _without_placements, _without_selections, _in_multiples):
         graph = rewrite(graph)
     return GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
 
@@ -128,6 +131,48 @@ def _at_zero(node: Node) -> float:
         return math.nan if function is None else float(function(torch.zeros(1)))
     except Exception:  # whatever a number of its arguments makes it raise
         return math.nan
+
+
+def _selected_behind(graph: Graph) -> Graph:
+    """Convolutions of every channel alone read all of them; what was selected before them is behind them.
+
+    What was placed as 0 is a channel that was not selected, of zero weights.
+    """
+    nodes, tensors, shapes = list(graph.nodes), dict(graph.tensors), list(graph.shapes)
+    layers, readers = _Layers(graph), _readers(graph)
+    for at, node in enumerate(graph.nodes):
+        before = _selected(graph, node.args[0].index) if layers.depthwise(at) and node.args[0].index >= 0 else None
+        if before is None or before[1] != 1 or readers[node.args[0].index] != [at]:
+            continue
+        last, zeros = _only_reader(readers, at), 0
+        if last is not None and nodes[last].op == "pad":
+            padded = _padded(graph, last, 1)
+            zeros = padded[2] if padded is not None and not padded[1] else -1
+            last = _only_reader(readers, last)
+        after = None if last is None else _selected(graph, last)
+        if last is None or after is None or after[1] != 1 or zeros < 0:
+            continue
+        source, _, chosen = before
+        index = nodes[last].args[2].name
+        channels = (graph.shape(source) or ())[1]
+        unused = torch.ones(channels, dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
+        is_subset = len(unused) == channels - len(chosen)
+        if not len(unused) or not is_subset or channels > _MOST_WIDER * len(chosen) or layers.uses[index] > 1:
+            continue
+        for name in node.named():
+            whole = tensors[name].new_zeros(channels, *tensors[name].shape[1:])
+            tensors[name] = whole.index_copy(0, chosen, tensors[name])
+        tensors[index] = torch.cat([chosen, unused[:1].expand(zeros)])[after[2]]
+        nodes[at] = replace(_of_groups(node, channels), args=(Value(source), *_of_groups(node, channels).args[1:]))
+        nodes[last] = replace(nodes[last], args=(Value(at), *nodes[last].args[1:]))
+        batch, _, *places = shapes[at + 1] or ()
+        shapes[at + 1] = (batch, channels, *places)
+    return without_dead_code(replace(graph, nodes=tuple(nodes), tensors=tensors, shapes=tuple(shapes)))
+
+
+def _only_reader(readers: list[list[int]], at: int) -> int | None:
+    """The one node that reads a result; None where there are several, or it is the output."""
+    return readers[at][0] if len(readers[at]) == 1 and readers[at][0] < len(readers) else None
 
 
 def _without_selections(graph: Graph) -> Graph:

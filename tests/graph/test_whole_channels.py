@@ -114,3 +114,24 @@ def test_far_more_products_than_moves_are_not_made():
         found = with_whole_channels(net, x)
         assert ("index_select" in [node.op for node in found._nodes]) is stays
         assert torch.allclose(found(x), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [8, 40])
+def test_channels_alone_are_selected_behind_their_convolution(channels):
+    nodes = (
+        Node("relu", (Value(-1),)),
+        Node("index_select", (Value(0), 1, Named("kept"))),
+        Node("conv2d", (Value(1), Named("a.weight"), Named("a.bias"), (1, 1), (1, 1), (1, 1), 6)),
+        Node("pad", (Value(2), (0, 0, 0, 0, 0, 2))),
+        Node("index_select", (Value(3), 1, Named("placed"))),
+        Node("add", (Value(4), Value(4))),
+    )
+    tensors = {
+        "kept": torch.tensor([7, 1, 2, 3, 5, 6]), "a.weight": torch.randn(6, 1, 3, 3), "a.bias": torch.randn(6),
+        "placed": torch.tensor([6, 0, 5, 1, 7, 2, 3, 4]),
+    }  # fmt: skip
+    net, x = GraphNetwork(nodes, tensors, frozenset({"kept", "placed"})), torch.randn(3, channels, 5, 5)
+    found = with_whole_channels(net, x)
+    moved = ["relu", "conv2d", "index_select", "add"]
+    assert [node.op for node in found._nodes] == (moved if channels == 8 else [node.op for node in nodes])
+    assert torch.allclose(found(x), net(x), atol=1e-6)
