@@ -97,7 +97,7 @@ def test_the_bound_is_the_same_in_and_out_of_the_handler(width):
     model, guide = set_up(net, x, prior, y, num_data=3, init_log_variance=-4.0)
     pyro.enable_validation(False)
     estimates = []
-    count = 100
+    count = 60
     for handler, elbo in ((nullcontext(), TraceMeanField_ELBO()), (pyro_bc.local_reparameterization(), Trace_ELBO())):
         with handler, torch.no_grad():
             estimates.append(np.array([elbo.loss(model, guide, x, y) for _ in range(count)]))
