@@ -5,7 +5,7 @@ whose text says what each is.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from competitors import kmeans
 from six_networks import Problem
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from without_training import as_fine
 
 import pyro_bc
-from pyro_bc.compression.compress import _selections
+from pyro_bc.compression.compress import _dense_shapes, _selections
 from pyro_bc.compression.pruning import shrink
 from pyro_bc.data import Batches
 from pyro_bc.file.contents import Contents, Selection, integers_of
@@ -251,7 +252,7 @@ def reduced_(net: nn.Module, data: Problem, budget: Budget, kl_weight: float) ->
 
     def penalty() -> Tensor:
         weight = kl_weight * min(1.0, done_now[0] / 0.2) / len(data.train_x)
-        return weight * sum(own.kl() for own in noises.values()).float()  # type: ignore[union-attr]
+        return weight * torch.stack([own.kl() for own in noises.values()]).sum().float()
 
     @torch.no_grad()
     def after_step(done: float, rate: float) -> None:
@@ -301,8 +302,8 @@ def shaved(net: nn.Module, data: Problem, budget: Budget) -> dict[str, Tensor]:
     count = 0
 
     def penalty() -> Tensor:
-        own = matrices(net)
-        return 0.5 * sum((precision[n] * p.square()).sum() for n, p in own.items()) / len(data.train_x)  # type: ignore[return-value]
+        squares = [(precision[n] * p.square()).sum() for n, p in matrices(net).items()]
+        return 0.5 * torch.stack(squares).sum() / len(data.train_x)
 
     def after_step(done: float, rate: float) -> None:
         nonlocal count
@@ -323,33 +324,48 @@ def shaved(net: nn.Module, data: Problem, budget: Budget) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------ rounding and storing
 
 
+def train_on(
+    net: nn.Module,
+    data: Problem,
+    budget: Budget,
+    parameters: Iterable[Tensor],
+    weights: Callable[[], dict[str, Tensor]],
+) -> None:
+    """Train for the epochs at the end, at a third of the rate, with weights that are computed in every step.
+
+    :param parameters: of which they are computed; all others of the network are trained as they are.
+    """
+    loader, own = budget.loader(data), matrices(net)
+    others = {n: p for n, p in net.named_parameters() if n not in own}
+    optimizer = torch.optim.Adam([*parameters, *others.values()], budget.rate / 3, fused=True)
+    steps, step = budget.rounded * len(loader), 0
+    for _ in range(budget.rounded):
+        for x, y in loader:
+            optimizer.param_groups[0]["lr"] = budget.rate / 3 * (1 - step / steps)
+            optimizer.zero_grad()
+            F.cross_entropy(torch.func.functional_call(net, {**others, **weights()}, (x,)), y).backward()
+            optimizer.step()
+            step += 1
+
+
 def rounded(net: nn.Module, data: Problem, budget: Budget, fineness: float) -> dict[str, Tensor]:
     """Train on with weights on a grid, straight through; zeros stay zero. Changes the network, returns the codes.
 
     :param fineness: octaves of the step below the deviation of a layer's weights that are not zero.
     """
-    loader, weights = budget.loader(data), matrices(net)
+    weights = matrices(net)
     masks = {n: (p.detach() != 0).float() for n, p in weights.items()}
     empty = [n for n, mask in masks.items() if not mask.any()]
     if empty:
         raise pyro_bc.errors.EmptyNetworkError(f"nothing is left of {empty[0]}")
     of_left = {n: float(p.detach()[p.detach() != 0].square().mean().sqrt()) for n, p in weights.items()}
     exponents = {n: round(4 * math.log2(of_left[n] * 2.0**-fineness)) for n in weights}
-    optimizer = torch.optim.Adam(net.parameters(), budget.rate / 3, fused=True)
-    steps, step = budget.rounded * len(loader), 0
-    others = {n: p for n, p in net.named_parameters() if n not in weights}
 
     def on_grid() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         codes = {n: (p.detach() / 2.0 ** (exponents[n] / 4)).round() * masks[n] for n, p in weights.items()}
         return codes, {n: p + (codes[n] * 2.0 ** (exponents[n] / 4) - p.detach()) for n, p in weights.items()}
 
-    for _ in range(budget.rounded):
-        for x, y in loader:
-            optimizer.param_groups[0]["lr"] = budget.rate / 3 * (1 - step / steps)
-            optimizer.zero_grad()
-            F.cross_entropy(torch.func.functional_call(net, {**others, **on_grid()[1]}, (x,)), y).backward()
-            optimizer.step()
-            step += 1
+    train_on(net, data, budget, weights.values(), lambda: on_grid()[1])
     codes = on_grid()[0]
     return {
         n: FixedPoint(c.long(), -(exponents[n] // 4), rows=torch.full((len(c),), exponents[n] % 4))
@@ -385,11 +401,7 @@ def stored(net: nn.Module, codes: dict[str, FixedPoint], data: Problem) -> Store
             tensors[whole] = integers_of(whole, tensor)
         else:
             tensors[whole] = layer.codes[role] if layer is not None and role in layer.codes else as_fine(tensor)
-    shapes = {
-        f"{name}.weight": kind.dense_shape(graph.tensors[f"{name}.weight"].shape)
-        for name, kind in layers.items()
-        if f"{name}.weight" in tensors
-    }
+    shapes = {name: shape for name, shape in _dense_shapes(graph).items() if name in tensors}
     parameters = sum(p.numel() for p in net.parameters())
     nodes, buffers = pruned.graph.nodes, pruned.graph.buffers
     content = encode(Contents(nodes, tensors, shapes, parameters, tuple(data.train_x.shape[1:]), buffers))
@@ -397,18 +409,10 @@ def stored(net: nn.Module, codes: dict[str, FixedPoint], data: Problem) -> Store
     return len(content), multiplications(network, data.train_x), network
 
 
-def as_fine(tensor: Tensor) -> FixedPoint:
-    """What is no weight, in steps of a 64th of its deviation."""
-    step = float(tensor.float().std()) / 64 if tensor.numel() > 1 else 1e-3
-    bits = -math.floor(math.log2(max(step, 1e-12)))
-    return FixedPoint((tensor.double() * 2.0**bits).round().long(), bits)
-
-
 def stored_shared(net: nn.Module, data: Problem, budget: Budget, clusters: int) -> Stored:
     """Weights that are not zero take one of so many values a layer, which are trained (Han et al. 2016, section 3.3)
     and stored in 16 bits each; the file's coder codes which it is."""
-    weights, loader = matrices(net), budget.loader(data)
-    others = {n: p for n, p in net.named_parameters() if n not in weights}
+    weights = matrices(net)
     centres, at, codes = {}, {}, {}
     for n, p in weights.items():
         flat = p.detach().flatten()
@@ -427,15 +431,7 @@ def stored_shared(net: nn.Module, data: Problem, budget: Budget, clusters: int) 
     def shared() -> dict[str, Tensor]:
         return {n: F.pad(centres[n], (1, 0))[at[n]] for n in weights}
 
-    optimizer = torch.optim.Adam([*centres.values(), *others.values()], budget.rate / 3)
-    steps, step = budget.rounded * len(loader), 0
-    for _ in range(budget.rounded):
-        for x, y in loader:
-            optimizer.param_groups[0]["lr"] = budget.rate / 3 * (1 - step / steps)
-            optimizer.zero_grad()
-            F.cross_entropy(torch.func.functional_call(net, {**others, **shared()}, (x,)), y).backward()
-            optimizer.step()
-            step += 1
+    train_on(net, data, budget, centres.values(), shared)
     size, products, _ = stored(net, codes, data)
     with torch.no_grad():
         for n, value in shared().items():

@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from alternatives import WAYS, Budget, Stored, multiplications, plain_points, started, train
 from six_networks import NETWORKS, Problem, error
 from torch import nn
+from without_training import logarithmic
 
 import pyro_bc
 from pyro_bc.posterior.curvature_guide import CurvatureGuide
@@ -245,11 +246,9 @@ def ratios(own: list[dict], cost: str, at: tuple[float, ...], others: tuple[str,
     """The least that a line of ours costs, beside the least of these."""
     found = []
     for level in at:
-        least = []
-        for lines in (OURS, others):
-            costs = [mean_cost([p for p in own if p["line"] == line], cost, level) for line in lines]
-            least.append(min((own_cost[0] for own_cost in costs if own_cost), default=None))
-        found.append("" if None in least else f"{least[0] / least[1]:.2f}")  # type: ignore[operator]
+        costs = {line: mean_cost([p for p in own if p["line"] == line], cost, level) for line in (*OURS, *others)}
+        least = [min((c[0] for line in lines if (c := costs[line])), default=0) for lines in (OURS, others)]
+        found.append(f"{least[0] / least[1]:.2f}" if all(least) else "")
     return found
 
 
@@ -287,7 +286,6 @@ def table(points: list[dict]) -> str:
 
 def picture(name: str, points: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
     colours = {line: f"C{number}" for number, line in enumerate(OURS)}
@@ -304,10 +302,7 @@ def picture(name: str, points: list[dict], path: Path) -> None:
                     "-" if line in OURS else "--", marker=markers.get(line, "o"), ms=4, lw=1.5 if line in OURS else 1,
                     color=colours[line], label=line if seed == min(p["seed"] for p in own) else None,
                 )  # fmt: skip
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axis)
         low, high = LEVELS[name][0], LEVELS[name][-1]
         axis.set_ylim(low - 0.4 * (high - low), high + 1.2 * (high - low))
         axis.set_xlabel(what)

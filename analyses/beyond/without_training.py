@@ -36,13 +36,12 @@ from unittest import mock
 
 import torch
 from six_networks import NETWORKS, Problem, error, trained
-from torch import nn
+from torch import Tensor, nn
 
 import pyro_bc
-from pyro_bc.compression.compress import compress
+from pyro_bc.compression.compress import _dense_shapes, compress
 from pyro_bc.file.contents import Contents
 from pyro_bc.file.format import encode
-from pyro_bc.graph.layer_types import layer_type
 from pyro_bc.graph.module import GraphNetwork
 from pyro_bc.graph.nodes import Graph, is_layer, layer_name
 from pyro_bc.graph.read import read_graph
@@ -91,18 +90,19 @@ def stored(
         if name in codes:
             tensors[name] = codes[name]
         else:
-            step = float(tensor.float().std()) / 64 if tensor.numel() > 1 else 1e-3
-            bits = -math.floor(math.log2(max(step, 1e-12)))
-            tensors[name] = FixedPoint((tensor.double() * 2.0**bits).round().long(), bits)
-    shapes = {
-        f"{layer_name(node)}.weight": layer_type(node.op).dense_shape(graph.tensors[f"{layer_name(node)}.weight"].shape)
-        for node in graph.nodes
-        if is_layer(node)
-    }
+            tensors[name] = as_fine(tensor)
     used = dict.fromkeys(name for node in graph.nodes for name in node.named())
+    shapes = _dense_shapes(graph)
     contents = Contents(graph.nodes, {n: tensors[n] for n in used}, shapes, parameters, shape, graph.buffers)
     values = {name: tensors[name].values() for name in used}
     return len(encode(contents)), GraphNetwork(graph.nodes, values, graph.buffers)
+
+
+def as_fine(tensor: Tensor) -> FixedPoint:
+    """What is no weight, in steps of a 64th of its deviation."""
+    step = float(tensor.float().std()) / 64 if tensor.numel() > 1 else 1e-3
+    bits = -math.floor(math.log2(max(step, 1e-12)))
+    return FixedPoint((tensor.double() * 2.0**bits).round().long(), bits)
 
 
 def plain(net: nn.Module, data: Problem) -> Iterator[Point]:
@@ -245,14 +245,19 @@ def front(curve: list[list]) -> list[list]:
     return [p for i, p in enumerate(curve) if all(p[2] < q[2] for q in curve[:i])]
 
 
-def label(axis: Any, own: dict, below: float) -> None:
-    """Name the axes of a network's curves, from so many points below the dense network's error to 5 above it."""
+def logarithmic(axis: Any) -> None:
+    """A logarithmic scale of plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def label(axis: Any, own: dict, below: float) -> None:
+    """Name the axes of a network's curves, from so many points below the dense network's error to 5 above it."""
+    logarithmic(axis)
     axis.set_ylim(max(0, own["held"] - below), own["held"] + 5)
     axis.set_title(own["network"])
     axis.set_xlabel("kB")
