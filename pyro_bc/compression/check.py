@@ -304,16 +304,11 @@ def _groups(layer: LayerPosterior) -> str:
     if layer.per_weight:
         return f"{layer.weight_mean.numel():,} weights"
     count, entries = len(layer.statistic), layer.weight_mean.shape[layer.group_dim]
-    kind = layer.layer_type
-    what = (
-        "rows"
-        if kind.is_lookup and kind.group_axis == kind.input_axis
-        else "columns"
-        if kind.is_lookup
-        else "filters"
-        if layer.layer_type.scales_outputs
-        else "inputs"
-    )
+    kind, what = layer.layer_type, "inputs"
+    if kind.is_lookup:
+        what = "rows" if kind.groups_rows else "columns"
+    elif kind.scales_outputs:
+        what = "filters"
     return f"{count} {what}" if count == entries else f"{count} groups of {entries // count} {what}"
 
 
@@ -348,7 +343,7 @@ def _cannot_shrink(graph: Graph, posterior: dict[str, LayerPosterior]) -> dict[s
     alone = {n for n in read if not any(computed[n] & others for other, others in computed.items() if other != n)}
     for name, layer in halved.items():
         kind: LayerType = layer.layer_type
-        if kind.is_lookup and kind.group_axis == kind.input_axis:
+        if kind.groups_rows:
             if name not in tables_of(graph):
                 stuck[name] = "its rows stay: something else reads the table, too"
             continue

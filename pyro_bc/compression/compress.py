@@ -18,7 +18,7 @@ from ..graph.layer_types import layer_type
 from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Named, Value, is_layer, layer_name
 from ..graph.read import read_graph
-from ..model.agreement import shared_tensors
+from ..model.agreement import under_shared
 from ..model.network import BayesianNetwork
 from ..posterior.channels import without_channels
 from ..posterior.guides import Posterior
@@ -26,7 +26,6 @@ from ..posterior.in_place import pruned as pruned_in_place
 from ..posterior.in_place import rounded
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold, choose_threshold
-from ..priors.shared import along
 from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from ..runtime.inputs import Batch, head, moved, names_of, tensors_of
@@ -192,9 +191,7 @@ def compress(
 def with_scales(read: Reading, channels: Mapping[str, Any]) -> Graph:
     """The graph with what is in no layer under the scales that it shares with layers, 0 in channels that are pruned."""
     scales = {name: own.scale_mean for name, own in channels.items()}
-    tensors = dict(read.graph.tensors)
-    for name, axes, scale in shared_tensors(read.fitted.shared, scales, read.names, read.graph, of_layers=False):
-        tensors[name] = tensors[name] * along(axes, scale, tensors[name].dim()).to(tensors[name].dtype)
+    tensors = under_shared(read.graph, read.fitted.shared, scales, read.names, of_layers=False)
     return replace(read.graph, tensors=tensors)
 
 

@@ -5,7 +5,7 @@ lengths of codes are those of the codes before, twice over. Units all of whose c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -125,9 +125,7 @@ def priced(
         rows, has_bias = _rows_of(layer, layer_groups(nodes[name]))
         if curvature is not None:
             own = curvature[name]
-            last = len(own.inputs) - 1
-            factors = tuple(factorised(inputs, has_bias and at == last) for at, inputs in enumerate(own.of(has_bias)))
-            found[name] = Priced(costs_of(own, num_data), factors, rows, has_bias)
+            found[name] = Priced(costs_of(own, num_data), by_blocks(own.of(has_bias), has_bias), rows, has_bias)
         elif name in row_precision:
             factor = factorised(row_precision[name], has_bias)
             found[name] = Priced(torch.ones(len(rows)), (factor,), rows, has_bias)
@@ -138,6 +136,12 @@ def costs_of(curvature: Curvature, num_data: int) -> Tensor:
     """Precision of each row of a layer, ``(out,)``."""
     cost = num_data * curvature.softened
     return cost.clamp_min(max(_LEAST * float(cost.mean()), 1e-20))
+
+
+def by_blocks(inputs: Sequence[Tensor], has_bias: bool) -> tuple[Factor, ...]:
+    """Factors of a layer's second moments, block by block; where there is a bias, it is the last input of the last."""
+    last = len(inputs) - 1
+    return tuple(factorised(own, has_bias and at == last) for at, own in enumerate(inputs))
 
 
 def _rows_of(layer: LayerPosterior, groups: int) -> tuple[Tensor, bool]:

@@ -16,15 +16,14 @@ from torch import Tensor
 from ..file.contents import Stored
 from ..graph.nodes import Node, layer_groups, layer_nodes
 from ..posterior.summary import LayerPosterior
-from ..quantisation.conditional import factorised
 from ..quantisation.cosine import fits_integers, to_cosines
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
-from .rate import Priced, conditioned, costs_of
+from .rate import Priced, by_blocks, conditioned, costs_of
 from .reading import Reading
 
 
-def coarser(read: Reading, stored: Mapping[str, Stored], num_data: int) -> Callable[[float], Reading]:
+def recoder(read: Reading, stored: Mapping[str, Stored], num_data: int) -> Callable[[float], Reading]:
     """What makes coarser codes of a network's, at a price of a bit in nats of the posterior.
 
     :param read: the posterior by its curvature of a network that computes with these codes.
@@ -71,12 +70,10 @@ class _Coded:
         if kind.output_axis or weight.rows is not None or (weight.grid and len(curvature.inputs) > 1):
             return cls(weight, bias, None)
         inputs = [_on_grid(own, weight.grid, has_bias) for own in curvature.of(has_bias)]
-        last = len(inputs) - 1
-        factors = tuple(factorised(own, has_bias and at == last) for at, own in enumerate(inputs))
         rows = kind.rows(weight.codes, groups).float() * 2.0**-weight.fraction_bits
         if has_bias and bias is not None:
             rows = torch.cat([rows, bias.values()[:, None]], 1)
-        return cls(weight, bias, Priced(costs_of(curvature, num_data), factors, rows, has_bias))
+        return cls(weight, bias, Priced(costs_of(curvature, num_data), by_blocks(inputs, has_bias), rows, has_bias))
 
     def rounded(self, layer: LayerPosterior, node: Node, nats_per_bit: float) -> dict[str, FixedPoint]:
         before = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})

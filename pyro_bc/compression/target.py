@@ -31,7 +31,7 @@ from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
 from .compress import compress
 from .reading import Reading, read_posterior
-from .recoded import coarser
+from .recoded import recoder
 from .sensitivity import blame, is_clearly_worse, sensitivity
 
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
@@ -412,8 +412,14 @@ def _ways(
         if fitted.curvature is not None:
             yield "price", _FIRST_PRICE, lambda price: compress(model, read, nats_per_bit=price, **others)
         else:
-            yield "codes", None, lambda _: compress(model, read, **others)
-            yield from _coarser_codes(model, compress(model, read, **others), loader, seed, progress)
+            stored = compress(model, read, **others)
+            yield "codes", None, lambda _: stored
+            try:
+                left, curvature = _by_curvature(model, stored, loader, seed, progress)
+            except UnsupportedNetworkError:
+                return
+            at = recoder(curvature, stored.tensors, model.num_data)
+            yield "codes, price", _FIRST_PRICE, lambda price: compress(left, at(price), dense=stored)
         return
     if group_prices is None:
         yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
@@ -424,27 +430,19 @@ def _ways(
             if pruned.architecture in seen:
                 continue
             seen.add(pruned.architecture)
-            left = BayesianNetwork(
-                pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood
-            )
-            curvature = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
+            left, curvature = _by_curvature(model, pruned, loader, seed, progress)
         except (EmptyNetworkError, UnsupportedNetworkError):
             continue
         rule = "signal" if group_price is None else f"{group_price:g}"
         yield f"groups by {rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
 
 
-def _coarser_codes(
+def _by_curvature(
     model: BayesianNetwork, pruned: CompressedNetwork, loader: Iterable[Any], seed: int, progress: bool
-) -> Iterator[tuple[str, float | None, Any]]:
-    """Likewise, of what is stored with the codes that it was trained with."""
+) -> tuple[BayesianNetwork, Reading]:
+    """What compression left as a model of its own, and its posterior by its curvature."""
     left = BayesianNetwork(pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
-    try:
-        read = read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
-    except UnsupportedNetworkError:
-        return
-    at = coarser(read, pruned.tensors, model.num_data)
-    yield "codes, price", _FIRST_PRICE, lambda price: compress(left, at(price), dense=pruned)
+    return left, read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
 
 
 def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:

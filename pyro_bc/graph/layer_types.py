@@ -50,6 +50,11 @@ class LayerType:
         return weight * rows.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
 
     @property
+    def groups_rows(self) -> bool:
+        """Whether its groups are the rows of a table."""
+        return self.is_lookup and self.group_axis == self.input_axis
+
+    @property
     def scales_outputs(self) -> bool:
         """Whether a group's scale multiplies an output, bias included, instead of an input."""
         return self.group_axis == self.output_axis

@@ -6,6 +6,7 @@ given by hand, or a bias that one scales and the other does not, would make them
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -188,24 +189,36 @@ def _with_values(
                     )
                 tensors[name] = value.detach().cpu().to(tensors[name].dtype)
     scales = {name: value.cpu() for name, value in scales_of(shared, values).items()}
-    for name, axes, scale in shared_tensors(shared, scales, names, graph):
+    return under_shared(replace(graph, tensors=tensors), shared, scales, names)
+
+
+def under_shared(
+    graph: Graph,
+    shared: Mapping[str, SharedScale],
+    scales: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    of_layers: bool = True,
+) -> dict[str, Tensor]:
+    """A graph's tensors under the scales that layers share.
+
+    :param scales: by name.
+    :param names: for every layer of the model, its name in the graph.
+    :param of_layers: whether tensors that are made of the sites of layers are scaled, too.
+    """
+    tensors = dict(graph.tensors)
+    for name, axes, scale in _shared_tensors(shared, scales, names, graph, of_layers):
         tensors[name] = tensors[name] * along(axes, scale, tensors[name].dim()).to(tensors[name].dtype)
     return tensors
 
 
-def shared_tensors(
+def _shared_tensors(
     shared: Mapping[str, SharedScale],
     scales: Mapping[str, Tensor],
     names: Mapping[str, str],
     graph: Graph,
-    of_layers: bool = True,
+    of_layers: bool,
 ) -> Iterator[tuple[str, Axes, Tensor]]:
-    """Every tensor of a graph that shared scales multiply, by its name there, with the axes and the scale.
-
-    :param scales: by name.
-    :param names: for every layer of the model, its name in the graph.
-    :param of_layers: whether those that are made of the sites of layers are among them.
-    """
+    """Every tensor of a graph that shared scales multiply, by its name there, with the axes and the scale."""
     origins = {graph.origins.get(name, name): name for name in graph.tensors}
     for name, own in shared.items():
         for site, axes in own.members.layers.items() if of_layers else ():

@@ -51,15 +51,17 @@ class FixedPoint:
 
         A code of up to 24 bits is exact; where there is a grid, what its integer transform comes to is rounded.
         """
-        result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
         codes, fraction_bits = self.codes, self.fraction_bits
         if self.grid:
             codes, fraction_bits = decode_cosines(codes, self.grid), fraction_bits + NUMBER_BITS
+        if self.rows is not None:
+            return replace(self, codes=codes, fraction_bits=fraction_bits)._with_rows()
+        result = torch.empty(self.codes.shape, device=self.codes.device, dtype=torch.float32)
         flat = codes.reshape(-1)
         for start in range(0, len(flat), _PART):  # in float64 a part at a time: layers may be large
             part = slice(start, start + _PART)
             result.view(-1)[part] = flat[part].double() * 2.0**-fraction_bits
-        return result if self.rows is None else replace(self, codes=codes, fraction_bits=fraction_bits)._with_rows()
+        return result
 
     def steps(self) -> Tensor:
         """What the codes are multiples of, float64: of every row, ``(rows,)``, or of all, ``()``."""

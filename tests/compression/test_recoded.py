@@ -6,7 +6,7 @@ from torch import nn
 
 import pyro_bc
 from pyro_bc.compression.reading import read_posterior
-from pyro_bc.compression.recoded import _on_grid, coarser
+from pyro_bc.compression.recoded import _on_grid, recoder
 from pyro_bc.compression.target import Target, compress_to
 from pyro_bc.posterior.judged import held_out_batches
 from pyro_bc.quantisation.cosine import cosine_basis
@@ -48,7 +48,7 @@ def test_codes_fall_as_their_price_rises(coded):
     _, _, stored, x, _ = coded
     left = pyro_bc.BayesianNetwork(stored.network(), pyro_bc.StandardNormal(), num_data=400)
     read = read_posterior(left, pyro_bc.CurvatureGuide(left, [x], progress=False))
-    at = coarser(read, stored.tensors, 400)
+    at = recoder(read, stored.tensors, 400)
     files, magnitudes = [], []
     for price in (1e-9, 1e-3, 1e-2):
         found = at(price)
