@@ -58,7 +58,7 @@ from pyro_bc.runtime.inputs import random_like, tensors_of, with_tensors
 LIBRARIES: list[Any] = []
 
 #: seconds that a network may take.
-PATIENCE = 600
+PATIENCE = 1500
 
 
 def pictures(size: int = 64) -> Tensor:
@@ -523,6 +523,16 @@ for line in sys.stdin:
         return answer
 
 
+def in_int8(small: pyro_bc.CompressedNetwork, path: Path, x: Any, tensors: Any, expected: Tensor) -> Any:
+    """How far int8 in ONNX Runtime is from floats, as a part of the largest output, calibrated on another batch."""
+    try:
+        pyro_bc.onnx.to_int8(small, path, [x])
+        found = pyro_bc.onnx.OnnxNetwork(path, threads=1)(*tensors)
+    except Exception as error:  # whatever a runtime says belongs into the table
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return relative(found, expected)
+
+
 def through_the_line(net: nn.Module, x: Any, loader: Loader) -> dict[str, Any]:
     """Checked, fitted for a step, half of all groups forced out, stored, loaded in a new process, and in ONNX."""
     seconds, last = {}, time.process_time()
@@ -572,11 +582,14 @@ def through_the_line(net: nn.Module, x: Any, loader: Loader) -> dict[str, Any]:
         except pyro_bc.errors.ExportError as error:
             onnx = " ".join(str(error).split())[:200]
         lap("onnx")
+        int8 = in_int8(small, Path(folder) / "int8.onnx", x, tensors, expected)
+        lap("int8")
     left, least, pruned_difference = best_possible(model, guide, small, read, thresholds, x)
     lap("measure")
     return {
         "difference": difference / largest,
         "onnx": onnx,
+        "int8": int8,
         "pruned": pruned_difference,
         "parameters": small.dense_parameters,
         "needed": least,
@@ -642,7 +655,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-STAGES_OF_LINE = ("check", "fit", "read", "compress", "save", "load", "onnx")
+STAGES_OF_LINE = ("check", "fit", "read", "compress", "save", "load", "onnx", "int8")
 
 
 def table_of_lines(results: dict[str, dict[str, Any]]) -> str:
@@ -654,15 +667,17 @@ def table_of_lines(results: dict[str, dict[str, Any]]) -> str:
         same = [r for r in went if r["difference"] < 1e-5 and r["pruned"] < 1e-5]
         small = [r for r in same if r["ratio"] >= 0.9]
         onnx = [r for r in went if not isinstance(r["onnx"], str) and r["onnx"] < 1e-5]
-        everything = [r for r in small if r in onnx]
+        int8 = [r for r in went if not isinstance(r["int8"], str)]
+        everything = [r for r in small if r in onnx and r in int8]
         refused, failed = (sum(word in r for r in own) for word in ("refused", "failed"))
         return (
             f"of {len(own)} tried, {len(went)} went through, {refused} were refused by `check`, and {failed} failed; "
             f"{len(same)} compute the same in the pruned graph and behind the file, {len(onnx)} in ONNX Runtime, "
-            f"{len(small)} shrink to at least 0.9 of the best that is possible; {len(everything)} do all of it"
+            f"{len(int8)} run in int8 there, {len(small)} shrink to at least 0.9 of the best that is possible; "
+            f"{len(everything)} do all of it"
         )
 
-    head = ["network", "parameters", "needed", "left", "needed / left", "pruned", "file", "ONNX", "bytes",
+    head = ["network", "parameters", "needed", "left", "needed / left", "pruned", "file", "ONNX", "int8", "bytes",
             *(f"{stage} s" for stage in STAGES_OF_LINE)]  # fmt: skip
     lines = [
         "# The zoo through the whole line",
@@ -678,7 +693,8 @@ def table_of_lines(results: dict[str, dict[str, Any]]) -> str:
         "Needed: parameters that are not pruned and on which an output of the masked network depends, by its gradients "
         "in double precision, by torch alone (`needed.py`). Left: parameters that are stored. Pruned: how far the "
         "pruned network is from the masked one, before any rounding; file: from the network that was stored, in "
-        "another process, on another batch; ONNX: ONNX Runtime from PyTorch; all as a part of the largest output. "
+        "another process, on another batch; ONNX: ONNX Runtime from PyTorch; int8: products in int8 there, of the "
+        "file's codes, with activations calibrated on another batch; all as a part of the largest output. "
         "Needed is more than left where normalisations and constants were folded into other numbers. "
         "Seconds are of one core's time.",
         "",
@@ -690,10 +706,10 @@ def table_of_lines(results: dict[str, dict[str, Any]]) -> str:
             said = f"refused: {result['refused']}" if "refused" in result else result["failed"]
             lines.append(f"| {name} | {said} |{' |' * (len(head) - 2)}")
             continue
-        onnx_said = result["onnx"] if isinstance(result["onnx"], str) else f"{result['onnx']:.0e}"
+        onnx, int8 = (own if isinstance(own, str) else f"{own:.0e}" for own in (result["onnx"], result["int8"]))
         cells = [
             *(f"{result[key]:,}" for key in ("parameters", "needed", "left")), f"{result['ratio']:.2f}",
-            f"{result['pruned']:.0e}", f"{result['difference']:.0e}", onnx_said, f"{result['bytes']:,}",
+            f"{result['pruned']:.0e}", f"{result['difference']:.0e}", onnx, int8, f"{result['bytes']:,}",
             *(str(result["seconds"][stage]) for stage in STAGES_OF_LINE),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
