@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..compression.rate import DIVERGENCE
-from ..errors import CompressedFileError, OutputError, PyroBCError, UsageError, printable
+from ..errors import CompressedFileError, LostProcessError, OutputError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..file.onnx import OnnxNetwork, pack, to_int8, to_onnx
 from ..quantisation.rounding import RULES
@@ -392,6 +392,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         if not error.is_everywhere or processes.is_started_first():
             _say(f"pyro-bc: {error}")
+        if isinstance(error, LostProcessError):
+            os._exit(2)  # at an ordinary end, threads of the broken group can abort this process
         return 2
     except OSError as error:
         _forget_output()

@@ -62,8 +62,12 @@ def joined(device: str) -> Iterator[str]:
         raise UsageError(f"the processes did not find each other ({first_line(error)})") from None
     try:
         yield device
-    finally:
+    except LostProcessError:
+        raise  # from a group whose connections are broken: threads of gloo's may abort the process that takes leave
+    except BaseException:
         leave()
+        raise
+    leave()
 
 
 def is_started_first() -> bool:
