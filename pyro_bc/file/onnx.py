@@ -30,6 +30,7 @@ from ..quantisation.fixed_point import FixedPoint
 from ..runtime.files import write_atomically
 from ..runtime.inputs import tensors_of
 from ..runtime.messages import first_line
+from .exact_onnx import exact_nodes
 from .packed_onnx import pack as pack
 
 # What has weights of its own that no runtime computes with in integers.
@@ -268,6 +269,7 @@ def _calibrated(model: Any, batches: Sequence[Any], floats: Sequence[str], per_c
             except Exception:  # it tells the shapes of some operations only, and the quantiser needs none
                 quant_pre_process(str(given), str(prepared), skip_optimization=as_it_is, skip_symbolic_shape=True)
             excluded = [*floats, *_infinite(prepared, Reader().get_next())]
+            excluded += exact_nodes(onnx.load(str(prepared)).graph)
             quantize_static(
                 str(prepared), str(quantised), Reader(), per_channel=per_channel, weight_type=QuantType.QInt8,
                 activation_type=QuantType.QUInt8, nodes_to_exclude=excluded,

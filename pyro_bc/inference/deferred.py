@@ -31,17 +31,22 @@ class Deferred(torch.Tensor):
     distribution: Any
     guide_fn: Any = None  # of a site's value under Pyro's handlers: the guide's density, with its event dimensions
     site: str = ""  # name of the site, of a site's value
-    sources: tuple["Deferred", ...]
     repeats: int = 1  # how many neighbouring entries share each of the distribution's
     _rule: Callable[[], Tensor]
     _draw: Tensor | None
+    _sources: tuple["Deferred", ...] = ()
+
+    @property
+    def sources(self) -> tuple["Deferred", ...]:
+        """The sites that it is made of; a site's value is its own, and does not hold itself: a step's tensors would
+        stay until Python looks for cycles."""
+        return self._sources or (self,)
 
     @staticmethod
     def of(distribution: Any) -> "Deferred":
         """Defer a site's ``Normal`` or ``LogNormal`` (without ``to_event``)."""
         value = new_deferred(Deferred, distribution.loc, distribution.loc.shape, distribution.rsample)
         value.distribution = distribution
-        value.sources = (value,)
         return value
 
     def draw(self) -> Tensor:
@@ -140,14 +145,14 @@ def derived(factors: list[Factor], like: Tensor, rule: Callable[[], Tensor]) -> 
     for q, sources, repeats in factors:
         shape = q.loc.shape if repeats == 1 else torch.Size([*q.loc.shape[:-1], q.loc.shape[-1] * repeats])
         part = new_deferred(Deferred, like, shape, rule)
-        part.distribution, part.sources, part.repeats = q, sources, repeats
+        part.distribution, part._sources, part.repeats = q, sources, repeats
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
     shape = torch.broadcast_shapes(*(part.shape for part in parts))
     product = new_deferred(DeferredProduct, like, shape, rule)
     product.factors = tuple(parts)
-    product.sources = tuple(source for part in parts for source in part.sources)
+    product._sources = tuple(source for part in parts for source in part.sources)
     return product
 
 

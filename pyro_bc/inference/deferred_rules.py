@@ -145,7 +145,7 @@ def _transpose(weight: Deferred, *dims: int) -> Any:
     if isinstance(weight, DeferredProduct):
         size = torch.Size(reversed(weight.shape))
         result = new_deferred(_TransposedProduct, plain(weight), size, lambda: weight.draw().T)
-        result.sources, result.matrix = weight.sources, weight
+        result._sources, result.matrix = weight.sources, weight
         return result
     q = weight.distribution
     if isinstance(q, Certain) or weight.repeats > 1:
@@ -257,11 +257,22 @@ def _sample_affine(function: Callable[..., Tensor], input: Tensor, q: Any, bias:
     bias_loc, bias_variance = _bias_parts(bias)
     mean = function(input, q.loc, bias_loc)
     if q.variance is not None:
-        return _SampleNormal.apply(mean, function(input.square(), q.variance, bias_variance))
+        return _SampleNormal.apply(mean, _of_square(function, input, q.variance, bias_variance))
     if bias_variance is None:
         return mean
     nothing = torch.zeros_like(q.loc)
     return _SampleNormal.apply(mean, function(input, nothing, bias_variance))
+
+
+def _of_square(function: Callable[..., Tensor], input: Tensor, *others: Any) -> Tensor:
+    """``function(input², …)``, where for the way back the input is kept, which others keep too, and not its square."""
+    square = input.square()
+    own = id(square)  # as hooks are kept, with all that they know
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: (input, True) if id(kept) == own else (kept, False),
+        lambda packed: packed[0].square() if packed[1] else packed[0],
+    ):
+        return function(square, *others)
 
 
 def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:

@@ -86,16 +86,17 @@ class _Terms(nn.Module):
         super().__init__()
         self.model, self.guide, self.dtype = model, guide, PRECISIONS[precision]
 
-    def forward(self, x: Tensor, y: Tensor, kl_weight: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor, kl_weight: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The two parts of what is minimised, per example: weighted KL and misfit; then as in :class:`StepResult`."""
         if self.dtype is not None and isinstance(x, Tensor) and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # which such convolutions are quickest in
         with self._arithmetic(y.device):
             terms = elbo_terms(self.model, self.guide, x, y)
         kl = torch.stack([terms.kl[name].reshape(()) for name in self.guide.families])
-        loss = (kl_weight * kl.sum() - terms.log_likelihood) / self.model.num_data
+        parts = kl_weight * kl.sum() / self.model.num_data, -terms.log_likelihood / self.model.num_data
         with torch.no_grad():
             error = self.model.likelihood.error(terms.outputs, y).mean()
-        return loss, terms.log_likelihood.detach(), kl.detach(), error
+        return *parts, terms.log_likelihood.detach(), kl.detach(), error
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is None else torch.autocast(device.type, self.dtype)
@@ -115,9 +116,11 @@ def eager_step(model: Any, guide: FactorizedGuide, flat: FlatParameters, precisi
     def step(x: Tensor, y: Tensor, kl_weight: float) -> StepResult:
         for vector, gradient in zip(flat.vectors, flat.gradients, strict=True):
             vector.grad = gradient.zero_()
-        loss, log_likelihood, kl, error = terms(x, y, kl_weight)
-        loss.backward()
-        return StepResult(loss.detach(), log_likelihood, kl, error)
+        penalty, misfit, log_likelihood, kl, error = terms(x, y, kl_weight)
+        # One after the other: in one pass the first gradient of all weights waits for the second before it is added.
+        penalty.backward(retain_graph=True)
+        misfit.backward()
+        return StepResult((penalty + misfit).detach(), log_likelihood, kl, error)
 
     return step
 
@@ -144,8 +147,9 @@ def compiled_step(
         for vector, group in zip(vectors, flat.groups, strict=True):
             parts = flat.split(vector, group)
             values |= {names[id(parameter)]: part for parameter, part in zip(group, parts, strict=True)}
-        results = torch.func.functional_call(terms, values, (x, y, kl_weight))
-        return (*(result.detach() for result in results), *torch.autograd.grad(results[0], vectors))
+        penalty, misfit, *results = torch.func.functional_call(terms, values, (x, y, kl_weight))
+        loss = penalty + misfit
+        return (loss.detach(), *(result.detach() for result in results), *torch.autograd.grad(loss, vectors))
 
     kl_weight = torch.zeros((), device=x.device)
     with same_random_state(x.device), pyro.validation_enabled(False):

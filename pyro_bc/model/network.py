@@ -138,6 +138,16 @@ def _bayesian(net: nn.Module, prior: PriorRule, deterministic: Iterable[Choice],
     return result
 
 
+def _share_tensors_(net: nn.Module, skeleton: nn.Module) -> None:
+    """Let what the guide starts from be the skeleton's own tensors, which nobody changes, where it is the same."""
+    own = dict(skeleton.named_parameters(remove_duplicate=False))
+    for name, layer in net.named_modules():
+        for role, value in getattr(layer, "pretrained", {}).items():
+            same = own.get(f"{name}.{role}".removeprefix("."))
+            if same is not None and same.shape == value.shape and torch.equal(same, value):
+                cast(Any, layer).pretrained[role] = same.detach()
+
+
 def _keep_frozen_(net: nn.Module) -> None:
     """Make buffers of the parameters that are not to be trained: Pyro trains whatever is a parameter."""
     for module in net.modules():
@@ -378,6 +388,7 @@ class BayesianNetwork(PyroModule):
         self.likelihood = Categorical() if likelihood is None else likelihood
         self.num_data = num_data
         self._over_pictures = _code_over_grids(self.net)
+        _share_tensors_(self.net, skeleton)
         # What compression fills with the posterior's weights. In a tuple, so that it is no submodule.
         self._skeleton = (skeleton,)
 

@@ -105,9 +105,11 @@ def average_(tensors: Iterable[Tensor]) -> None:
     """
     if count() == 1:
         return
+    tensors = list(tensors)
+    with _together():
+        for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
     for tensor in tensors:
-        with _together():
-            distributed.all_reduce(tensor)
         tensor /= count()
 
 
