@@ -21,7 +21,6 @@ from ..data.streamed import Inputs
 from ..errors import PyroBCError, UsageError
 from ..file import compressed
 from ..graph.module import evaluating
-from ..graph.read import read_graph
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature import EXAMPLES
@@ -35,7 +34,7 @@ from .metrics import diagnostics_of, export_posterior, figures_of, inputs_of, se
 from .observed import check_targets, said_by, scaled_to
 from .own_data import load_data
 from .own_network import is_own, network
-from .pairing import paired
+from .pairing import check_outputs, paired
 from .report import write_results
 from .settings import CompressSettings
 from .tables import in_words, inputs_in_words
@@ -73,7 +72,7 @@ def compress_trained(
     elif not is_own(settings.net):
         raise UsageError(f"--weights is needed: a file of trained weights of {settings.net}")
     data = paired(net, data)
-    read_graph(net, data.train_x[:2])
+    check_outputs(net, data)
     by_agreement = not data.has_targets
     if by_agreement:
         data = _judged_by(net, data)

@@ -25,6 +25,9 @@ class Likelihood(ABC):
     #: error of an example that is wrong, where errors are counted; 0 where they are measured.
     of_one_wrong: ClassVar[float] = 0.0
 
+    #: operations that its outputs do not end in, since what they make is no longer what it takes: it applies them.
+    applies: ClassVar[frozenset[str]] = frozenset()
+
     @abstractmethod
     def __call__(self, outputs: Tensor) -> Any:
         """Density of the targets of a batch, batch shape ``(batch,)``; may sample sites of its own."""
@@ -69,6 +72,7 @@ class Categorical(Likelihood):
     class_dim: int = -1
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
@@ -121,6 +125,7 @@ class SoftCategorical(Likelihood):
 
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(_Taught(outputs))
@@ -147,6 +152,7 @@ class Bernoulli(Likelihood):
 
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(dist.Bernoulli(logits=_flat(outputs), validate_args=False))
@@ -199,6 +205,7 @@ class _Counts(Likelihood):
     """What likelihoods of counts share: outputs are logarithms of rates, in the shapes of :class:`Normal`."""
 
     metric: ClassVar[str] = "RMSE"
+    applies: ClassVar[frozenset[str]] = frozenset({"exp", "softplus"})
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _mean((_flat(outputs).exp() - targets).square())

@@ -65,6 +65,9 @@ def test_the_target_is_named_or_called_so_or_last(tmp_path):
         (FRAME.assign(size=1e9 + FRAME["size"]), {}, "cannot tell the numbers of column 'size' apart"),
         (FRAME.assign(size=FRAME["size"] * float("inf")), {}, "infinite"),
         (FRAME[["price"]], {}, "40 rows of 1 columns"),
+        (FRAME.rename(columns={"size": "Unnamed: 0"}), {}, "column 1 has no name in the first line"),
+        (FRAME.assign(size=pandas.date_range("2020-01-01", periods=40)), {}, "'size' holds dates or times"),
+        (FRAME.assign(size=["2020-01-01 10:00", "2021-02-03 00:00"] * 20), {}, "'size' holds dates or times"),
         (FRAME[["size", "price"]].set_axis(["1.5", "10.25"], axis=1), {}, "give the columns names"),
     ],
 )
