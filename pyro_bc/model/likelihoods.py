@@ -1,5 +1,6 @@
 """What is observed, given a network's outputs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
 
@@ -166,6 +168,17 @@ class Bernoulli(Likelihood):
             raise UsageError(f"Bernoulli targets are floating-point numbers 0 or 1, not {targets.dtype}")
         if not bool(((targets == 0) | (targets == 1)).all()):
             raise UsageError("Bernoulli targets are 0 or 1")
+
+
+@register_kl(dist.LogNormal, dist.Gamma)
+def _kl_log_normal_gamma(q: Any, p: Any) -> Tensor:
+    r"""KL of a noise's guide from its prior, with :math:`q = \mathrm{LogNormal}(\mu, \sigma^2)` and shape :math:`a` and
+    rate :math:`b` of the Gamma: :math:`\log\Gamma(a) - a\log b - a\mu + b\,e^{\mu + \sigma^2/2} - \log\sigma -
+    \tfrac12\log 2\pi e`.
+    """
+    a, b = p.concentration, p.rate
+    entropy = q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
+    return torch.lgamma(a) - a * b.log() - a * q.loc + b * (q.loc + q.scale.square() / 2).exp() - entropy
 
 
 @dataclass(frozen=True)
