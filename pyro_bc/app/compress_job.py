@@ -37,7 +37,7 @@ from .own_network import is_own, network
 from .pairing import check_outputs, paired
 from .report import write_results
 from .settings import CompressSettings
-from .tables import in_words, inputs_in_words
+from .tables import BESIDE_DENSE, in_words, inputs_in_words
 
 # Inputs of one pass through the network.
 _PART = 100
@@ -123,7 +123,8 @@ def _compress(
         say(inputs_in_words(inputs))
     dense_error = test_error(net.eval(), data)
     parameters = sum(p.numel() for p in net.parameters())
-    say(f"dense network: {parameters:,} parameters, {in_words(data.likelihood.metric, dense_error)}")
+    error = "" if by_agreement else f", {in_words(data.likelihood.metric, dense_error)}"
+    say(f"dense network: {parameters:,} parameters{error}")
     order = processes.shuffled(len(data.train_x))[: EXAMPLES // processes.count()]
     model = BayesianNetwork(net, StandardNormal(), num_data=len(data.train_x), likelihood=data.likelihood)
     some = data.train_x.index_select(0, order).split(_PART)
@@ -138,7 +139,7 @@ def _compress(
     file_bytes = small.save(folder / "network.pbc")
     decoded = compressed.load(folder / "network.pbc")
     export_posterior(folder / "posterior.nc", model, guide, data, ())
-    measured_on = f"{data.test_part}, beside the dense network" if by_agreement else data.test_part
+    measured_on = f"{data.test_part}{BESIDE_DENSE}" if by_agreement else data.test_part
     metrics = {
         "net": settings.net,
         "prior": "curvature",

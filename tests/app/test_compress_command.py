@@ -1,6 +1,7 @@
 """``pyro-bc compress``: networks of ours and a user's, data with targets and without, and every refusal."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -67,7 +68,11 @@ def test_inputs_alone_make_a_small_file_and_a_report(folder, capsys):
     assert found["file_bytes"] == file.stat().st_size < 4 * found["dense"]["parameters"]
     assert found["dense"]["error_percent"] == 0 and found["compressed"]["error_percent"] < 5
     assert "beside the dense network" in found["measured_on"]
-    assert "Without training" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "Without training" in said.out and "counted where it disagrees with the dense network, on the" in said.out
+    assert "test examples without targets" in said.err and re.search(
+        r"dense network: [\d,]+ parameters$", said.err, re.M
+    )
     assert pyro_bc.load(file)(torch.zeros(3, 6)).shape == (3, 2)
     page = (folder / "out" / "report.html").read_text()
     assert "pyro-bc compress" in page and "Calibration" in page and "Layer by layer" in page
