@@ -79,6 +79,11 @@ class Categorical(Likelihood):
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
 
+    def _other_dim(self, outputs: Tensor, targets: Tensor) -> str:
+        """What to do where the classes are in the dimension that torch's cross entropy has them in."""
+        is_it = outputs.dim() > 2 and targets.shape == (*outputs.shape[:1], *outputs.shape[2:])
+        return "; give Categorical(class_dim=1)" if self.class_dim == -1 and is_it else ""
+
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(dist.Categorical(logits=self._logits(outputs), validate_args=False))
 
@@ -93,6 +98,7 @@ class Categorical(Likelihood):
             raise UsageError(
                 f"Categorical targets are class numbers of shape {tuple(logits.shape[:-1])}, "
                 f"not {targets.dtype} of shape {tuple(targets.shape)}{_squeezed(targets, logits.shape[:-1])}"
+                f"{self._other_dim(outputs, targets)}"
             )
         if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
             raise UsageError(

@@ -87,6 +87,7 @@ def test_normal_error_is_squared_and_its_summary_the_root():
         (Categorical(), (4, 3), torch.tensor([0.0, 1.0, 2.0, 0.0]), r"class numbers.*not torch.float32"),
         (Categorical(), (4, 3), torch.zeros(3, dtype=torch.long), r"of shape \(4,\), not torch.int64 of shape \(3,\)"),
         (Categorical(), (4, 3), torch.zeros(4, 3, dtype=torch.long), r"of shape \(4, 3\)"),
+        (Categorical(), (4, 3, 5), torch.zeros(4, 5, dtype=torch.long), r"give Categorical\(class_dim=1\)"),
         (Bernoulli(), (4, 1), torch.tensor([0.0, 1.0, 2.0, 1.0]), "0 or 1"),
         (Bernoulli(), (4,), torch.tensor([0.0, 0.5, 1.0, 1.0]), "0 or 1"),
         (Bernoulli(), (4,), torch.zeros(4, 1), r"\(4,\) does not fit targets of shape \(4, 1\)"),

@@ -31,6 +31,18 @@ PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNorm
 GRID = pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
 
 
+def test_a_bias_that_is_frozen_alone_is_said():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net[0].bias.requires_grad_(False)
+    with pytest.warns(UserWarning, match="is frozen is no more where its layer becomes Bayesian: 0. Freeze the w"):
+        bayesianize(net, StandardNormal())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayesianize(net, StandardNormal(), deterministic=["0"])
+        net[0].requires_grad_(False)
+        bayesianize(net, StandardNormal())
+
+
 def test_several_draws_of_weights_at_once_are_refused():
     model = BayesianNetwork(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), StandardNormal(), num_data=3)
     guide, x = FactorizedGuide(model), torch.tensor([0, 1, 4])
