@@ -220,7 +220,7 @@ def _run(args: argparse.Namespace) -> None:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
     prior = args.prior or (LEARNED if args.objective == "rate" else None)
     if prior is None:
-        raise UsageError(f"--prior is needed: {', '.join(PRIORS)}")
+        raise UsageError(f"--prior is needed, ghs where you know no other: {', '.join(PRIORS)}")
     if args.objective == "rate" and prior != LEARNED:
         raise UsageError(f"--objective rate is the prior {LEARNED}; leave out --prior {prior}")
     names = [own.metadata["option"].replace("-", "_") for _, own in options_of(Settings("", "", ""))]

@@ -65,7 +65,13 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
                 values.append(own)
     x = torch.from_numpy(np.stack(values, 1))
     shown = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
-    return Examples(f"{len(columns)} columns of numbers ({shown})", x, y, classes=classes, columns=tuple(columns))
+    return Examples(
+        f"{len(columns)} columns of numbers ({shown}) and the target {name}",
+        x,
+        y,
+        classes=classes,
+        columns=tuple(columns),
+    )
 
 
 def _frame(path: Path) -> Any:

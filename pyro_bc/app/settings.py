@@ -148,7 +148,7 @@ class Settings:
     max_error_rise: float | None = _target(
         "max-error-rise",
         float,
-        "target: points of error above the dense network's; the KL's weight and all prices are found",
+        "target: points of error above the dense network's, or its RMSE; the KL's weight and all prices are found",
     )
     max_loss_rise: float | None = _target(
         "max-loss-rise", float, "target: nats an example above the dense network's loss"
