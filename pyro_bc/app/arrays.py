@@ -45,7 +45,10 @@ def read_arrays(path: Path) -> Examples:
     arrays = _arrays(path)
     parts = {part: next((arrays[name] for name in names if name in arrays), None) for part, names in _NAMES.items()}
     if parts["x"] is None:
-        raise DataError(f"'{path}' holds no inputs 'x', but {', '.join(arrays) or 'nothing'}")
+        raise DataError(
+            f"'{path}' holds no inputs 'x', but {', '.join(arrays) or 'nothing'}: save inputs as x, targets as y, and "
+            f"where there is a test part test_x and test_y"
+        )
     for part in ("", "test_"):
         x, y = parts[f"{part}x"], parts[f"{part}y"]
         if x is not None and (x.ndim < 2 or not len(x)):

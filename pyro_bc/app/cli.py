@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -74,6 +75,21 @@ def _say(line: object) -> None:
 def _has_terminal() -> bool:
     """Whether somebody looks at the standard error stream, which a program may have been started without."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """A context in which a warning is one line, once, without the place in our code where it arose."""
+    said: set[str] = set()
+
+    def tell(message: Warning | str, *place: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _say_once(f"warning: {first_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
 
 
 def _say_once(line: object) -> None:
@@ -151,7 +167,8 @@ _HEADINGS = {
     "distil": "teacher",
 }
 _OF_RUN = {
-    "max-error-rise": "first", "max-loss-rise": "first", "max-bytes": "first", "widths": "fit", "widths-from": "fit",
+    "max-error-rise": "first", "max-loss-rise": "first", "max-bytes": "first", "widths": "fit",
+    "residual-width": "fit", "widths-from": "fit",
 }  # fmt: skip
 _USAGE = "pyro-bc run --net NET --data DATA --prior PRIOR --out OUT [--max-error-rise POINTS] [other options]"
 
@@ -203,7 +220,7 @@ def _run(args: argparse.Namespace) -> None:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
     prior = args.prior or (LEARNED if args.objective == "rate" else None)
     if prior is None:
-        raise UsageError(f"--prior is needed: {', '.join(PRIORS)}")
+        raise UsageError(f"--prior is needed, ghs where you know no other: {', '.join(PRIORS)}")
     if args.objective == "rate" and prior != LEARNED:
         raise UsageError(f"--objective rate is the prior {LEARNED}; leave out --prior {prior}")
     names = [own.metadata["option"].replace("-", "_") for _, own in options_of(Settings("", "", ""))]
@@ -384,7 +401,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command in ("run", "compress", "export"):
             check_temporary()
-        commands[args.command](args)
+        with _warnings_as_lines():
+            commands[args.command](args)
     except BrokenPipeError:  # whoever read it has seen enough
         _forget_output()
         return _CLOSED

@@ -5,6 +5,7 @@ each of them (one of two where there are two), in the order of the texts. Nothin
 error. Classes are numbered in the order of the targets' values, unless these are 0, 1, 2, … themselves.
 """
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
     frame = _frame(path)
     if len(frame.columns) < 2 or not len(frame):
         raise DataError(f"'{path}' holds {len(frame):,} rows of {len(frame.columns)} columns: too few to learn from")
+    unnamed = [at for at, column in enumerate(frame.columns, 1) if str(column).startswith("Unnamed: ")]
+    if unnamed and path.suffix != ".parquet":
+        raise DataError(
+            f"'{path}': column {unnamed[0]} has no name in the first line; is it a count of rows, which says nothing "
+            f"of new ones? Leave it out (pandas: to_csv(…, index=False)), or give it a name"
+        )
     name = _target_of(path, frame, target)
     for column in frame.columns:
         missing = int(frame[column].isna().sum())
@@ -57,7 +64,14 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
                 columns.append(label)
                 values.append(own)
     x = torch.from_numpy(np.stack(values, 1))
-    return Examples(f"{len(columns)} columns of numbers", x, y, classes=classes, columns=tuple(columns))
+    shown = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
+    return Examples(
+        f"{len(columns)} columns of numbers ({shown}) and the target {name}",
+        x,
+        y,
+        classes=classes,
+        columns=tuple(columns),
+    )
 
 
 def _frame(path: Path) -> Any:
@@ -135,6 +149,8 @@ def _encoded(path: Path, name: str, column: Any) -> list[tuple[str, np.ndarray]]
                 f"{values.std():g} around it: subtract a number from them"
             )
         return [(name, single)]
+    if _are_dates(column):
+        raise DataError(f"'{path}': column '{name}' holds dates or times: leave it out, or make numbers of them")
     texts = column.astype(str)
     levels = sorted(texts.unique())
     if len(levels) > _MOST_CATEGORIES:
@@ -144,6 +160,13 @@ def _encoded(path: Path, name: str, column: Any) -> list[tuple[str, np.ndarray]]
         )
     shown = levels[1:] if len(levels) == 2 else levels
     return [(f"{name}={level}", (texts == level).to_numpy(dtype=np.float32)) for level in shown]
+
+
+def _are_dates(column: Any) -> bool:
+    """Whether a column holds dates or times, or texts that all look like some."""
+    if column.dtype.kind in "mM" or isinstance(column.iloc[0], datetime.date | datetime.time):
+        return True
+    return bool(column.astype(str).str.fullmatch(r"\d{4}-\d\d-\d\d([ T]\d\d:.*)?").all())
 
 
 def _targets(path: Path, name: Any, column: Any, is_class: bool | None) -> tuple[Tensor, tuple[str, ...]]:

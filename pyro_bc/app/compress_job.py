@@ -21,7 +21,6 @@ from ..data.streamed import Inputs
 from ..errors import PyroBCError, UsageError
 from ..file import compressed
 from ..graph.module import evaluating
-from ..graph.read import read_graph
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature import EXAMPLES
@@ -35,10 +34,10 @@ from .metrics import diagnostics_of, export_posterior, figures_of, inputs_of, se
 from .observed import check_targets, said_by, scaled_to
 from .own_data import load_data
 from .own_network import is_own, network
-from .pairing import paired
+from .pairing import check_outputs, paired
 from .report import write_results
 from .settings import CompressSettings
-from .tables import in_words, inputs_in_words
+from .tables import BESIDE_DENSE, in_words, inputs_in_words
 
 # Inputs of one pass through the network.
 _PART = 100
@@ -73,7 +72,7 @@ def compress_trained(
     elif not is_own(settings.net):
         raise UsageError(f"--weights is needed: a file of trained weights of {settings.net}")
     data = paired(net, data)
-    read_graph(net, data.train_x[:2])
+    check_outputs(net, data)
     by_agreement = not data.has_targets
     if by_agreement:
         data = _judged_by(net, data)
@@ -124,7 +123,8 @@ def _compress(
         say(inputs_in_words(inputs))
     dense_error = test_error(net.eval(), data)
     parameters = sum(p.numel() for p in net.parameters())
-    say(f"dense network: {parameters:,} parameters, {in_words(data.likelihood.metric, dense_error)}")
+    error = "" if by_agreement else f", {in_words(data.likelihood.metric, dense_error)}"
+    say(f"dense network: {parameters:,} parameters{error}")
     order = processes.shuffled(len(data.train_x))[: EXAMPLES // processes.count()]
     model = BayesianNetwork(net, StandardNormal(), num_data=len(data.train_x), likelihood=data.likelihood)
     some = data.train_x.index_select(0, order).split(_PART)
@@ -139,7 +139,7 @@ def _compress(
     file_bytes = small.save(folder / "network.pbc")
     decoded = compressed.load(folder / "network.pbc")
     export_posterior(folder / "posterior.nc", model, guide, data, ())
-    measured_on = f"{data.test_part}, beside the dense network" if by_agreement else data.test_part
+    measured_on = f"{data.test_part}{BESIDE_DENSE}" if by_agreement else data.test_part
     metrics = {
         "net": settings.net,
         "prior": "curvature",

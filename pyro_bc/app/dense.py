@@ -1,8 +1,10 @@
 """The data and the dense network of a run."""
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -46,16 +48,20 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
 
     What a run wrote of a network that it normalised the inputs of is such a network.
 
-    :param path: of a ``.safetensors`` file, or of what ``torch.save`` wrote of a ``state_dict``.
+    :param path: of a ``.safetensors`` file, or of what ``torch.save`` wrote of a ``state_dict``, or of a checkpoint
+        that has one of its tensors' dictionaries. Names may have something in front, such as ``module.``.
     :raises UsageError: where the file cannot be read, or names or shapes differ.
     """
-    weights = _weights(Path(path))
+    weights = _named_as_in(net, _weights(Path(path)))
     net = normalised_like(net, weights)
     # Names that a state_dict has, but that no forward pass reads.
     expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in expected.items():
         if name not in weights:
-            raise UsageError(f"'{path}' holds no '{name}'; it needs {len(expected)} tensors: {', '.join(expected)}")
+            raise UsageError(
+                f"'{path}' holds no '{name}', but {', '.join(list(weights)[:5])}{', …' if len(weights) > 5 else ''}; "
+                f"it needs {len(expected)} tensors: {', '.join(expected)}"
+            )
         if weights[name].shape != tensor.shape:
             raise UsageError(
                 f"'{name}' has shape {tuple(weights[name].shape)} in '{path}', but {tuple(tensor.shape)} in the network"
@@ -68,15 +74,41 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix in (".pt", ".pth", ".bin"):
-        with readable(path, "is no state_dict that torch.load(weights_only=True) reads", UsageError):
+    if path.suffix == ".safetensors":
+        with readable(path, "is not a readable safetensors file", UsageError):
+            return safetensors.torch.load_file(path)
+    with readable(path, "is no state_dict that torch.load(weights_only=True) reads", UsageError, _ADVICE):
+        try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
-            raise UsageError(f"'{path}' holds no state_dict: save net.state_dict() with torch.save")
+        except pickle.UnpicklingError:  # whose reason is a page of advice
+            raise UsageError(f"'{path}' holds something else than a dictionary of tensors: {_ADVICE}") from None
+    if _is_state_dict(found):
         return found
-    with readable(path, "is not a readable safetensors file", UsageError):
-        found = safetensors.torch.load_file(path)
-    return found
+    inner = {key: value for key, value in found.items() if _is_state_dict(value)} if isinstance(found, dict) else {}
+    if len(inner) != 1:
+        several = f"{len(inner)} dictionaries of tensors, {', '.join(map(repr, inner))}" if inner else "no state_dict"
+        raise UsageError(f"'{path}' holds {several}: {_ADVICE}")
+    return next(iter(inner.values()))
+
+
+_ADVICE = "save net.state_dict() with torch.save"
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(own, Tensor) for own in value.values())
+
+
+def _named_as_in(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names in the network, where all have the same in front, as wrappers of networks add it."""
+    expected = net.state_dict()
+    first = next(iter(expected), "")
+    for name in weights:
+        front = name.removesuffix(first)
+        if front and name.endswith(first) and front.endswith(".") and all(own.startswith(front) for own in weights):
+            inner = {own.removeprefix(front): tensor for own, tensor in weights.items()}
+            if inner.keys() <= expected.keys():
+                return inner
+    return dict(weights)
 
 
 def dense_network(

@@ -61,7 +61,7 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
     if found.test_x is None:
         count = min(_MOST, max(1, int(_PART * len(x))))
         order, test = order[:-count], order[-count:]
-        test_x, test_y, test_part = x.index_select(0, test), y[test], "held-out data"
+        test_x, test_y, test_part = x.index_select(0, test), y[test], "test data that were split off"
     else:
         _check_count(name, len(found.test_x), 1)
         test_x, test_part = found.test_x, "test set"

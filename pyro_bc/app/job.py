@@ -58,7 +58,7 @@ from .own_network import is_own, network
 from .pairing import check_changes, check_network, normalised, paired
 from .recipes import Recipe, recipe
 from .report import write_results
-from .settings import PRIORS, Settings, has_codes
+from .settings import PRIORS, Settings, has_codes, prior_of
 from .stages import FEW, Fitted, Job, Start, dense_stage, finetune_stage, fit_stage, start_of, teacher_stage
 from .tables import error_key, inputs_in_words, target_in_words
 
@@ -88,8 +88,7 @@ def run(
     :raises PyroBCError: on anything a user can mend; nothing half-written is left.
     """
     build = network(settings.net)
-    if settings.prior not in PRIORS:
-        raise UsageError(f"unknown prior '{settings.prior}'; there are {', '.join(PRIORS)}")
+    prior = prior_of(settings)
     data = chosen_data(settings, data_dir).to(device)
     plan = _checked(settings, len(data.train_x) - (0 if settings.target is None else _held_count(data)))
     widths = _widths(settings, plan)
@@ -112,8 +111,8 @@ def run(
         paired(teacher, data)
         if plan.distil.weights is None:
             teacher = normalised(teacher, data)
-    if is_own(settings.net):
-        check_network(net, data, PRIORS[settings.prior])
+    if is_own(settings.net) or settings.residual_width is not None:
+        check_network(net, data, prior)
     parameters = fitted = sum(parameter.numel() for parameter in net.parameters())
     if settings.thresholds or widths:
         graph = read_graph(net, data.train_x[:2])

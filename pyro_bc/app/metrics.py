@@ -146,6 +146,8 @@ def metrics_of(
     last = history[-1]
     coded = Cell in guide.families.values()
     length = {"code_bytes": round(code_bytes(guide), 1)} if coded else {}
+    figures = figures_of(small, decoded, data, dense_error, file_bytes, guide)
+    figures["dense"]["trained_parameters"] = sum(parameter.numel() for parameter in dense.parameters())
     plan = asdict(recipe(settings, len(data.train_x)))
     if plan["fit"]["epochs"] is None:  # as many as it took
         plan["fit"]["epochs"] = len(history) - (plan["finetune"]["epochs"] or 0)
@@ -158,7 +160,7 @@ def metrics_of(
         "n": len(data.test_x),
         "seed": settings.seed,
         "recipe": plan,
-        **figures_of(small, decoded, data, dense_error, file_bytes, guide),
+        **figures,
         "precision": "learned" if coded else settings.precision,
         **length,
         "loss_nats": {

@@ -89,7 +89,7 @@ def check_targets(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:
     try:
         likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y)
     except UsageError as error:
-        others = {Categorical: "normal or bernoulli", Normal: "categorical"}
+        others = {Categorical: "normal, bernoulli or poisson", Normal: "categorical"}
         hint = f"; or give another --likelihood, as {others[type(likelihood)]}" if type(likelihood) in others else ""
         raise UsageError(f"{error} (likelihood {type(likelihood).__name__}{hint})") from None
 

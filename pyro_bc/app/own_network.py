@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..graph.interface import chosen
 from .networks import NETWORKS
 
 
@@ -18,7 +20,8 @@ def network(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     """What makes a network of the shape of one input and a number of classes, 0 where targets are no classes.
 
     :param name: one of ``pyro_bc.app.networks.NETWORKS``; or ``package.module:function``, or
-        ``path/to/file.py:Class``: what is called without arguments and returns an ``nn.Module``.
+        ``path/to/file.py:Class``: what is called without arguments and returns an ``nn.Module``. Of several outputs
+        of it the one named ``logits`` is meant.
     :raises UsageError: where there is no such network; what it returns raises it where none can be made.
     """
     if ":" in name:
@@ -51,7 +54,16 @@ def _called(name: str, make: Callable[[], Any], shape: tuple[int, ...], classes:
         raise UsageError(f"'{name}' could not be called without arguments: {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise UsageError(f"'{name}' returned a {type(net).__name__}, not an nn.Module")
+    wide = [p.dtype for p in net.parameters() if p.is_floating_point() and p.dtype != torch.float32]
+    if wide:
+        raise UsageError(f"'{name}' has parameters of {wide[0]}, and the command trains float32: return net.float()")
+    net.register_forward_hook(_meant)
     return net
+
+
+def _meant(net: nn.Module, inputs: Any, outputs: Any) -> Tensor:
+    """The one of a network's outputs that the likelihood is of, in place of all of them."""
+    return chosen(outputs)
 
 
 def _found(name: str) -> Callable[[], Any]:

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from ..data.streamed import Inputs, Streamed
 from ..errors import UnsupportedNetworkError, UsageError
+from ..graph.ending import outputs_are_free, outputs_are_positive
 from ..graph.module import evaluating
 from ..graph.read import read_graph
+from ..model.ending import activated_twice
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Categorical, NegativeBinomial, Normal, Poisson
 from ..model.network import BayesianNetwork
 from ..priors.base import Prior
+from ..priors.shared import ResidualWidth
 from ..runtime.devices import device_of
 from ..runtime.files import read_object
 from ..runtime.messages import first_line
@@ -63,7 +66,7 @@ def normalised(net: nn.Module, data: Dataset) -> nn.Module:
     """
     if not data.is_own or not data.train_x.is_floating_point():
         return net
-    return Normalised(net, Scales.of(data.train_x), _output_scales(data))
+    return Normalised(net, Scales.of(data.train_x), _output_scales(net, data))
 
 
 def _run(net: nn.Module, data: Dataset) -> tuple[Dataset, Tensor]:
@@ -92,6 +95,10 @@ def _outputs(net: nn.Module, data: Dataset) -> Tensor:
     try:
         with evaluating(net):
             outputs = net(x)
+    except UnsupportedNetworkError as error:  # of several outputs
+        raise UnsupportedNetworkError(
+            f"{first_line(error).partition(': say')[0]}: return one, or a dictionary with 'logits'"
+        ) from None
     except Exception as error:  # whatever a user's forward raises
         raise UsageError(
             f"the network cannot be run on inputs {tuple(data.train_x.shape)}, {data.what}: {first_line(error)}"
@@ -101,15 +108,21 @@ def _outputs(net: nn.Module, data: Dataset) -> Tensor:
     return outputs
 
 
-def _output_scales(data: Dataset) -> Scales | None:
+def _output_scales(net: nn.Module, data: Dataset) -> Scales | None:
     """Scales that outputs are brought to, so that a training begins near the targets."""
     y = data.train_y
+    if not isinstance(data.likelihood, Normal | Poisson | NegativeBinomial):
+        return None
+    with same_random_state(device_of(net)):
+        graph = read_graph(nn.Sequential(net), data.train_x[:2])
     if isinstance(data.likelihood, Normal):
-        return Scales.of(y)
-    if isinstance(data.likelihood, Poisson | NegativeBinomial):  # outputs are logarithms of rates
-        mean = y.mean(0).clamp(min=1e-3).log()
-        return Scales((4 * mean).round() / 4, torch.ones_like(mean))
-    return None
+        scales = Scales.of(y)
+        if outputs_are_free(graph):
+            return scales
+        # A network that ends in an activation says which numbers it can give: they are not moved from there.
+        return Scales(torch.zeros_like(scales.mean), scales.deviation) if outputs_are_positive(graph) else None
+    mean = y.mean(0).clamp(min=1e-3).log()  # outputs are logarithms of rates
+    return Scales((4 * mean).round() / 4, torch.ones_like(mean)) if outputs_are_free(graph) else None
 
 
 def check_same_inputs(file: Path, data: Dataset) -> None:
@@ -135,11 +148,25 @@ def check_same_inputs(file: Path, data: Dataset) -> None:
             )
 
 
-def check_network(net: nn.Module, data: Dataset, prior: Prior) -> None:
+def check_outputs(net: nn.Module, data: Dataset) -> None:
+    """Whether a network gives what the likelihood takes, and not what that makes of it.
+
+    :raises UsageError: where it ends in what the likelihood applies.
+    :raises UnsupportedNetworkError: where it cannot be read.
+    """
+    own = nn.Sequential(net.net) if isinstance(net, Normalised) else net
+    with same_random_state(device_of(net)):
+        told = activated_twice(read_graph(own, data.train_x[:2]), data.likelihood)
+    if told:
+        raise UsageError(told)
+
+
+def check_network(net: nn.Module, data: Dataset, prior: Prior | ResidualWidth) -> None:
     """Whether a network can be fitted and stored; nothing of it, of Pyro's store or of torch's generators is changed.
 
     :raises PyroBCError: where it cannot.
     """
+    check_outputs(net, data)
     x, y = data.train_x[:2], data.train_y[:2]
     with same_random_state(device_of(net)), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the fit begins

@@ -16,6 +16,7 @@ from ..priors.base import GroupPrior, Prior
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.learned_code import LearnedCode
 from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform
+from ..priors.shared import ResidualWidth
 from ..priors.standard_normal import StandardNormal
 
 #: priors by the command's names: a scale for groups over a prior for weights.
@@ -30,6 +31,9 @@ PRIORS: dict[str, Prior] = {
     "gnj+learned": GroupNormalJeffreys(weights=LearnedCode()),
     "ghs+learned": GroupHorseshoe(weights=LearnedCode()),
 }
+
+#: priors over the channels of residual streams: those of a scale alone.
+WIDTHS: dict[str, GroupPrior] = {"gnj": GroupNormalJeffreys(), "ghs": GroupHorseshoe()}
 
 
 def _option(name: str, kind: type, text: str, metavar: str | None = None, also: str | None = None) -> Any:
@@ -106,6 +110,7 @@ class Settings:
     :param net: name of a network of ours, or a user's (:func:`~pyro_bc.app.own_network.network`).
     :param prior: name of a prior, of :data:`PRIORS`.
     :param data: name of a data set of ours, or a path (:func:`~pyro_bc.app.own_data.load_data`).
+    :param residual_width: name of the prior over channels of residual streams, ``gnj`` or ``ghs``; None for none.
     :param likelihood: of the targets, by its name; None for what they look like.
     :param target_column: of a table.
     :param picture_size: height and width that a user's pictures are brought to.
@@ -143,12 +148,16 @@ class Settings:
     max_error_rise: float | None = _target(
         "max-error-rise",
         float,
-        "target: points of error above the dense network's; the KL's weight and all prices are found",
+        "target: points of error above the dense network's, or its RMSE; the KL's weight and all prices are found",
     )
     max_loss_rise: float | None = _target(
         "max-loss-rise", float, "target: nats an example above the dense network's loss"
     )
     max_bytes: int | None = _target("max-bytes", int, "target: size of the file, with as little error as it allows")
+    residual_width: str | None = _target(
+        "residual-width", str,
+        f"prune channels that cross layers, too (ResidualWidth), under this prior: {', '.join(WIDTHS)}", "PRIOR",
+    )  # fmt: skip
     widths: str | None = _option("widths", str, "outputs of every layer but the last at the start", "N-N-…")
     widths_from: str | None = _option("widths-from", str, "start from the widths of a compressed network", "FILE.pbc")
     train_limit: int | None = _option("train-limit", int, "train on the first N examples only", "N")
@@ -188,6 +197,18 @@ class Settings:
                 raise UsageError(f"a run has no option '{name}'")
             settings = replace(settings, **changed)
         return settings
+
+
+def prior_of(settings: Settings) -> Prior | ResidualWidth:
+    """The prior of a run, with one over channels that cross layers where it is asked for.
+
+    :raises UsageError: where there is none of its name.
+    """
+    for name, known, what in ((settings.prior, PRIORS, "prior"), (settings.residual_width, WIDTHS, "residual-width")):
+        if name is not None and name not in known:
+            raise UsageError(f"unknown {what} '{name}'; there are {', '.join(known)}")
+    layers = PRIORS[settings.prior]
+    return layers if settings.residual_width is None else ResidualWidth(layers, WIDTHS[settings.residual_width])
 
 
 def has_codes(settings: Settings) -> bool:

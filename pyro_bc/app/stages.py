@@ -21,6 +21,7 @@ from ..file import compressed
 from ..graph.fast import arranged
 from ..graph.module import GraphNetwork
 from ..graph.read import read_graph
+from ..graph.streams import residual_streams
 from ..inference.checkpoint import history_of, load_checkpoint
 from ..inference.fit import fit
 from ..inference.history import Epoch
@@ -31,6 +32,8 @@ from ..model.likelihoods import SoftCategorical
 from ..model.network import BayesianNetwork
 from ..posterior.judged import held_out_batches
 from ..posterior.summary import summarize
+from ..priors.base import Prior
+from ..priors.shared import ResidualWidth
 from ..runtime import processes
 from .datasets import Dataset
 from .dense import batches_of, dense_network
@@ -39,7 +42,7 @@ from .narrow import narrowed
 from .observed import starts_of_sites
 from .recipes import Recipe
 from .report import progress_pictures
-from .settings import PRIORS, Settings, has_codes
+from .settings import PRIORS, Settings, has_codes, prior_of
 from .tables import in_words
 
 _SECONDS_BETWEEN_PICTURES = 60
@@ -175,9 +178,8 @@ def fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pla
     file = job.out / checkpoint
     share = plan.distil.share or 0.0
     likelihood = SoftCategorical() if share else job.data.likelihood
-    model = BayesianNetwork(
-        start.net, PRIORS[job.settings.prior], num_data=len(job.data.train_x), likelihood=likelihood
-    )
+    prior = prior_of(job.settings) if checkpoint == "checkpoint" else _prior_of_rest(job, start.net)
+    model = BayesianNetwork(start.net, prior, num_data=len(job.data.train_x), likelihood=likelihood)
     guide = FactorizedGuide(model, init_loc_fn=starts_of_sites)
     resume = job.resume and processes.from_first(file.exists)
     course = processes.from_first(lambda: history_of(file, load_checkpoint(file)[1]) if resume else [])
@@ -209,6 +211,15 @@ def fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pla
         batch_norm_loader=start.collect,
     )  # fmt: skip
     return Fitted(model, guide, result.history, how)
+
+
+def _prior_of_rest(job: Job, net: nn.Module) -> Prior | ResidualWidth:
+    """The run's prior for what pruning left, which may have no channels that cross layers any more."""
+    prior = prior_of(job.settings)
+    if not isinstance(prior, ResidualWidth):
+        return prior
+    streams = residual_streams(read_graph(net, job.data.train_x[:2]))
+    return prior if any(not stream.obstacle for stream in streams) else PRIORS[job.settings.prior]
 
 
 def _taught(job: Job, taught_by: nn.Module, plan: Recipe) -> Iterable[tuple[Tensor, Tensor]]:

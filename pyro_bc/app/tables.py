@@ -7,6 +7,9 @@ from typing import Any
 from ..compression.sensitivity import Alone, Sensitivity
 from ..posterior.judged import Judged, figure, rise
 
+#: behind what a run is measured on, where nobody knows the targets: what the dense network says takes their place.
+BESIDE_DENSE = ", beside the dense network"
+
 
 def error_key(metric: str) -> str:
     """Under which name figures have an error, by the likelihood's metric: ``error_percent``, or ``rmse``."""
@@ -29,9 +32,9 @@ def inputs_in_words(found: Mapping[str, Any]) -> str:
     sizes = own["examples"]
     held_out = f", {sizes['held_out']:,} held-out" if sizes["held_out"] else ""
     classes = own["classes"] if isinstance(own["classes"], int) else len(own["classes"])
-    targets = f"{classes} classes" if classes else f"targets of the likelihood {own['likelihood']}"
+    targets = f"of {classes} classes" if classes else f"of targets of the likelihood {own['likelihood']}"
     if own["likelihood"] is None:
-        targets = "no targets"
+        targets = "without targets"
     scales = own["normalisation"]
     if not scales:
         how = "read by the network as they are"
@@ -40,7 +43,7 @@ def inputs_in_words(found: Mapping[str, Any]) -> str:
         shown = ", ".join(f"{mean:.4g} ± {deviation:.4g}" for mean, deviation in pairs[:3])
         how = f"normalised inside the network: {shown}{f', … ({len(pairs)} in all)' if len(pairs) > 3 else ''}"
     count = f"{sizes['train']:,} training{held_out} and {sizes['test']:,} test examples"
-    return f"Data: {count} of {targets}; {own['what']}, {how}"
+    return f"Data: {count} {targets}; {own['what']}, {how}"
 
 
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, float, list[int], Mapping[str, float]]]:
@@ -60,12 +63,16 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     """The metrics as a Markdown page."""
     dense, metric = metrics["dense"], metric_of(metrics)
     head = f"{metric[:1].upper()}{metric[1:]}".removesuffix(" %")
+    size, before = f"{dense['parameters']:,} parameters", in_words(metric, dense[error_key(metric)]).partition(" ")[2]
+    if dense.get("trained_parameters", dense["parameters"]) != dense["parameters"]:
+        size = f"{dense['trained_parameters']:,} parameters, {dense['parameters']:,} with batch normalisation folded"
+    if metrics["measured_on"].endswith(BESIDE_DENSE):
+        head, before = f"{head}, counted where it disagrees with the dense network,", ""
     lines = [
         f"# {metrics['net']} on {metrics['data_name']}, prior {metrics['prior']}, seed {metrics['seed']}",
         "",
-        f"{head} on the {metrics['measured_on']} ({metrics['n']:,} examples), of the network decoded from the file. "
-        f"Dense network: {dense['parameters']:,} parameters, "
-        f"{in_words(metric, dense[error_key(metric)]).partition(' ')[2]}.",
+        f"{head} on the {metrics['measured_on'].removesuffix(BESIDE_DENSE)} ({metrics['n']:,} examples), of the "
+        f"network decoded from the file. Dense network: {', '.join(filter(None, (size, before)))}.",
         "",
         f"| bits by rule | {metric} | architecture | bits | pruning | fast prediction | maximum | nonzero % |",
         "|---|---|---|---|---|---|---|---|",

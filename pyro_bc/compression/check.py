@@ -256,8 +256,8 @@ def _stored(source: tuple[Any, Any], keep: Mapping[str, float], x: Batch) -> tup
     """Bytes of the file with nothing pruned, and whether the network that is loaded from it computes the same."""
     small = compress(*source, thresholds=keep)
     data = small.to_bytes()
-    inputs = tensors_of(moved(x, "cpu"))
-    with torch.no_grad():
+    inputs = [part.float() if part.is_floating_point() else part for part in tensors_of(moved(x, "cpu"))]
+    with torch.no_grad():  # in a file's own precision
         stored = small.network()(*inputs)
         del small
         loaded = CompressedNetwork.from_bytes(data).network()(*inputs)

@@ -4,7 +4,7 @@ Reading traces the network and runs both; a search that compresses a posterior m
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,19 +54,19 @@ def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Read
     :raises UsageError: where layers and network do not fit.
     """
     fitted = posterior_of(guide)
-    posterior, channels = layer_posteriors(model, fitted)
     own = net is None
     if net is None:
         if not isinstance(model, BayesianNetwork):
             raise UsageError(
                 "a model written by hand needs net=…, the nn.Module that it computes, with one nn.Linear per layer "
-                f"({', '.join(posterior)})"
+                f"({', '.join(fitted.layers)})"
             )
         net = model.skeleton
     example = _example(fitted, net)
     graph = (graph_of_same if own else read_graph)(net, example, getattr(model, "output", None))
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    prefix = _prefix(model)
+    prefix = _prefix(model, fitted.layers, {*names, *cell_names(graph)})
+    posterior, channels = layer_posteriors(model, fitted, prefix)
     in_graph = graph_names([name.removeprefix(prefix) for name in fitted.layers], graph, net)
     posterior = {in_graph[name]: layer for name, layer in posterior.items()}
     if own:
@@ -112,15 +112,31 @@ def _used(posterior: Mapping[str, LayerPosterior], graph: Graph) -> dict[str, La
     }
 
 
-def _prefix(model: Any) -> str:
-    """What stands before a layer's name in the network in the names of its sites."""
-    return "net." if isinstance(model, BayesianNetwork) else ""
+def _prefix(model: Any, layers: Collection[str] = (), known: Collection[str] = ()) -> str:
+    """What stands before a layer's name in the network in the names of its sites.
+
+    :param layers: names of the model's layers.
+    :param known: those of the network, which a module of the user's may have under a name of its own.
+    """
+    if isinstance(model, BayesianNetwork):
+        return "net."
+    first = min(layers, default="")
+    for end in [at + 1 for at, letter in enumerate(first) if letter == "."]:
+        front = first[:end]
+        if all(name.startswith(front) and name.removeprefix(front) in known for name in layers):
+            return front
+    return ""
 
 
-def layer_posteriors(model: Any, guide: Any) -> tuple[dict[str, LayerPosterior], dict[str, ChannelPosterior]]:
+def layer_posteriors(
+    model: Any, guide: Any, prefix: str | None = None
+) -> tuple[dict[str, LayerPosterior], dict[str, ChannelPosterior]]:
     """Posterior summaries by the layer's name in the network (``fc1``, where the site is ``net.fc1.weight``), and those
-    of channels that cross layers."""
-    prefix = _prefix(model)
+    of channels that cross layers.
+
+    :param prefix: what stands before those names in the names of sites; None for what a model of ours has.
+    """
+    prefix = _prefix(model) if prefix is None else prefix
     found = summarize(guide)
     channels = {name: own for name, own in found.items() if isinstance(own, ChannelPosterior)}
     posterior = {name.removeprefix(prefix): layer for name, layer in found.items() if name not in channels}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..runtime.inputs import Batch, tensors_of
+from .batches import Batches
 
 
 def loader_steps(loader: Any) -> int:
@@ -25,6 +26,18 @@ def loader_steps(loader: Any) -> int:
     return steps
 
 
+def loader_examples(loader: Any) -> int | None:
+    """How many examples a loader gives; None where that is not known without going through it."""
+    if isinstance(loader, Batches):
+        return len(loader.x)
+    if isinstance(loader, list | tuple):
+        return sum(len(tensors_of(x)[0]) for x, _ in loader)
+    try:
+        return len(loader.sampler)
+    except (AttributeError, TypeError):
+        return None
+
+
 def first_batch(loader: Any) -> tuple[Any, Tensor]:
     """The first batch.
 
@@ -34,6 +47,10 @@ def first_batch(loader: Any) -> tuple[Any, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
         raise UsageError(f"the training loader gives pairs (inputs, targets) of tensors, not {type(batch).__name__}")
     tensors_of(batch[0])
+    if not batch[1].dim():
+        raise UsageError(
+            f"the training loader gives single examples, no batches: put the {type(loader).__name__} into a DataLoader"
+        )
     return batch[0], batch[1]
 
 

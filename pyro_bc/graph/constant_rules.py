@@ -101,6 +101,15 @@ def _along(reference: Any, graph: Graph, axis: int) -> Any:
     return own[:, 0].where((own == own[:, :1]).all(1), torch.tensor(np.nan, dtype=torch.float64)).numpy()
 
 
+def through_prelu(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
+    known, slopes = _known(constants, node.args[0]), node.args[1]
+    if known is None or not isinstance(slopes, Named):
+        return None
+    axis, values = known
+    own = graph.tensors[slopes.name].double().numpy().ravel()
+    return None if axis != 1 and own.size > 1 else (axis, np.where(values < 0, values * own, values))
+
+
 def through_batch_norm(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:
     known = _known(constants, node.args[0])
     if known is None or known[0] != 1:

@@ -79,6 +79,12 @@ def graph_of(program: Any, kept: set[str]) -> Graph:
     :raises UnknownOperationError: where there are operations that no graph holds.
     :raises UnsupportedNetworkError: where there is no graph of the input and one output.
     """
+    changed = [_own_name(name) for name in program.graph_signature.buffers_to_mutate.values()]
+    if changed:
+        raise UnsupportedNetworkError(
+            f"the network changes its buffer '{changed[0]}' as it predicts, which a file cannot: change it only where "
+            f"self.training"
+        )
     _drop_checks(program.graph)
     reader = _Reader(program, kept)
     (result,) = reader.read(program.graph_module, reader.placed)

@@ -16,6 +16,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from ..errors import UnsupportedNetworkError
 from .arguments import STATISTICS_OF_THE_BATCH, check_program, named_arguments
 from .forms import Form
 from .layer_types import LAYER_TYPES, layer_type
@@ -83,7 +84,13 @@ class PredictionNetwork(GraphNetwork):
         names = dict.fromkeys(name for node in self._nodes for name in node.named())
         tensors = {name: form_of(attrgetter(name)(self)) for name in names}
         one = [Form(tuple(x.shape[1:]), x.dtype) for x in inputs]
-        found = outline_of_two(check_program(self._nodes), one, tensors, self._limits)
+        try:
+            found = outline_of_two(check_program(self._nodes), one, tensors, self._limits)
+        except UnsupportedNetworkError as error:
+            other = next((x.dtype for x in inputs if x.is_floating_point() and x.dtype != torch.float32), None)
+            if other is None or any(tensor.dtype == other for tensor in tensors.values()):
+                raise
+            raise UnsupportedNetworkError(f"the network takes float32, not {other}: give x.float() ({error})") from None
         shapes: list[Any] = [(BATCHES[0], *one[0].shape)]
         for node, shape in zip(self._nodes, found.shapes(), strict=True):
             if not keeps_examples_apart(node, shapes) or shape is None or shape[:1] != BATCHES[:1]:

@@ -177,7 +177,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row(48, "int_floordiv", on_integers("int_floordiv", operator.floordiv)),
     _row(49, "maximum", units=unit_rules.binary, constants=constant_rules.through_binary),
     _row(50, "minimum", units=unit_rules.binary, constants=constant_rules.through_binary),
-    _row(51, "prelu"),
+    _row(51, "prelu", units=unit_rules.prelu, constants=constant_rules.through_prelu),
     _row(52, "rms_norm", units=unit_rules.layer_norm, constants=constant_rules.through_layer_norm, statistics=True),
     _row(53, "chunk"),
     _row(54, "split"),

@@ -5,15 +5,20 @@ The graph is what can be made smaller and written to a file without the user's c
 nodes, to named tensors (weights, buffers) and to literals. It is run as it is by :class:`GraphNetwork`.
 """
 
+import contextlib
+import io
+import logging
+import traceback
 import warnings
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedNetworkError
+from ..errors import UnsupportedNetworkError, printable
 from ..runtime.inputs import Batch, forms, names_of, random_like, tensors_of
 from ..runtime.messages import first_line
 from .arguments import check_program
@@ -45,7 +50,7 @@ def read_graph(net: nn.Module, example: Batch, output: Output = None) -> Graph:
             warnings.simplefilter("ignore")
             whole = OneOutput(net, names, output)
             dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in tensors),)
-            program = torch.export.export(whole, tensors, dynamic_shapes=dynamic, strict=False)
+            program = _exported(whole, tensors, dynamic)
             graph = _read(program, whole, random_like(tensors, 3))
             if any(is_layer(node) and layer_name(node) == "weight" for node in graph.nodes):
                 raise UnsupportedNetworkError(
@@ -54,16 +59,57 @@ def read_graph(net: nn.Module, example: Batch, output: Output = None) -> Graph:
     except UnsupportedNetworkError:
         raise
     except Exception as error:  # whatever a user's forward, or torch.export, raises
-        reason = first_line(error)
-        if reason.startswith("Constraints violated"):
-            reason = "its forward fixes the batch size, as len(x) does; write x.shape[0], or -1 in a view"
         raise UnsupportedNetworkError(
-            f"the network cannot be read as a fixed graph of its inputs, for any batch size: {reason}"
+            f"the network cannot be read as a fixed graph of its inputs, for any batch size: {_reason(error)}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return graph
 
+
+def _exported(net: OneOutput, tensors: tuple[Tensor, ...], dynamic: Any) -> Any:
+    """What ``torch.export`` makes of a network, without what it prints."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                return torch.export.export(net, tensors, dynamic_shapes=dynamic, strict=False)
+            except Exception as error:
+                if not _fixes_batch_size(error):
+                    raise
+            # The best order of an einsum's products is found for numbers, and would hold for one batch size alone.
+            with torch.backends.opt_einsum.flags(enabled=False):
+                return torch.export.export(net, tensors, dynamic_shapes=dynamic, strict=False)
+    finally:
+        logger.setLevel(level)
+
+
+def _fixes_batch_size(error: Exception) -> bool:
+    return str(error).startswith("Constraints violated")
+
+
+def _reason(error: Exception) -> str:
+    """Why a network cannot be read, and the line of its own code where that was found."""
+    frames = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [frame for frame in frames if not frame[0].startswith(_NOT_THE_USERS)]
+    where = f" ({Path(own[-1][0]).name}, line {own[-1][1]}: {printable((own[-1][2] or '').strip())})" if own else ""
+    if _fixes_batch_size(error):
+        return "its forward fixes the batch size, as len(x) does; write x.shape[0], or -1 in a view"
+    calls = [frame.f_locals.values() for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(isinstance(value, nn.utils.rnn.PackedSequence) for values in calls for value in values):
+        return f"{PACKED}{where}"
+    if "data-dependent" in str(error):
+        return f"its forward decides by the numbers in a tensor{where}"
+    return f"{first_line(error)}{where}"
+
+
+#: why a recurrent layer over packed sequences cannot be read.
+PACKED = "packed sequences have no fixed shape: give the layer padded ones, and mask its outputs"
+
+# Folders whose code is no user's network.
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
 
 # What a network was read as, by the network and the form of its inputs.
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]]" = weakref.WeakKeyDictionary()
@@ -127,7 +173,8 @@ def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:
                 return graph
             if not writes_in_place(program):
                 raise UnsupportedNetworkError(
-                    "the network computes something else when it is traced; does it use randomness?"
+                    "the network computes something else when it is traced; does it use randomness? F.dropout needs "
+                    "training=self.training"
                 )
             simplified = simpler(program, unknown)
         program = simplified
@@ -135,7 +182,7 @@ def _read(program: Any, net: OneOutput, examples: tuple[Tensor, ...]) -> Graph:
 
 def _computes(net: nn.Module, graph: Graph, examples: tuple[Tensor, ...]) -> bool:
     """Whether network and graph are one for inputs of another batch size."""
-    expected = net(*examples)
+    expected = net(*(x.clone() for x in examples))  # which it may write into
     network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(examples[0].device)
     found = network(*examples)
     largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())

@@ -327,6 +327,17 @@ def batch_norm(t: FollowedUnits, node: Node) -> Axes:
     return {1: units}
 
 
+def prelu(t: FollowedUnits, node: Node) -> Axes:
+    """Each channel with a slope of its own, which goes with it, or all with one; 0 stays 0."""
+    x, slopes = node.args
+    if not isinstance(slopes, Named):
+        return unknown(t, node)
+    axes = dict(t.of(x))
+    if 1 in axes and t.graph.tensors[slopes.name].numel() > 1:
+        t.name_axis(slopes.name, 0, axes[1])
+    return axes
+
+
 def statistics_axis(graph: Graph, index: int) -> int:
     """The axis of channels of which a normalisation's statistics are."""
     return 1 if graph.nodes[index].op == "group_norm" else len(graph.shape(index) or ()) - 1

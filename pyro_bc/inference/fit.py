@@ -24,7 +24,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..data.loaders import check_inputs, first_batch, loader_steps
+from ..data.loaders import check_inputs, first_batch, loader_examples, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
@@ -166,6 +166,8 @@ def fit(
     examples = some_examples(train_loader) if schedule.kl_weight is None or target is not None else []
     model = processes.on_all(lambda: _trainable(model, guide, x, y))
     check_batch = processes.on_all(lambda: _check(model, guide, x, y))
+    if processes.count() == 1 and (said := _other_count(model, train_loader, len(y))):
+        warnings.warn(said, stacklevel=2)
     processes.start_alike([model, guide])
     processes.draw_apart()
     watch = guard = on_training = None
@@ -354,6 +356,19 @@ def _say_costly(end: Epoch) -> None:
 
 
 @torch.no_grad()
+def _other_count(model: Any, loader: Any, batch: int) -> str:
+    """What is to be said where a model counts other examples than its loader gives; empty where it does not.
+
+    :param batch: examples of the first batch, so many of which a loader may leave out.
+    """
+    count, own = loader_examples(loader), model.num_data
+    is_known = isinstance(model, BayesianNetwork) or own == batch  # a scale of the user's may say another number
+    if count is None or not is_known or own - max(batch, own / 10) <= count <= own * 1.1:
+        return ""
+    where = "num_data is" if isinstance(model, BayesianNetwork) else "the size of the plate of what it observes is"
+    return f"{where} {own:,}, but the loader gives {count:,} examples: the KL has {count / own:.3g} times its weight"
+
+
 def _trainable(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> Any:
     """The model as a module that knows how much data there are."""
     with running_on(x):

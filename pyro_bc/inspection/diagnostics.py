@@ -6,7 +6,7 @@ gives for points of the training set.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ def importance_ratios(
     posterior = posterior_of(guide)
     model = posterior.model
     ratios = []
+    count = _examples(model, posterior.centre(), x, y)
     with seeded(seed, posterior.device):
         for _ in range(draws):
             draw = _one_draw(posterior)
@@ -97,12 +98,23 @@ def importance_ratios(
             for x_part, y_part in zip(x.split(1000), y.split(1000), strict=True):
                 for site in observed_sites(model, draw, x_part, y_part).values():
                     log_likelihood = log_likelihood + site["fn"].log_prob(site["value"]).sum()
-            log_likelihood = log_likelihood * (model.num_data / len(x))
+            log_likelihood = log_likelihood * (count / len(x))
             latent = sites(model, draw, x[:2], y[:2])
             log_prior = sum(latent[name]["fn"].log_prob(draw[name]).sum() for name in draw)
             ratios.append(float(log_likelihood / kl_weight + log_prior - log_q))
     log_ratios = np.array(ratios)
     return ImportanceRatios(pareto_k(log_ratios), log_ratios)
+
+
+def _examples(model: Any, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float:
+    """How many training examples a model counts: its ``num_data``, or what scales what it observes, such as a plate."""
+    if hasattr(model, "num_data"):
+        return float(model.num_data)
+    sizes = [
+        max(float(site["scale"]) * count for site in observed_sites(model, draw, x[:count], y[:count]).values())
+        for count in (1, 2)
+    ]
+    return sizes[1] if math.isclose(*sizes) else float(len(x))
 
 
 def pareto_k(log_ratios: np.ndarray) -> float:

@@ -36,6 +36,7 @@ from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
 from ..priors.shared import SharedScale, find_shared, initial_scale
 from .agreement import obstacle
+from .ending import said_of_outputs
 from .ownership import claim_parameters, forget_others
 
 
@@ -145,6 +146,8 @@ class FactorizedGuide(AutoGuide):
         self.obstacle = obstacle(model, self.layers, self.shared, self._centre(), args)
         if self.obstacle is not None:
             warnings.warn(f"the network cannot be compressed: {self.obstacle}", stacklevel=6)
+        if said := said_of_outputs(model, args):
+            warnings.warn(said, stacklevel=6)
 
     def _initial_log_variance(self, name: str, loc: Tensor) -> Tensor:
         given = self.init_log_variance

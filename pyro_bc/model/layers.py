@@ -178,6 +178,11 @@ class BayesianLayer(PyroModule):
         """The same, under the layer's own scales alone."""
         values: dict[str, Any] = {role: self._site(role) for role in self.prior.roles}
         bias: Any = self._site("bias") if self._has_bias else None
+        if self.weight_code is None and values["weight"].dim() != len(self._shape):
+            raise UsageError(
+                "weights were drawn several at a time, as vectorize_particles and Predictive(…, parallel=True) do, and "
+                "a network computes with one draw of them: leave that out"
+            )
         if self.weight_code is not None:
             values["weight"] = self.weight_code.decoded(values["weight"])
             if bias is not None:

@@ -1,5 +1,6 @@
 """What is observed, given a network's outputs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_mean
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
 
@@ -24,6 +26,9 @@ class Likelihood(ABC):
 
     #: error of an example that is wrong, where errors are counted; 0 where they are measured.
     of_one_wrong: ClassVar[float] = 0.0
+
+    #: operations that its outputs do not end in, since what they make is no longer what it takes: it applies them.
+    applies: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, outputs: Tensor) -> Any:
@@ -69,9 +74,15 @@ class Categorical(Likelihood):
     class_dim: int = -1
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def _logits(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
+
+    def _other_dim(self, outputs: Tensor, targets: Tensor) -> str:
+        """What to do where the classes are in the dimension that torch's cross entropy has them in."""
+        is_it = outputs.dim() > 2 and targets.shape == (*outputs.shape[:1], *outputs.shape[2:])
+        return "; give Categorical(class_dim=1)" if self.class_dim == -1 and is_it else ""
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(dist.Categorical(logits=self._logits(outputs), validate_args=False))
@@ -87,6 +98,7 @@ class Categorical(Likelihood):
             raise UsageError(
                 f"Categorical targets are class numbers of shape {tuple(logits.shape[:-1])}, "
                 f"not {targets.dtype} of shape {tuple(targets.shape)}{_squeezed(targets, logits.shape[:-1])}"
+                f"{self._other_dim(outputs, targets)}"
             )
         if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
             raise UsageError(
@@ -121,6 +133,7 @@ class SoftCategorical(Likelihood):
 
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(_Taught(outputs))
@@ -147,6 +160,7 @@ class Bernoulli(Likelihood):
 
     metric: ClassVar[str] = "error %"
     of_one_wrong: ClassVar[float] = 100.0
+    applies: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid"})
 
     def __call__(self, outputs: Tensor) -> Any:
         return _by_example(dist.Bernoulli(logits=_flat(outputs), validate_args=False))
@@ -160,6 +174,17 @@ class Bernoulli(Likelihood):
             raise UsageError(f"Bernoulli targets are floating-point numbers 0 or 1, not {targets.dtype}")
         if not bool(((targets == 0) | (targets == 1)).all()):
             raise UsageError("Bernoulli targets are 0 or 1")
+
+
+@register_kl(dist.LogNormal, dist.Gamma)
+def _kl_log_normal_gamma(q: Any, p: Any) -> Tensor:
+    r"""KL of a noise's guide from its prior, with :math:`q = \mathrm{LogNormal}(\mu, \sigma^2)` and shape :math:`a` and
+    rate :math:`b` of the Gamma: :math:`\log\Gamma(a) - a\log b - a\mu + b\,e^{\mu + \sigma^2/2} - \log\sigma -
+    \tfrac12\log 2\pi e`.
+    """
+    a, b = p.concentration, p.rate
+    entropy = q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
+    return torch.lgamma(a) - a * b.log() - a * q.loc + b * (q.loc + q.scale.square() / 2).exp() - entropy
 
 
 @dataclass(frozen=True)
@@ -199,6 +224,7 @@ class _Counts(Likelihood):
     """What likelihoods of counts share: outputs are logarithms of rates, in the shapes of :class:`Normal`."""
 
     metric: ClassVar[str] = "RMSE"
+    applies: ClassVar[frozenset[str]] = frozenset({"exp", "softplus"})
 
     def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return _mean((_flat(outputs).exp() - targets).square())

@@ -186,6 +186,7 @@ def _layer_priors(
     chosen: dict[int, Prior] = {}
     left: list[str] = []
     frozen: list[str] = []
+    frozen_biases: list[str] = []
     for name, layer in modules.items():
         if _chosen(name, layer, deterministic):
             continue
@@ -209,6 +210,15 @@ def _layer_priors(
         layer_prior = rule(name, layer)
         if layer_prior is not None:
             chosen[id(layer)] = layer_prior
+            bias = getattr(layer, "bias", None)
+            if isinstance(bias, Tensor) and not bias.requires_grad:
+                frozen_biases.append(name)
+    if frozen_biases:
+        warnings.warn(
+            f"a bias that is frozen is no more where its layer becomes Bayesian: {', '.join(frozen_biases)}. Freeze "
+            f"the weight, too, or name the layer in deterministic",
+            stacklevel=4,
+        )
     if not chosen and not plain:
         raise UnsupportedNetworkError(_no_layer(left, frozen))
     if left:

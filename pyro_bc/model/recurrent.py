@@ -6,6 +6,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ..errors import UnsupportedNetworkError
+from ..graph.read import PACKED
 from ..priors.base import Prior
 from .layers import BayesianLinear
 
@@ -60,6 +62,8 @@ class BayesianRecurrent(PyroModule):
         """Nothing: the matrices are drawn, and lie nowhere."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        if isinstance(input, nn.utils.rnn.PackedSequence):
+            raise UnsupportedNetworkError(PACKED)
         is_single = input.dim() == 2
         if is_single:
             input = input.unsqueeze(0 if self.batch_first else 1)

@@ -193,8 +193,8 @@ def _latent_vector(guide: AutoContinuous) -> Posterior:
 @posterior_of.register
 def _any_autoguide(guide: AutoGuide) -> Posterior:
     """A guide of which only draws are known: normals and log-normals of their first two moments stand for them."""
-    sites = _latent_sites(guide)
     arguments = _arguments(guide)
+    sites = _latent_sites(guide)
 
     def draws(count: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         values = [guide(*arguments) for _ in range(count)]
@@ -263,15 +263,24 @@ def _independent(guide: AutoGuide, model: Any, marginals: Mapping[str, Any], kl_
     )  # fmt: skip
 
 
+_NOT_SET_UP = "the guide has not been set up: call it, or one training step, with a batch of data first"
+
+
 def _latent_sites(guide: AutoGuide) -> dict[str, Any]:
     if guide.prototype_trace is None:
-        raise RuntimeError("the guide has not been set up: call it, or one training step, with a batch of data first")
+        raise RuntimeError(_NOT_SET_UP)
     return dict(guide.prototype_trace.iter_stochastic_nodes())
 
 
 def _arguments(guide: AutoGuide) -> tuple[Any, ...]:
-    assert guide.prototype_trace is not None
-    arguments: tuple[Any, ...] = guide.prototype_trace.nodes["_INPUT"]["args"]
+    if guide.prototype_trace is None:
+        raise RuntimeError(_NOT_SET_UP)
+    arguments: tuple[Any, ...] | None = guide.prototype_trace.nodes["_INPUT"].get("args")
+    if arguments is None:
+        raise UsageError(
+            f"{type(guide).__name__} does not keep the inputs that it was set up with, without which nothing is known "
+            f"of the network: take FactorizedGuide, AutoNormal, AutoMultivariateNormal or another of Pyro's guides"
+        )
     return arguments
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers import command
 
 import pyro_bc
+from pyro_bc.app import cli
 from pyro_bc.app.cli import main, parser
 from pyro_bc.file.contents import Contents
 from pyro_bc.file.format import encode
@@ -263,6 +265,13 @@ def test_where_there_is_no_temporary_folder_or_memory_it_is_said(tmp_path, capsy
 def test_a_file_is_not_evaluated_on_pictures_of_another_size(finished, mnist_folder):
     done = command("evaluate", finished / "network.pbc", "--data", "mnist", "--data-dir", mnist_folder)
     assert done.returncode == 2 and "(1, 8, 8)" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_warning_is_one_line_once(capsys):
+    with cli._warnings_as_lines():
+        for number in (1, 1, 2):
+            warnings.warn(f"number {number}", stacklevel=1)
+    assert capsys.readouterr().err == "warning: number 1\nwarning: number 2\n"
 
 
 def test_the_version_is_said():

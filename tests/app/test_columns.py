@@ -47,6 +47,7 @@ def test_the_target_is_named_or_called_so_or_last(tmp_path):
     assert by_name.class_names == ("blue", "green", "red") and by_name.classes == 3 and "price" in by_name.columns
     called = load_data(table(tmp_path / "called.csv", FRAME.rename(columns={"kind": "Class"})))
     assert called.class_names == ("a", "b") and "price" in called.columns
+    assert by_name.what.endswith(" and the target colour") and called.what.endswith(" and the target Class")
     numbered = load_data(table(tmp_path / "numbered.csv", FRAME.assign(y=[3, 5, 3, 9] * 10)))
     assert numbered.class_names == ("3", "5", "9") and numbered.train_y.max() == 2
     counted = load_data(table(tmp_path / "counted.csv", FRAME.assign(y=[0, 1, 2, 1] * 10)))
@@ -65,6 +66,9 @@ def test_the_target_is_named_or_called_so_or_last(tmp_path):
         (FRAME.assign(size=1e9 + FRAME["size"]), {}, "cannot tell the numbers of column 'size' apart"),
         (FRAME.assign(size=FRAME["size"] * float("inf")), {}, "infinite"),
         (FRAME[["price"]], {}, "40 rows of 1 columns"),
+        (FRAME.rename(columns={"size": "Unnamed: 0"}), {}, "column 1 has no name in the first line"),
+        (FRAME.assign(size=pandas.date_range("2020-01-01", periods=40)), {}, "'size' holds dates or times"),
+        (FRAME.assign(size=["2020-01-01 10:00", "2021-02-03 00:00"] * 20), {}, "'size' holds dates or times"),
         (FRAME[["size", "price"]].set_axis(["1.5", "10.25"], axis=1), {}, "give the columns names"),
     ],
 )

@@ -24,7 +24,8 @@ def test_any_part_of_the_mixed_order_has_as_much_of_every_class():
 def test_a_tenth_is_split_off_where_there_is_no_test_part():
     data = dataset_of("a/set.npz", Examples("numbers", X, Y), None)
     assert (data.name, len(data.train_x), len(data.test_x), data.held_out) == ("set", 180, 20, 18)
-    assert torch.equal(torch.cat([data.train_x, data.test_x]).sort(0)[0], X) and data.test_part == "held-out data"
+    assert torch.equal(torch.cat([data.train_x, data.test_x]).sort(0)[0], X)
+    assert data.test_part == "test data that were split off"
     assert torch.equal(data.test_y, (data.test_x[:, 0] >= 160).long()) and int(data.test_y.sum()) == 4
     assert data.classes == 2 and data.likelihood == Categorical()
     assert int(data.development().test_y.sum()) in (3, 4) and len(data.development().test_x) == 18

@@ -27,6 +27,15 @@ def table():
 
 def two():
     return nn.Linear(3, 2)
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.start, self.up, self.down, self.head = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        x = self.start(x)
+        return self.head(x + self.down(self.up(x).relu()))
 """
 
 
@@ -128,6 +137,18 @@ def test_a_regression_speaks_of_its_own_metric_streams_and_resumes(folder, capsy
     assert small["metric"] == "RMSE" and small["dense"]["rmse"] == pytest.approx(found["dense"]["rmse"], rel=1e-5)
 
 
+def test_channels_that_cross_layers_are_pruned_where_it_is_asked_for(folder, capsys):
+    words = (
+        "--net", f"{folder}/net.py:Residual", "--prior", "gnj", "--residual-width", "ghs", "--data",
+        folder / "table.csv", "--epochs", 2, "--pretrain-epochs", 2
+    )  # fmt: skip
+    assert run(folder, *words, out="width") == 0
+    found = json.loads((folder / "width" / "metrics.json").read_text())
+    assert list(found["thresholds"]) == ["net.start", "net.up", "net.down", "net.head", "residual.0"]
+    assert "--residual-width ghs" in (folder / "width" / "report.html").read_text()
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -146,6 +167,8 @@ def test_a_regression_speaks_of_its_own_metric_streams_and_resumes(folder, capsy
         ),
         (("--data", "{f}/inputs.npy", "--net", "{f}/net.py:table"), "no targets to train with"),
         (("--data", "{f}/pictures", "--net", "{f}/net.py:table"), "cannot be run on inputs"),
+        (("--data", "digits", "--net", "lenet-300-100", "--residual-width", "ghs"), "no channels that cross layers"),
+        (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--residual-width", "svd"), "there are gnj, ghs"),
         (("--data", "{f}/nowhere", "--net", "{f}/net.py:table"), "unknown data"),
         (("--data", "digits", "--net", "{f}/my_net.py:Net", "--likelihood", "normal"), "classes: leave out"),
         (("--data", "{f}/table.csv", "--net", "{f}/net.py:table", "--device", "nowhere"), "cannot be used"),

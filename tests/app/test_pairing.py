@@ -8,7 +8,8 @@ from pyro_bc.app.dense import load_weights
 from pyro_bc.app.examples import Examples, dataset_of
 from pyro_bc.app.normalised import Normalised, Scales
 from pyro_bc.app.observed import training_loss
-from pyro_bc.app.pairing import check_network, normalised, paired
+from pyro_bc.app.own_network import network
+from pyro_bc.app.pairing import check_network, check_outputs, normalised, paired
 from pyro_bc.data import Streamed
 from pyro_bc.errors import UnsupportedNetworkError, UsageError
 from pyro_bc.model.likelihoods import Bernoulli, Categorical, Normal, Poisson
@@ -51,6 +52,63 @@ def test_a_network_for_own_units_is_the_network_between_two_scales():
     assert rate == pytest.approx(float(data.train_y.double().var()))
     counts = paired(net, data_of(X, torch.full((300,), 20), "poisson"))
     assert isinstance(counts.likelihood, Poisson) and normalised(net, counts).output_mean == 3.0  # log 20 is 2.996
+
+
+def test_a_network_that_ends_in_an_activation_keeps_its_range():
+    data = data_of(X, 500 + 30 * X[:, 1:2].abs())
+    positive, share = (nn.Sequential(nn.Linear(3, 1), end) for end in (nn.Softplus(), nn.Sigmoid()))
+    wrapped, y = normalised(positive, paired(positive, data)), Scales.of(data.train_y)
+    x = (X[:5] - Scales.of(data.train_x).mean) / Scales.of(data.train_x).deviation
+    assert torch.allclose(wrapped(X[:5]), positive(x) * y.deviation)  # shifted, none would be below the mean
+    assert torch.allclose(normalised(share, paired(share, data))(X[:5]), share(x))
+
+
+@pytest.mark.parametrize(
+    ("end", "likelihood"), [(nn.Softmax(-1), "categorical"), (nn.Sigmoid(), "bernoulli"), (nn.Softplus(), "poisson")]
+)
+def test_a_network_that_ends_in_what_the_likelihood_applies_is_refused(end, likelihood):
+    y = (X[:, 0] > 0).long()
+    net = nn.Sequential(nn.Linear(3, 2 if likelihood == "categorical" else 1), end)
+    data = paired(net, data_of(X, y, likelihood))
+    with pytest.raises(UsageError, match="the network ends in"):
+        check_outputs(normalised(net, data), data)
+
+
+def test_a_checkpoint_is_read_whatever_is_in_front_of_its_names(tmp_path):
+    net, again = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    own = net.state_dict()
+    wrapped, twice = ({f"{front}.{name}": own[name] for name in own} for front in ("module", "net.model"))
+    for content in (wrapped, {"epoch": 3, "model": own}, {"state_dict": twice, "loss": 0.1}):
+        torch.save(content, tmp_path / "last.ckpt")
+        nn.init.zeros_(again[0].weight)
+        assert torch.equal(load_weights(again, tmp_path / "last.ckpt")(X), net(X))
+    torch.save({"model": own, "average": own}, tmp_path / "two.pt")
+    with pytest.raises(UsageError, match="2 dictionaries of tensors, 'model', 'average': save"):
+        load_weights(again, tmp_path / "two.pt")
+    torch.save(net, tmp_path / "whole.pt")
+    with pytest.raises(UsageError, match=r"something else than a dictionary of tensors: save net\.state_dict\(\)"):
+        load_weights(again, tmp_path / "whole.pt")
+
+
+def test_of_several_outputs_the_logits_are_meant(tmp_path, monkeypatch):
+    (tmp_path / "many.py").write_text(
+        "from torch import nn\n"
+        "class Named(nn.Linear):\n"
+        "    def __init__(self): super().__init__(3, 2)\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return {'hidden': x, 'logits': y}\n"
+        "class Pair(Named):\n"
+        "    def forward(self, x): return x, x\n"
+        "def wide(): return Named().double()\n"
+    )
+    data = data_of(X, (X[:, 0] > 0).long())
+    net = network(f"{tmp_path}/many.py:Named")((3,), 2)
+    assert paired(net, data).likelihood == Categorical() and torch.equal(net(X), net.forward(X)["logits"])
+    with pytest.raises(UnsupportedNetworkError, match="return one, or a dictionary with 'logits'"):
+        paired(network(f"{tmp_path}/many.py:Pair")((3,), 2), data)
+    with pytest.raises(UsageError, match=r"parameters of torch\.float64.*return net\.float\(\)"):
+        network(f"{tmp_path}/many.py:wide")((3,), 2)
 
 
 def test_what_a_run_wrote_of_a_normalised_network_is_read_again(tmp_path):

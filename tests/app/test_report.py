@@ -13,7 +13,7 @@ from pyro_bc.app.job import run
 from pyro_bc.app.report import _page, write_report
 from pyro_bc.app.settings import Settings, as_json
 from pyro_bc.app.settings import command as command_line
-from pyro_bc.app.tables import watched_in_words
+from pyro_bc.app.tables import markdown, watched_in_words
 from pyro_bc.errors import PyroBCError, UsageError
 
 
@@ -46,6 +46,13 @@ def test_the_page_has_the_figures_and_needs_nothing_else(folder):
     }
     assert expected <= set(pictures)
     assert {path.stem for path in (folder / "plots").iterdir()} >= set(pictures)
+
+
+def test_parameters_that_folding_takes_away_are_said(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "folded" not in markdown(metrics)
+    metrics["dense"]["trained_parameters"] = metrics["dense"]["parameters"] + 100
+    assert f"{metrics['dense']['parameters']:,} with batch normalisation folded" in markdown(metrics)
 
 
 def test_the_thresholds_shown_are_those_that_pruned_the_full_network(folder):

@@ -219,3 +219,12 @@ def test_a_network_is_held_few_times_when_it_is_compressed(monkeypatch):
     monkeypatch.setattr(pyro_bc.compression.check, "compress", watched)
     assert pyro_bc.check(net, torch.randn(3, 64), prior=pyro_bc.GroupNormalJeffreys()).ok
     assert held[0] < 4.5  # the user's, the one to be stored, means and variances
+
+
+def test_a_network_in_double_precision_is_checked_as_it_is_stored():
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        assert pyro_bc.check(net, torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])).problems == ()
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import random_network, set_up
+from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_bc
@@ -132,6 +135,28 @@ def test_a_model_written_by_hand_needs_the_network_that_it_computes(tmp_path):
     x = torch.rand(9, 4)
     z, w = (guide.parameters_of(f"fc.{role}")[0] for role in ("scale", "weight"))
     assert torch.allclose(pyro_bc.load(tmp_path / "hand.pbc")(x), x @ (z * w).T, atol=0.01)
+
+
+def test_a_users_module_may_have_the_network_under_a_name_of_its_own():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+    class TwoTargets(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = PyroModule("inner")
+            self.inner.net = pyro_bc.bayesianize(net, pyro_bc.StandardNormal())
+
+        def forward(self, x, y=None, z=None):
+            outputs = self.inner.net(x)
+            with pyro.plate("data", 9, subsample=x):
+                pyro.sample("y", dist.Normal(outputs[:, 0], 1.0), obs=y)
+                pyro.sample("z", dist.Bernoulli(logits=outputs[:, 1]), obs=z)
+
+    model, x = TwoTargets(), torch.randn(9, 4)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-14.0)
+    guide(x, torch.ones(9), torch.ones(9))
+    small = pyro_bc.compress(model, guide, net=net)
+    assert small.architecture == (4, 6) and torch.allclose(small.network()(x), net(x), atol=0.01)
 
 
 def test_a_prior_that_nobody_knows_is_not_taken_for_a_deterministic_layer():

@@ -88,6 +88,15 @@ def upsampling():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 16, 3))
 
 
+def slopes():
+    """Each channel with a slope of its own, one for all of them, and constants of pruned filters between."""
+    layers = (nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.PReLU(), nn.Conv2d(12, 4, 3))
+    for layer in layers:
+        if isinstance(layer, nn.PReLU):
+            nn.init.uniform_(layer.weight, 0.1, 0.9)
+    return nn.Sequential(*layers)
+
+
 @pytest.mark.parametrize(
     ("net", "x"),
     [
@@ -95,6 +104,7 @@ def upsampling():
         (Loop, torch.randn(8, 3, 4)),
         (Crossing, torch.randn(8, 5, 16)),
         (upsampling, torch.randn(8, 3, 8, 8)),
+        (slopes, torch.randn(8, 3, 8, 8)),
     ],
 )
 def test_tables_tied_heads_loops_and_upsampled_filters_go(net, x):

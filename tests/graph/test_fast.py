@@ -14,6 +14,7 @@ from torch import nn
 import pyro_bc
 from graph.test_operations import Case, examples
 from pyro_bc.app.networks import lenet_5_caffe, lenet_300_100
+from pyro_bc.errors import UnsupportedNetworkError
 from pyro_bc.graph import fast as prediction
 from pyro_bc.graph.fast import PredictionNetwork, arranged, keeps_examples_apart, pooled_by_two
 from pyro_bc.graph.module import GraphNetwork
@@ -168,6 +169,13 @@ def test_pooling_lets_nan_through():
     x = torch.rand(2, 2, 200, 200)
     x[0, 0, 3, 3] = torch.nan
     assert np.array_equal(pooled_by_two(x), F.max_pool2d(x, 2), equal_nan=True)
+
+
+def test_inputs_of_another_precision_are_told_what_to_do():
+    graph = read_graph(nn.Sequential(nn.Linear(3, 2)), torch.zeros(2, 3))
+    net = PredictionNetwork(graph.nodes, graph.tensors, graph.buffers)
+    with pytest.raises(UnsupportedNetworkError, match=r"takes float32, not torch\.float64: give x\.float\(\)"):
+        net(torch.zeros(2, 3, dtype=torch.float64))
 
 
 def test_it_is_copied_pickled_and_moved_like_any_module():

@@ -107,19 +107,65 @@ class Random(nn.Module):
         return torch.rand_like(x)
 
 
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        self.mean.mul_(0.9).add_(x.mean((0, 1)))
+        return self.fc(x - self.mean)
+
+
+class Drops(Remembers):
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(x, 0.5))
+
+
+class Packs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x):
+        lengths = torch.full((x.shape[0],), 3)
+        return self.cell(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[1][0]
+
+
 @pytest.mark.parametrize(
     "net,message",
     [
-        (Conditional(), "cannot be read as a fixed graph"),
+        (Conditional(), r"decides by the numbers in a tensor \(test_read\.py, line \d+: .*\)$"),
+        (Remembers(), "changes its buffer 'mean' as it predicts"),
+        (Drops(), "F.dropout needs training=self.training"),
+        (Packs(), "packed sequences have no fixed shape: give the layer padded ones"),
         (Decomposes(), r"'linalg_svdvals' in module 'inner\.svd'"),
         (TwoOutputs(), "a tuple of 0, 1; one tensor is needed: say which"),
         (nn.Identity(), "output is its input"),
         (Random(), "'rand_like'"),
     ],
 )
-def test_what_cannot_be_read_is_named(net, message):
+def test_what_cannot_be_read_is_named(net, message, capfd):
     with pytest.raises(UnsupportedNetworkError, match=message):
         read_graph(net, torch.rand(2, 3, 3))
+    assert capfd.readouterr().err == ""
+
+
+def test_an_einsum_of_three_tensors_is_read_for_any_batch_size():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gates, self.up = nn.Linear(5, 4), nn.Linear(5, 12)
+            self.down = nn.Parameter(torch.randn(4, 3, 2))
+
+        def forward(self, x):
+            hidden, gates = self.up(x).view(-1, 4, 3), self.gates(x).softmax(-1)
+            return torch.einsum("beo,eoi,be->bi", hidden, self.down, gates)
+
+    net, x = Experts(), torch.randn(7, 5)
+    graph = read_graph(net, x[:2])
+    assert torch.allclose(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x), atol=1e-6)
 
 
 def test_an_operation_that_is_not_known_is_named_with_the_users_own_line():

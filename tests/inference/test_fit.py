@@ -1,14 +1,17 @@
 """Training: warm-up, caps and rates as stated; resume equals an uninterrupted run; failures name their cause."""
 
 import math
+import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import fresh as fresh_net
 from helpers import two_layers
 from helpers import two_of_six as problem
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_bc
 from pyro_bc.errors import CheckpointError, NonFiniteLossError, UnsupportedNetworkError, UsageError
@@ -182,3 +185,44 @@ def test_inputs_that_are_not_finite_are_said_before_the_training():
     x[3, 2] = torch.inf
     with pytest.raises(UsageError, match="inputs hold NaN or infinite"):
         pyro_bc.fit(*fresh(), pyro_bc.data.Batches(x, y, 200), epochs=1, progress=False)
+
+
+def by_plate(size):
+    def model(x, y=None):
+        weight = pyro_bc.StandardNormal().sample("fc", (1, 6))
+        with pyro.plate("data", size or len(x), dim=-1):
+            pyro.sample("y", dist.Normal((x @ weight.T).squeeze(-1), 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("num_data", "said"),
+    [
+        (200, ""),
+        (230, ""),  # a batch is left out
+        (17, "num_data is 17, but the loader gives 200 examples: the KL has 11.8 times its weight"),
+        (4000, "num_data is 4,000, but the loader gives 200 examples: the KL has 0.05 times its weight"),
+        (None, "the size of the plate of what it observes is 50, but the loader gives 200 examples"),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, lambda own: DataLoader(own.dataset, 50)])
+def test_another_number_of_examples_than_the_models_is_said(num_data, said, kind):
+    x, y = problem()
+    x, y = x[:200], y[:200]
+    if num_data is None:
+        model, y = by_plate(None), y.float()
+    else:
+        model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=num_data)
+    guide = pyro_bc.FactorizedGuide(model)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pyro_bc.fit(model, guide, kind(DataLoader(TensorDataset(x, y), 50)), epochs=1, kl_weight=1.0, progress=False)
+    counts = [str(own.message) for own in found if "the loader gives" in str(own.message)]
+    assert len(counts) == bool(said) and all(own.startswith(said) for own in counts)
+
+
+def test_a_data_set_in_place_of_batches_is_refused():
+    model, guide = fresh()
+    with pytest.raises(UsageError, match="single examples, no batches: put the TensorDataset into a DataLoader"):
+        pyro_bc.fit(model, guide, TensorDataset(*problem()), epochs=1, progress=False)

@@ -39,7 +39,6 @@ def conjugate(scale=1.0):
         with pyro.plate("data", 30, subsample=x, dim=-1):
             pyro.sample("y", pyro.distributions.Normal((x @ weight.T).squeeze(-1), 1.0), obs=y)
 
-    model.num_data = 30
     guide = pyro_bc.FactorizedGuide(model)
     guide(x, y)
     precision = 1 + float((x**2).sum())

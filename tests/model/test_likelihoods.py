@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from scipy import special, stats
+from pyro.infer import TraceMeanField_ELBO
+from scipy import integrate, special, stats
 from torch import nn
+from torch.distributions import kl_divergence
 
 import pyro_bc
 from pyro_bc import BayesianNetwork, FactorizedGuide, StandardNormal
@@ -84,6 +87,7 @@ def test_normal_error_is_squared_and_its_summary_the_root():
         (Categorical(), (4, 3), torch.tensor([0.0, 1.0, 2.0, 0.0]), r"class numbers.*not torch.float32"),
         (Categorical(), (4, 3), torch.zeros(3, dtype=torch.long), r"of shape \(4,\), not torch.int64 of shape \(3,\)"),
         (Categorical(), (4, 3), torch.zeros(4, 3, dtype=torch.long), r"of shape \(4, 3\)"),
+        (Categorical(), (4, 3, 5), torch.zeros(4, 5, dtype=torch.long), r"give Categorical\(class_dim=1\)"),
         (Bernoulli(), (4, 1), torch.tensor([0.0, 1.0, 2.0, 1.0]), "0 or 1"),
         (Bernoulli(), (4,), torch.tensor([0.0, 0.5, 1.0, 1.0]), "0 or 1"),
         (Bernoulli(), (4,), torch.zeros(4, 1), r"\(4,\) does not fit targets of shape \(4, 1\)"),
@@ -268,3 +272,25 @@ def test_a_taught_likelihood_is_the_expected_one_over_the_teachers_classes():
 def test_what_are_no_probabilities_is_refused(targets):
     with pytest.raises(UsageError, match="probabilities"):
         SoftCategorical().check(torch.zeros(2, 3), targets)
+
+
+def test_a_noise_has_its_kl_in_closed_form_whatever_weighs_it():
+    q, p = dist.LogNormal(torch.tensor(0.3), torch.tensor(0.7)), dist.Gamma(torch.tensor(1.5), torch.tensor(0.4))
+
+    def term(z):
+        of_guide = stats.lognorm.logpdf(np.exp(z), 0.7, scale=np.exp(0.3))
+        return stats.norm.pdf(z, 0.3, 0.7) * (of_guide - stats.gamma.logpdf(np.exp(z), 1.5, scale=2.5))
+
+    assert float(kl_divergence(q, p)) == pytest.approx(integrate.quad(term, -7, 8)[0], abs=1e-5)
+    x = torch.randn(20, 3)
+    for likelihood in (Normal(), NegativeBinomial()):
+        model = BayesianNetwork(nn.Linear(3, 1), StandardNormal(), num_data=20, likelihood=likelihood)
+        guide, found = FactorizedGuide(model), []
+        guide(x, torch.ones(20))
+        for seed in range(2):  # of one draw, the noise's part would be another with each
+            losses = []
+            for own in (guide, poutine.scale(guide, 0.2)):
+                pyro.set_rng_seed(seed)
+                losses.append(TraceMeanField_ELBO().loss(model, own, x, torch.ones(20)))
+            found.append((losses[0] - losses[1]) / 0.8)
+        assert found[0] == pytest.approx(found[1], abs=1e-3)

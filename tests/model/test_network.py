@@ -16,6 +16,7 @@ from torch import nn
 from pyro_bc import (
     BayesianLinear,
     BayesianNetwork,
+    FactorizedGuide,
     GroupHorseshoe,
     GroupNormalJeffreys,
     LogUniform,
@@ -28,6 +29,26 @@ from pyro_bc.model.likelihoods import Normal
 
 PRIORS = [GroupNormalJeffreys(), GroupHorseshoe(0.1), LogUniform(), StandardNormal()]
 GRID = pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)
+
+
+def test_a_bias_that_is_frozen_alone_is_said():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net[0].bias.requires_grad_(False)
+    with pytest.warns(UserWarning, match="is frozen is no more where its layer becomes Bayesian: 0. Freeze the w"):
+        bayesianize(net, StandardNormal())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayesianize(net, StandardNormal(), deterministic=["0"])
+        net[0].requires_grad_(False)
+        bayesianize(net, StandardNormal())
+
+
+def test_several_draws_of_weights_at_once_are_refused():
+    model = BayesianNetwork(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), StandardNormal(), num_data=3)
+    guide, x = FactorizedGuide(model), torch.tensor([0, 1, 4])
+    guide(x, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(UsageError, match="one draw of them"):  # a table would look up the wrong axis
+        Predictive(model, guide=guide, num_samples=7, parallel=True)(x)
 
 
 class Residual(nn.Module):

@@ -19,6 +19,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
 )
 from torch import nn
 
@@ -189,6 +190,11 @@ def test_what_is_no_guide_is_told_so():
         pyro_bc.compress(model, guide)
     with pytest.raises(RuntimeError, match="has not been set up"):
         pyro_bc.summarize(AutoNormal(model))
+    model = pyro_bc.BayesianNetwork(two_layers(), pyro_bc.StandardNormal(), num_data=len(x))
+    guide = AutoStructured(model)
+    guide(x, y)
+    with pytest.raises(UsageError, match="AutoStructured does not keep the inputs"):
+        pyro_bc.compress(model, guide)
 
 
 def test_correlations_of_a_guide_make_up_for_its_rounding(monkeypatch):
