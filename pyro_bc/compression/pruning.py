@@ -514,7 +514,10 @@ class _Pruner:
                 codes["weight"] = layer.codes["weight"].with_codes(own, rows)
                 if bias is not None:
                     codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[of_bias])
-            layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
+            kept = (part.inputs, part.outputs) if kind.output_axis else (part.outputs, part.inputs)
+            layers[name] = PrunedLayer(
+                name, weight, variance, mask, bias, bias_variance, codes, kept if layer_groups(node) == 1 else None
+            )
         for name, layer in layers.items():
             tensors[f"{name}.weight"] = layer.weight
             if layer.bias is not None:
@@ -563,7 +566,11 @@ class _Pruner:
                 codes["bias"] = replace(
                     layer.codes["bias"], codes=self._cut(layer.codes["bias"].codes, of_outputs, left)
                 )
-        return PrunedLayer(layer.name, weight, variance, mask, bias, bias_variance, codes)
+        first, second = (
+            left.kept(axes[axis]) if axis in axes else torch.arange(layer.mask.shape[axis]) for axis in (0, 1)
+        )
+        kept = (first, second if columns is None else columns)
+        return PrunedLayer(layer.name, weight, variance, mask, bias, bias_variance, codes, kept)
 
     @staticmethod
     def _cut(tensor: Tensor, axes: Mapping[int, np.ndarray], left: Units) -> Tensor:

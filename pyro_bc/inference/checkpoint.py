@@ -20,6 +20,7 @@ from ..runtime.files import readable, write_atomically
 from ..runtime.messages import first_line
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
+from .shrinking import Cut
 
 #: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3
@@ -56,12 +57,16 @@ def save_fit(
     settings: Mapping[str, Any],
     history: list[Epoch],
     kept: Mapping[str, Tensor],
+    cut: Cut | None = None,
 ) -> None:
     """Write a checkpoint of everything that a training needs to go on, random state included.
 
     :param kept: an earlier state that may be gone back to, or nothing.
+    :param cut: what has left the training.
     """
     tensors = state_of(model, guide) | {f"kept.{name}": value for name, value in kept.items()}
+    if cut is not None:
+        tensors |= {"cut.kl": cut.kl} | {f"cut.gone.{layer}": marks for layer, marks in cut.gone.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
@@ -72,8 +77,9 @@ def save_fit(
 
 def restore_fit(
     path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]
-) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns history and kept state.
+) -> tuple[list[Epoch], dict[str, Tensor], Cut | None]:
+    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history, the kept
+    state, and what has left.
 
     Another number of processes goes on with the same posterior, with other batches and other noise.
 
@@ -91,6 +97,7 @@ def restore_fit(
     history = history_of(path, metadata)
     try:
         put_back(tensors, model, guide)
+        cut = _cut(tensors, guide)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -105,7 +112,24 @@ def restore_fit(
         raise CheckpointError(
             f"'{path}' holds another network's training, or is damaged ({first_line(error)}); delete it to start over"
         ) from None
-    return history, _part(tensors, "kept.")
+    return history, _part(tensors, "kept."), cut
+
+
+def _cut(tensors: Mapping[str, Tensor], guide: Any) -> Cut | None:
+    """What has left the training; None where nothing has.
+
+    :raises ValueError: where it is not of this guide.
+    """
+    if "cut.kl" not in tensors:
+        return None
+    found = Cut(_part(tensors, "cut.gone."), tensors["cut.kl"])
+    is_known = found.kl.shape == (len(guide.families),) and found.gone.keys() == guide.layers.keys()
+    for layer in guide.layers if is_known else ():
+        marks, (weight, *_) = found.gone[layer], guide.parameters_of(f"{layer}.weight")
+        is_known &= marks.dtype == torch.bool and marks.dim() == 1 and len(marks) in weight.shape[:2]
+    if not is_known:
+        raise ValueError("what has left the training is of other layers")
+    return found
 
 
 def _check_state(state: Mapping[int, Mapping[str, Tensor]], optimizer: Any) -> None:
