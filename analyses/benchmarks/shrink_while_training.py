@@ -1,6 +1,6 @@
 """Fits whose groups leave the training once they have gone, and the same fits of all groups to the end.
 
-    OMP_NUM_THREADS=1 python analyses/benchmarks/shrink_while_training.py --data-dir ../shared/data/mnist --runs /tmp/runs
+    OMP_NUM_THREADS=1 python analyses/benchmarks/shrink_while_training.py --data-dir MNIST --runs FOLDER
 
 The recipes of ``pyro-bc run`` on MNIST without their fine-tuning, both from the same dense network and with the same
 seed: ``pyro_bc.fit`` with ``shrink=True``, its default, and with ``shrink=False``. Seconds are the processor's, the
@@ -10,6 +10,7 @@ of the whole guide, and error and bytes of what ``compress`` makes of it. Writes
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -80,7 +81,7 @@ def fitted(name: str, prior: str, shrink: bool, seed: int, folder: str | None, r
         small = pyro_bc.compress(model, guide)
     return {
         "network": name, "prior": prior, "shrink": shrink, "seed": seed, "dense_error": test_error(dense, data),
-        "epoch_seconds": [after - before for before, after in zip(clock, clock[1:], strict=False)],
+        "epoch_seconds": [after - before for before, after in itertools.pairwise(clock)],
         "weights": [epoch.weights_trained for epoch in history], "seconds": clock[-1] - clock[0],
         "groups": ["-".join(map(str, epoch.groups_left.values())) for epoch in history],
         "loss": [epoch.loss for epoch in history], "kl": kl, "negative_log_likelihood": drawn,
@@ -109,8 +110,8 @@ def table(points: list[dict]) -> str:
         f"of the test set under {DRAWS} draws of the whole guide, and the KL times its weight in the fit, in nats an "
         "example. Seconds of an epoch are medians, from the epoch from which on so many weights were trained.",
         "",
-        "| network | prior | groups leave | epochs | weights trained (from epoch): seconds of an epoch | seconds in all "
-        "| bound | KL | error of the file, % | bytes | architecture |",
+        "| network | prior | groups leave | epochs | weights trained (from epoch): seconds of an epoch "
+        "| seconds in all | bound | KL | error of the file, % | bytes | architecture |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in points:
