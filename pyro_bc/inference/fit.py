@@ -134,7 +134,7 @@ def fit(
     :param shrink: whether groups that have gone leave the training, so that later epochs cost what is left: where that
         at least halves the weights, after the first quarter. What leaves does not come back; its weights stand at their
         prior in the guide, and are pruned. Gone is what tells less than a nat of all the data, with no weight above its
-        noise (``pyro_bc.posterior.gone``). Networks and priors of which no part can be trained alone, such as those
+        noise (:mod:`pyro_bc.posterior.gone`). Networks and priors of which no part can be trained alone, such as those
         with batch normalisation, codes or shared scales, are trained whole.
     :param precision: of the network's products while it trains: ``float32``, or ``bf16``, which takes half the time
         where the processor has it. Parameters, the KL and the likelihood are in single precision either way.

@@ -38,7 +38,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import is_layer, layer_name
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.gone import gone, gone_axis
+from ..posterior.gone import gone
 from ..posterior.in_place import InPlace, network_with
 from ..posterior.summary import LayerPosterior, summarize
 from ..priors.base import GroupPrior, Prior, base_distribution
@@ -225,24 +225,29 @@ def cut_of(whole: Training, before: Left | None, schedule: Schedule, x: Tensor, 
     if weights < _WEIGHTS or _least(layers, marks) > WORTH_SHRINKING * weights:
         return None
     left = left_of(whole, Cut(marks, torch.zeros(len(whole.guide.families))), schedule, x, y)
-    is_worth_it = left is not None and left.training.weights <= WORTH_SHRINKING * weights
-    if not all(processes.gathered(is_worth_it)) or left is None:
+    if left is None or left.training.weights > WORTH_SHRINKING * weights:
         return None
     _leave_(whole, before, left)
     apart = _divergences(whole, x, y) - left.with_all_sites(_divergences(left.training, x, y))
     return replace(left, cut=Cut(marks, apart))
 
 
-def _leave_(whole: Training, before: Left | None, left: Left) -> None:
-    """Give what leaves the posterior that it has once the data say nothing of it."""
+def _leaving(whole: Training, before: Left | None, left: Left) -> dict[int, Tensor]:
+    """Which entries of the whole's parameters leave, boolean, by the ``id`` of the parameter."""
+    masks: dict[int, Tensor] = {}
     leaves = [torch.full_like(vector, before is None, dtype=torch.bool) for vector in whole.flat.vectors]
     for one, leaving in ((before, True), (left, False)):
         for source, places in one.places if one else ():
             leaves[source][places] = leaving
-    masks: dict[int, Tensor] = {}
     for vector, group in zip(leaves, whole.flat.groups, strict=True):
         parts = FlatParameters.split(vector, group)
         masks |= {id(parameter): part for parameter, part in zip(group, parts, strict=True)}
+    return masks
+
+
+def _leave_(whole: Training, before: Left | None, left: Left) -> None:
+    """Give what leaves the posterior that it has once the data say nothing of it."""
+    masks = _leaving(whole, before, left)
     for name, layer in whole.guide.layers.items():
         for role, site in layer.sites.items():
             loc, log_variance = whole.guide.parameters_of(f"{name}.{role}")
@@ -278,7 +283,15 @@ def _divergences(training: Training, x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def left_of(whole: Training, cut: Cut, schedule: Schedule, x: Tensor, y: Tensor) -> Left | None:
-    """What a cut leaves of a training; None where it cannot be cut so. Its numbers are not yet those of the whole."""
+    """What a cut leaves of a training, with the numbers of the whole; None where it cannot be cut so.
+
+    On several processes all come to the same.
+    """
+    left = _left(whole, cut, schedule, x, y)
+    return left if all(processes.gathered(left is not None)) else None
+
+
+def _left(whole: Training, cut: Cut, schedule: Schedule, x: Tensor, y: Tensor) -> Left | None:
     x, y = head(x, _EXAMPLES), y[:_EXAMPLES]
     device = device_of(whole.guide)
     with same_random_state(device), pyro.get_param_store().scope(), warnings.catch_warnings():
@@ -365,15 +378,16 @@ def _entries(entries: Tensor, role: str, kind: LayerType, kept: tuple[Tensor, Te
 
 
 def _is_one_function(left: Left, x: Tensor) -> bool:
-    """Whether the smaller network computes, at its means, what the whole does where what has gone is 0."""
-    layers = summarize(left.whole.guide)
+    """Whether the smaller network computes, at its means, what the whole does where all that leaves is 0."""
+    guide, layers = left.whole.guide, summarize(left.whole.guide)
+    leaves = _leaving(left.whole, None, left)
     without = {}
     for name, layer in layers.items():
-        axis, gone = gone_axis(layer), left.cut.gone[name]
-        mask = (~gone).reshape([-1 if at == axis else 1 for at in range(layer.weight_mean.dim())])
-        stays = ~gone if axis == layer.layer_type.output_axis else torch.ones(())
-        bias = None if layer.bias_mean is None else layer.bias_mean * stays
-        without[name] = InPlace(layer.weight_mean * mask, bias, mask)
+        weight, bias = layer.weight_mean, layer.bias_mean
+        mask = ~leaves[id(guide.parameters_of(f"{name}.weight")[0])].cpu()
+        if bias is not None:
+            bias = bias * ~leaves[id(guide.parameters_of(f"{name}.bias")[0])].cpu()
+        without[name] = InPlace(weight * mask, bias, mask)
     whole = network_with(left.whole.model, layers, without)
     small = network_with(left.training.model, summarize(left.training.guide), {})
     expected, found = called(whole, x, left.whole.model.output), called(small, x)
