@@ -158,7 +158,9 @@ def test_later_epochs_train_fewer_weights_and_come_to_the_same(fits):
     assert trained[:10] == [768] * 10 and trained == sorted(trained, reverse=True) and trained[-1] < 200
     assert small[-1].loss < 1.05 * whole[-1].loss
     (first, before), (second, after) = (error(model, guide) for model, guide, _ in fits)
-    assert second.tensors["0_inputs"].indices.tolist() == first.tensors["0_inputs"].indices.tolist() == [0, 1]
+    for kept in (first, second):
+        inputs = kept.tensors["0_inputs"].indices.tolist()
+        assert inputs[:2] == [0, 1] and len(inputs) < 5
     assert after < before + 0.01
 
 
