@@ -140,7 +140,7 @@ def main(folder):
     resumed = train(model, guide, epochs=4, checkpoint=checkpoint, resume=True, compile=True).history
     found |= {"resumed": [record.loss for record in resumed], "resumed_end": numbers(model, guide)}
 
-    shrinking.STEPS = shrinking._WEIGHTS = 0  # small networks shrink, too
+    shrinking.WORK = 0  # small networks shrink, too
     model, guide = wide(seed=rank)
     found["weights"] = [record.weights_trained for record in train_wide(model, guide).history]
     found["shrunk"] = numbers(model, guide)

@@ -58,12 +58,10 @@ from .step import FlatParameters
 #: a smaller network has at most this part of the weights of the one that is trained: each takes seconds to make, and
 #: to compile.
 WORTH_SHRINKING = 0.5
-#: more steps than this repay that.
-STEPS = 2000
+#: more steps than this, times weights, repay that.
+WORK = 2e8
 # Part of a training before which nothing leaves.
 _FROM = 0.25
-# Fewer weights than these are not what a step takes its time for.
-_WEIGHTS = 20_000
 
 # Priors under which a group knows neither of others nor of the layer's size; those of subclasses might.
 _OF_EACH_GROUP = (GroupHorseshoe, GroupNormalJeffreys, LogUniform, StandardNormal)
@@ -199,13 +197,14 @@ def _is_of_each_group(prior: Prior) -> bool:
 
 def is_time(record: Epoch, epochs: int, steps: int) -> bool:
     """Whether groups may leave after an epoch: not while a network still learns what it needs, nor while what is asked
-    for is missed, since the KL's weight then gives way; and not where too few steps are left.
+    for is missed, since the KL's weight then gives way; and not where too little is left to do.
 
     :param epochs: of the whole training.
     :param steps: of an epoch.
     """
     is_late = record.epoch > _FROM * epochs and is_looked_at(record.epoch - 1, epochs)
-    return is_late and record.is_kept is not False and (epochs - record.epoch) * steps > STEPS
+    work = (epochs - record.epoch) * steps * (record.weights_trained or 0)
+    return is_late and record.is_kept is not False and work > WORK
 
 
 @torch.no_grad()
@@ -222,7 +221,7 @@ def cut_of(whole: Training, before: Left | None, schedule: Schedule, x: Tensor, 
     marks = {name: gone(layer) | before.cut.gone[name] if before else gone(layer) for name, layer in layers.items()}
     marks = processes.from_first(lambda: marks)
     weights = (before.training if before else whole).weights
-    if weights < _WEIGHTS or _least(layers, marks) > WORTH_SHRINKING * weights:
+    if _least(layers, marks) > WORTH_SHRINKING * weights:
         return None
     left = left_of(whole, Cut(marks, torch.zeros(len(whole.guide.families))), schedule, x, y)
     if left is None or left.training.weights > WORTH_SHRINKING * weights:

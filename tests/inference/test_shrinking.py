@@ -13,6 +13,7 @@ from pyro_bc.errors import CheckpointError
 from pyro_bc.inference import shrinking
 from pyro_bc.inference.checkpoint import load_checkpoint, save_checkpoint
 from pyro_bc.inference.elbo import elbo_terms
+from pyro_bc.inference.fit import _state
 from pyro_bc.inference.history import Epoch
 from pyro_bc.inference.schedule import Schedule
 from pyro_bc.inference.shrinking import Cut, Training, can_shrink, is_time, left_of
@@ -131,16 +132,14 @@ def train(model, guide, **options):
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch):
     """Small networks shrink, too."""
-    monkeypatch.setattr(shrinking, "STEPS", 0)
-    monkeypatch.setattr(shrinking, "_WEIGHTS", 0)
+    monkeypatch.setattr(shrinking, "WORK", 0)
 
 
 @pytest.fixture(scope="module")
 def fits():
     """The same fit whole, and of what is left: model, guide and history."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shrinking, "STEPS", 0)
-        patch.setattr(shrinking, "_WEIGHTS", 0)
+        patch.setattr(shrinking, "WORK", 0)
         return [(model, guide, train(model, guide, shrink=shrink).history) for shrink in (False, True)
                 for model, guide in [start()]]  # fmt: skip
 
@@ -155,6 +154,7 @@ def test_later_epochs_train_fewer_weights_and_come_to_the_same(fits):
     whole, small = (history for _, _, history in fits)
     assert {own.weights_trained for own in whole} == {768}
     trained = [own.weights_trained for own in small]
+    assert f"training {trained[-1]:,} of 768 weights" in _state(small, "error", fits[1][1])
     assert trained[:10] == [768] * 10 and trained == sorted(trained, reverse=True) and trained[-1] < 200
     assert small[-1].loss < 1.05 * whole[-1].loss
     (first, before), (second, after) = (error(model, guide) for model, guide, _ in fits)
@@ -206,14 +206,14 @@ def test_a_run_that_was_stopped_after_groups_left_resumes_to_the_same(fits, tmp_
 
 
 def record(epoch, is_kept=None):
-    return Epoch(epoch, 1.0, 1.0, 0.0, 1.0, 0.0, {}, 1.0, is_kept=is_kept)
+    return Epoch(epoch, 1.0, 1.0, 0.0, 1.0, 0.0, {}, 1.0, is_kept=is_kept, weights_trained=1000)
 
 
 def test_groups_leave_late_enough_and_not_while_a_constraint_is_missed(monkeypatch):
     assert not is_time(record(10), 40, 100) and is_time(record(11), 40, 100)
     assert not is_time(record(20, False), 40, 100) and is_time(record(20, True), 40, 100)
     assert not is_time(record(21), 400, 100) and is_time(record(104), 400, 100)  # where compression is looked at
-    monkeypatch.setattr(shrinking, "STEPS", 2000)
+    monkeypatch.setattr(shrinking, "WORK", 2_000_000)
     assert is_time(record(19), 40, 100) and not is_time(record(20), 40, 100)
 
 
