@@ -124,8 +124,8 @@ def start(seed=0):
 
 def train(model, guide, **options):
     return pyro_bc.fit(
-        model, guide, pyro_bc.data.Batches(*problem(), 50), epochs=40, progress=False, learning_rate=1e-2,
-        log_learning_rate=0.1, kl_weight=0.3, compile=False, **options,
+        model, guide, pyro_bc.data.Batches(*problem(), 75), epochs=20, progress=False, learning_rate=2e-2,
+        log_learning_rate=0.2, kl_weight=0.5, compile=False, **options,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_later_epochs_train_fewer_weights_and_come_to_the_same(fits):
     assert {own.weights_trained for own in whole} == {768}
     trained = [own.weights_trained for own in small]
     assert f"training {trained[-1]:,} of 768 weights" in _state(small, "error", fits[1][1])
-    assert trained[:10] == [768] * 10 and trained == sorted(trained, reverse=True) and trained[-1] < 200
+    assert trained[:5] == [768] * 5 and trained == sorted(trained, reverse=True) and trained[-1] < 200
     assert small[-1].loss < 1.05 * whole[-1].loss
     (first, before), (second, after) = (error(model, guide) for model, guide, _ in fits)
     for kept in (first, second):
