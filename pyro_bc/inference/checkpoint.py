@@ -20,7 +20,7 @@ from ..runtime.files import readable, write_atomically
 from ..runtime.messages import first_line
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
-from .shrinking import Cut
+from .left import Cut
 
 #: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3

@@ -41,13 +41,15 @@ from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
+from .left import Left, left_of, whose_parameters
 from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
 from .rest import is_at_rest
 from .schedule import Schedule, set_rates
-from .shrinking import Left, Training, can_shrink, cut_of, is_time, left_of, whose_parameters
+from .shrinking import can_shrink, cut_of, is_time
 from .step import PRECISIONS, FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
 from .trainable import trainable
+from .training import Training
 from .watch import errors_before, guarding, some_examples, training_error, watching
 
 #: more steps than this repay the time that compiling one takes.

@@ -15,9 +15,11 @@ from pyro_bc.inference.checkpoint import load_checkpoint, save_checkpoint
 from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.inference.fit import _state
 from pyro_bc.inference.history import Epoch
+from pyro_bc.inference.left import Cut, left_of
 from pyro_bc.inference.schedule import Schedule
-from pyro_bc.inference.shrinking import Cut, Training, can_shrink, is_time, left_of
+from pyro_bc.inference.shrinking import can_shrink, is_time
 from pyro_bc.inference.step import eager_step
+from pyro_bc.inference.training import Training
 
 PRIORS = {
     "gnj": pyro_bc.GroupNormalJeffreys(),
