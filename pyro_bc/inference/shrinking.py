@@ -63,15 +63,22 @@ def can_shrink(model: Any, guide: FactorizedGuide, x: Any) -> bool:
     """
     if type(model) is not BayesianNetwork or not isinstance(x, Tensor) or guide.shared or guide.obstacle is not None:
         return False
-    priors = [layer.prior for layer in guide.layers.values()]
-    return all(_is_of_each_group(prior) for prior in priors) and not any(
-        "_unconstrained" in name for name, _ in guide.named_parameters()
-    )
+    if any("_unconstrained" in name for name, _ in guide.named_parameters()):
+        return False
+    return all(_is_of_each_group(layer.prior) and _has_own_groups(guide, name) for name, layer in guide.layers.items())
 
 
 def _is_of_each_group(prior: Prior) -> bool:
     own = type(prior) in _OF_EACH_GROUP
     return own and (not isinstance(prior, GroupPrior) or type(prior.weights) in _OF_EACH_GROUP)
+
+
+def _has_own_groups(guide: FactorizedGuide, name: str) -> bool:
+    """Whether every entry of the axis that counts a layer's groups is one, and not a head's many."""
+    prior, _, kind = guide.layers[name]
+    size = guide.parameters_of(f"{name}.weight")[0].shape[kind.group_axis]
+    scales = [guide.parameters_of(f"{name}.{role}")[0] for role in prior.roles if role != "weight"]
+    return all(not scale.dim() or scale.shape == (size,) for scale in scales)
 
 
 def is_time(record: Epoch, epochs: int, steps: int) -> bool:

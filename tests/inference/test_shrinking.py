@@ -233,6 +233,19 @@ def test_what_cannot_be_trained_in_part_is_trained_whole():
 
     assert not may(nn.Sequential(nn.Linear(30, 4)), Own())
 
+    class Heads(nn.Module):
+        """Attention, whose heads are groups of several inputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(30, 3, batch_first=True), nn.Linear(30, 2)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    x = torch.rand(4, 5, 30)
+    assert not may(Heads(), PRIORS["gnj"], x) and may(Heads(), PRIORS["svd"], x)
+
 
 def test_batch_normalisation_and_constants_that_move_into_biases_keep_a_network_whole():
     for between in (nn.BatchNorm2d(6), nn.Sigmoid()):
