@@ -7,11 +7,12 @@ as it is counts, so that constants must not move into biases, nor normalisation 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..errors import PyroBCError
 from ..graph.nodes import Graph, is_layer, layer_name
-from ..posterior.gone import gone_axis
+from ..posterior.gone import Gone, along
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from .pruned import PrunedNetwork
@@ -23,12 +24,12 @@ _CUT = Threshold(0.5, "explicit")
 _OF_BATCHES = ("batch_norm", "instance_norm")
 
 
-def smaller(graph: Graph, posterior: Mapping[str, LayerPosterior], gone: Mapping[str, Tensor]) -> PrunedNetwork | None:
+def smaller(graph: Graph, posterior: Mapping[str, LayerPosterior], gone: Gone) -> PrunedNetwork | None:
     """The network that is left where groups have gone, each layer with what was ``kept`` of it.
 
     :param graph: the network, with the weights of deterministic layers.
     :param posterior: summaries by layer name in the graph.
-    :param gone: by the same names, which entries of :func:`~pyro_bc.posterior.gone.gone_axis` have gone.
+    :param gone: by the same names, as :func:`~pyro_bc.posterior.gone.gone` says it.
     :returns: None where what stays would be more than a part of what there was, or there is nothing left.
     """
     if any(node.op in _OF_BATCHES for node in graph.nodes):
@@ -41,18 +42,20 @@ def smaller(graph: Graph, posterior: Mapping[str, LayerPosterior], gone: Mapping
     return left if _is_part(graph, posterior, gone, left) else None
 
 
-def _marked(layer: LayerPosterior, gone: Tensor) -> LayerPosterior:
-    """The layer with a statistic of 1 for what has gone, and 0 for the rest."""
-    marks = gone.float()
-    if layer.per_weight:
-        shape = [-1 if axis == gone_axis(layer) else 1 for axis in range(layer.weight_mean.dim())]
-        marks = marks.reshape(shape).expand(layer.weight_mean.shape)
-    return replace(layer, statistic=None if layer.statistic is None else marks, weight_statistic=None)
+def _marked(layer: LayerPosterior, gone: Mapping[int, Tensor]) -> LayerPosterior:
+    """The layer with a statistic of 1 for groups that have gone, and 0 for others; and without reach of its inputs."""
+    shape, axis = layer.weight_mean.shape, layer.group_dim
+    reach = torch.ones(shape, dtype=torch.bool)
+    for other, marks in gone.items():
+        if layer.per_weight or other != axis:
+            reach = reach & ~along(marks, other, len(shape))
+    statistic = None if layer.statistic is None else torch.zeros_like(layer.statistic)
+    if statistic is not None and axis in gone and not layer.per_weight:
+        statistic = gone[axis].float()
+    return replace(layer, statistic=statistic, weight_statistic=None, reach=reach)
 
 
-def _is_part(
-    graph: Graph, posterior: Mapping[str, LayerPosterior], gone: Mapping[str, Tensor], left: PrunedNetwork
-) -> bool:
+def _is_part(graph: Graph, posterior: Mapping[str, LayerPosterior], gone: Gone, left: PrunedNetwork) -> bool:
     """Whether all that is left are entries of what there was."""
     layers = {layer_name(node) for node in left.graph.nodes if is_layer(node)}
     for name, tensor in left.graph.tensors.items():
@@ -67,8 +70,9 @@ def _is_part(
             return False
         if own.bias is not None and name in posterior:
             layer = posterior[name]
-            outputs = own.kept[layer.layer_type.output_axis]
-            stays = ~gone[name][outputs] if gone_axis(layer) == layer.layer_type.output_axis else True
+            axis = layer.layer_type.output_axis
+            outputs = own.kept[axis]
+            stays = ~gone[name][axis][outputs] if axis in gone[name] else True
             before = layer.bias_mean
             if before is None or bool(((own.bias != before[outputs]) & stays).any()):
                 return False  # it took up a constant

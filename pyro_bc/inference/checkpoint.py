@@ -66,7 +66,9 @@ def save_fit(
     """
     tensors = state_of(model, guide) | {f"kept.{name}": value for name, value in kept.items()}
     if cut is not None:
-        tensors |= {"cut.kl": cut.kl} | {f"cut.gone.{layer}": marks for layer, marks in cut.gone.items()}
+        tensors |= {"cut.kl": cut.kl} | {
+            f"cut.gone.{axis}.{layer}": marks for layer, own in cut.gone.items() for axis, marks in own.items()
+        }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
@@ -122,14 +124,16 @@ def _cut(tensors: Mapping[str, Tensor], guide: Any) -> Cut | None:
     """
     if "cut.kl" not in tensors:
         return None
-    found = Cut(_part(tensors, "cut.gone."), tensors["cut.kl"])
-    is_known = found.kl.shape == (len(guide.families),) and found.gone.keys() == guide.layers.keys()
-    for layer in guide.layers if is_known else ():
-        marks, (weight, *_) = found.gone[layer], guide.parameters_of(f"{layer}.weight")
-        is_known &= marks.dtype == torch.bool and marks.dim() == 1 and len(marks) in weight.shape[:2]
-    if not is_known:
+    gone: dict[str, dict[int, Tensor]] = {layer: {} for layer in guide.layers}
+    for name, marks in _part(tensors, "cut.gone.").items():
+        axis, _, layer = name.partition(".")
+        weight, *_ = guide.parameters_of(f"{layer}.weight")
+        if marks.dtype != torch.bool or marks.shape != (weight.shape[int(axis)],):
+            raise ValueError("what has left the training is of other layers")
+        gone[layer][int(axis)] = marks
+    if tensors["cut.kl"].shape != (len(guide.families),):
         raise ValueError("what has left the training is of other layers")
-    return found
+    return Cut(gone, tensors["cut.kl"])
 
 
 def _check_state(state: Mapping[int, Mapping[str, Tensor]], optimizer: Any) -> None:

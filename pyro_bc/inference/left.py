@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +22,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import is_layer, layer_name
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
+from ..posterior.gone import Gone
 from ..posterior.in_place import InPlace, network_with
 from ..posterior.summary import summarize
 from ..runtime import processes
@@ -43,11 +44,11 @@ _EXAMPLES = 16
 class Cut:
     """What has left a training; with the whole posterior it says what is left.
 
-    :param gone: by layer, which entries of :func:`~pyro_bc.posterior.gone.gone_axis` have gone.
+    :param gone: by layer, as :func:`~pyro_bc.posterior.gone.gone` says it.
     :param kl: divergence of what left, of every site of the whole guide, in nats, ``(sites,)``.
     """
 
-    gone: Mapping[str, Tensor]
+    gone: Gone
     kl: Tensor
 
 

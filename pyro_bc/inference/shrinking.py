@@ -24,10 +24,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..graph.layer_types import layer_type
+from ..graph.nodes import is_layer, layer_name
+from ..graph.read import graph_of_same
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.gone import gone
-from ..posterior.summary import LayerPosterior, summarize
+from ..posterior.gone import Gone, gone
+from ..posterior.summary import summarize
 from ..priors.base import GroupPrior, Prior, base_distribution
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
@@ -41,7 +44,7 @@ from .multiplier import is_looked_at
 from .schedule import Schedule
 from .training import Training
 
-#: a smaller network has at most this part of the weights of the one that is trained: each takes seconds to make, and
+#: a smaller network multiplies at most this part as often as the one that is trained: each takes seconds to make, and
 #: to compile.
 WORTH_SHRINKING = 0.5
 #: more steps than this, times weights, repay that.
@@ -103,14 +106,17 @@ def cut_of(whole: Training, before: Left | None, schedule: Schedule, x: Tensor, 
     :param x: inputs of a batch.
     :param y: its targets.
     """
-    layers = summarize(whole.guide)
-    marks = {name: gone(layer) | before.cut.gone[name] if before else gone(layer) for name, layer in layers.items()}
+    marks = {name: gone(layer) for name, layer in summarize(whole.guide).items()}
+    if before is not None:
+        was = before.cut.gone
+        marks = {name: {axis: m | was[name][axis] for axis, m in own.items()} for name, own in marks.items()}
     marks = processes.from_first(lambda: marks)
-    weights = (before.training if before else whole).weights
-    if _least(layers, marks) > WORTH_SHRINKING * weights:
+    positions = _positions(whole.model, x)
+    most = WORTH_SHRINKING * _work((before.training if before else whole).guide, positions)
+    if _least(whole.guide, positions, marks) > most:
         return None
     left = left_of(whole, Cut(marks, torch.zeros(len(whole.guide.families))), schedule, x, y)
-    if left is None or left.training.weights > WORTH_SHRINKING * weights:
+    if left is None or _work(left.training.guide, positions) > most:
         return None
     _leave_(whole, before, left)
     apart = _divergences(whole, x, y) - left.with_all_sites(_divergences(left.training, x, y))
@@ -133,10 +139,33 @@ def _leave_(whole: Training, before: Left | None, left: Left) -> None:
                 log_variance[mask] += 2 * math.log(_FADED)
 
 
-def _least(layers: Mapping[str, LayerPosterior], marks: Mapping[str, Tensor]) -> float:
-    """Fewer weights than are left: as if every layer lost as large a part of its other axis as any loses of one."""
-    parts = {name: 1 - float(own.float().mean()) for name, own in marks.items()}
-    return min(parts.values()) * sum(parts[name] * layer.weight_mean.numel() for name, layer in layers.items())
+def _positions(model: Any, x: Tensor) -> dict[str, int]:
+    """At how many positions of an input each layer multiplies with its weight."""
+    graph = graph_of_same(model.skeleton, x, model.output)
+    found: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        if is_layer(node):
+            weight, kind = graph.tensors[node.args[1].name], layer_type(node.op)
+            sizes = [size for size in (graph.shape(index) or ())[1:] if isinstance(size, int)]
+            positions = max(1, math.prod(sizes) // weight.shape[kind.output_axis])
+            found[f"net.{layer_name(node)}"] = found.get(f"net.{layer_name(node)}", 0) + positions
+    return found
+
+
+def _work(guide: FactorizedGuide, positions: Mapping[str, int]) -> float:
+    """Multiplications of one input with weights."""
+    return sum(guide.parameters_of(f"{name}.weight")[0].numel() * positions.get(name, 1) for name in guide.layers)
+
+
+def _least(guide: FactorizedGuide, positions: Mapping[str, int], marks: Gone) -> float:
+    """Less work than is left: as if, where a layer loses nothing of an axis, as large a part of it went as of any."""
+    parts = {name: {axis: 1 - float(m.float().mean()) for axis, m in own.items()} for name, own in marks.items()}
+    least = min((part for own in parts.values() for part in own.values()), default=1.0)
+    work = 0.0
+    for name in guide.layers:
+        weights = guide.parameters_of(f"{name}.weight")[0].numel() * positions.get(name, 1)
+        work += weights * parts[name].get(0, least) * parts[name].get(1, least)
+    return work
 
 
 def _divergences(training: Training, x: Tensor, y: Tensor) -> Tensor:

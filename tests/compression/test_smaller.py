@@ -32,7 +32,8 @@ def left_of(net, gone, x):
             name, GroupNormalJeffreys(), layer.weight.detach(), one, bias, bias, torch.zeros(groups), type=kind
         )
     graph = read_graph(net.eval(), x)
-    return graph, smaller(graph, posterior, gone), net(x)
+    marks = {name: {TYPES[type(net.get_submodule(name))].group_axis: own} for name, own in gone.items()}
+    return graph, smaller(graph, posterior, marks), net(x)
 
 
 EVERY = torch.arange(8) % 2 == 0

@@ -66,7 +66,7 @@ def without_noise(net, prior):
         marks = (torch.arange(weight.shape[axis]) % 2 == number % 2) & (weight.shape[axis] > 1)
         if number == len(guide.layers) - 1:
             marks[:] = False
-        gone[name] = marks
+        gone[name] = {axis: marks}
         weight.movedim(axis, 0)[marks] = 0.0
         if axis == layer.type.output_axis:
             guide.parameters_of(f"{name}.bias")[0].detach()[marks] = 0.0
@@ -100,7 +100,7 @@ def test_layers_that_were_left_deterministic_are_cut_along():
     whole = Training.of(model, guide, Schedule())
     marks = torch.arange(12) < 7
     guide.parameters_of("net.3.weight")[0].detach()[:, marks] = 0.0
-    gone = {"net.3": marks, "net.5": torch.zeros(8, dtype=torch.bool)}
+    gone = {"net.3": {1: marks}, "net.5": {}}
     left = left_of(whole, Cut(gone, torch.zeros(len(guide.families))), Schedule(), x, y)
     assert left.training.model.net.get_parameter("1.weight").shape == (5, 36)
     assert torch.equal(left.training.model.net.get_parameter("1.weight"), model.net.get_parameter("1.weight")[7:])
@@ -201,7 +201,7 @@ def test_a_run_that_was_stopped_after_groups_left_resumes_to_the_same(fits, tmp_
     assert [replace(own, seconds=0.0) for own in history] == [replace(own, seconds=0.0) for own in whole]
     for name, value in expected.state_dict().items():
         assert torch.equal(guide.state_dict()[name], value), name
-    tensors["cut.gone.net.0"] = torch.zeros(7, dtype=torch.bool)
+    tensors["cut.gone.1.net.0"] = torch.zeros(7, dtype=torch.bool)
     save_checkpoint(path, tensors, metadata)
     with pytest.raises(CheckpointError, match="other layers"):
         train(*start(), checkpoint=path, resume=True)
@@ -251,5 +251,5 @@ def test_batch_normalisation_and_constants_that_move_into_biases_keep_a_network_
     for between in (nn.BatchNorm2d(6), nn.Sigmoid()):
         net = nn.Sequential(nn.Conv2d(1, 6, 3), between, nn.Flatten(), nn.Linear(96, 3))
         whole, gone, schedule, x, y = without_noise(lambda net=net: net, PRIORS["gnj"])
-        gone = {"net.0": torch.arange(6) < 3, "net.3": torch.zeros(96, dtype=torch.bool)}
+        gone = {"net.0": {0: torch.arange(6) < 3}, "net.3": {}}
         assert left_of(whole, Cut(gone, torch.zeros(len(whole.guide.families))), schedule, x, y) is None
