@@ -8,10 +8,11 @@ the whole posterior.
 
 With a factorised posterior the ELBO is the same but for what gone groups add to the network's outputs, which is next to
 nothing: that is what makes them gone. Without it the best that the posterior of a weight can be is its prior, to which
-training would take it in time, and which it gets when it leaves: its KL is 0 then. Of group scales, a normal under
-:math:`1/|z|` is as good at any size, as long as :math:`\sigma/\mu` stays what it is, and becomes small, so that what
-left adds no noise to draws of the whole network; log-normal ones stay as they are. Their KL no longer changes, and is
-added to that of what is left.
+training would take it in time, and which it gets when it leaves: its KL is 0 then. Group scales that leave stay what
+they were, but for their size where noise would come of it: a normal under :math:`1/|z|` is as good at any size, as long
+as :math:`\sigma/\mu` stays, and becomes small; a filter's log-normal scale becomes small for some nats. So draws of the
+whole network have next to no noise of what left. The KL of what left no longer changes, and is added to that of the
+rest.
 """
 
 import math
@@ -29,9 +30,9 @@ from ..graph.nodes import is_layer, layer_name
 from ..graph.read import graph_of_same
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.gone import Gone, gone
+from ..posterior.gone import Gone, along, gone
 from ..posterior.summary import summarize
-from ..priors.base import GroupPrior, Prior, base_distribution
+from ..priors.base import GroupPrior, LayerSites, Prior, base_distribution
 from ..priors.horseshoe import GroupHorseshoe
 from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeffreys
 from ..priors.standard_normal import StandardNormal
@@ -124,19 +125,40 @@ def cut_of(whole: Training, before: Left | None, schedule: Schedule, x: Tensor, 
 
 
 def _leave_(whole: Training, before: Left | None, left: Left) -> None:
-    """Give what leaves the posterior that it has once the data say nothing of it."""
-    masks = leaving(whole, before, left)
-    for name, layer in whole.guide.layers.items():
-        for role, site in layer.sites.items():
-            loc, log_variance = whole.guide.parameters_of(f"{name}.{role}")
-            mask, prior = masks[id(loc)], base_distribution(site)
-            if isinstance(prior, dist.Normal):
-                loc[mask], log_variance[mask] = prior.loc[mask], 2 * prior.scale[mask].log()
-            elif isinstance(prior, NormalJeffreys) and role == "weight":
+    """Give what leaves the posterior that it has once the data say nothing of it, but for noise that nothing holds.
+
+    Means become 0. Variances become the prior's where a scale that has gone holds their noise: that of their own group,
+    or those of the groups that read their outputs; elsewhere they stay as narrow as the data have made them.
+    """
+    now, all_of_it, guide = leaving(whole, before, left), leaving(whole, None, left), whole.guide
+    behind = {name for name, layer in guide.layers.items() if _loses_inputs_alone(layer, left.cut.gone[name])}
+    for name, (prior, sites, kind) in guide.layers.items():
+        behind.discard(name)
+        out = all_of_it[id(guide.parameters_of(f"{name}.weight")[0])]
+        rows, columns = (out.movedim(axis, 0).flatten(1).all(1) for axis in (kind.output_axis, kind.input_axis))
+        rows &= kind.scales_outputs or not behind
+        columns &= not kind.scales_outputs and len(prior.roles) > 1
+        held = along(rows, kind.output_axis, out.dim()) | along(columns, kind.input_axis, out.dim())
+        for role, site in sites.items():
+            loc, log_variance = guide.parameters_of(f"{name}.{role}")
+            mask, density = now[id(loc)], base_distribution(site)
+            if role in ("weight", "bias"):
                 loc[mask] = 0.0
-            elif isinstance(prior, NormalJeffreys):
+                if isinstance(density, dist.Normal):
+                    mask = mask & (held if role == "weight" else rows)
+                    log_variance[mask] = 2 * density.scale[mask].log()
+            elif isinstance(density, NormalJeffreys):
                 loc[mask] *= _FADED
                 log_variance[mask] += 2 * math.log(_FADED)
+            elif isinstance(density, dist.Gamma) and kind.scales_outputs:  # a factor of the square
+                loc[mask] += 2 * math.log(_FADED)
+
+
+def _loses_inputs_alone(layer: LayerSites, gone: Mapping[int, Tensor]) -> bool:
+    """Whether a layer loses inputs that no scale of its own multiplies."""
+    return any(
+        bool(marks.any()) for axis, marks in gone.items() if axis != layer.type.group_axis or len(layer.prior.roles) < 2
+    )
 
 
 def _positions(model: Any, x: Tensor) -> dict[str, int]:

@@ -17,7 +17,7 @@ from pyro_bc.inference.fit import _state
 from pyro_bc.inference.history import Epoch
 from pyro_bc.inference.left import Cut, left_of
 from pyro_bc.inference.schedule import Schedule
-from pyro_bc.inference.shrinking import can_shrink, is_time
+from pyro_bc.inference.shrinking import can_shrink, cut_of, is_time
 from pyro_bc.inference.step import eager_step
 from pyro_bc.inference.training import Training
 
@@ -88,6 +88,23 @@ def test_what_is_left_has_the_elbo_and_the_gradients_of_the_whole(net, prior):
         torch.testing.assert_close(vector.grad, whole.flat.vectors[source].grad[places], rtol=1e-3, atol=1e-4)
     for name in small.guide.families:
         assert len(small.guide.parameters_of(name)[0].shape) == len(whole.guide.parameters_of(name)[0].shape)
+
+
+@pytest.mark.parametrize("net,prior", [(chain, "gnj"), (convolutions, "gnj"), (convolutions, "ghs"), (Residual, "ghs")])
+def test_draws_of_the_whole_stay_what_they_were_without_what_left(net, prior, monkeypatch):
+    whole, _, schedule, x, y = without_noise(net, PRIORS[prior])
+    monkeypatch.setattr(shrinking, "WORTH_SHRINKING", 0.9)
+    for name in [name for name, layer in whole.guide.layers.items() if layer.type.spatial][1:]:
+        weight = whole.guide.parameters_of(f"{name}.weight")[0].detach()
+        weight[:, 1::4] = 0.0  # inputs that no filter listens to, of filters that are well determined
+    with torch.no_grad():
+        before = elbo_terms(whole.model, whole.guide, x, y)
+    left = cut_of(whole, None, schedule, x, y)
+    assert left.training.weights < 0.8 * whole.weights
+    with torch.no_grad():
+        after = elbo_terms(whole.model, whole.guide, x, y)
+    torch.testing.assert_close(after.log_likelihood, before.log_likelihood, rtol=2e-2, atol=0.0)
+    assert float(after.total_kl()) < 0.8 * float(before.total_kl())
 
 
 def test_layers_that_were_left_deterministic_are_cut_along():
