@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import warnings
 from dataclasses import asdict
@@ -43,6 +44,11 @@ DRAWS = 10
 def processor_seconds() -> float:
     """Of this process and of those that it has started, the compiler's among them."""
     return sum(os.times()[:4])
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip()
 
 
 def fitted(name: str, prior: str, shrink: bool, seed: int, folder: str | None, runs: Path, epochs: int | None) -> dict:
@@ -86,7 +92,7 @@ def fitted(name: str, prior: str, shrink: bool, seed: int, folder: str | None, r
         "groups": ["-".join(map(str, epoch.groups_left.values())) for epoch in history],
         "loss": [epoch.loss for epoch in history], "kl": kl, "negative_log_likelihood": drawn,
         "kl_weight": history[-1].kl_weight, "error": test_error(small.network(), data),
-        "bytes": len(small.to_bytes()), "architecture": list(small.architecture),
+        "bytes": len(small.to_bytes()), "architecture": list(small.architecture), "commit": commit(),
     }  # fmt: skip
 
 
@@ -111,8 +117,8 @@ def table(points: list[dict]) -> str:
         "example. Seconds of an epoch are medians, from the epoch from which on so many weights were trained.",
         "",
         "| network | prior | groups leave | epochs | weights trained (from epoch): seconds of an epoch "
-        "| seconds in all | bound | KL | error of the file, % | bytes | architecture |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| seconds in all | bound | KL | error of the file, % | bytes | architecture | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in points:
         course = "; ".join(f"{weights:,} ({first}): {seconds:.1f}" for first, weights, seconds in stages(one))
@@ -120,7 +126,7 @@ def table(points: list[dict]) -> str:
         lines.append(
             f"| {one['network']} | {one['prior']} | {'yes' if one['shrink'] else 'no'} | {len(one['weights'])} "
             f"| {course} | {one['seconds']:.0f} | {bound:.4f} | {one['kl']:.4f} | {one['error']:.2f} "
-            f"| {one['bytes']:,} | {'-'.join(map(str, one['architecture']))} |"
+            f"| {one['bytes']:,} | {'-'.join(map(str, one['architecture']))} | {one['commit']} |"
         )
     return "\n".join(lines) + "\n"
 
