@@ -17,6 +17,7 @@ from torch import nn
 import pyro_bc
 from pyro_bc.app.dense import dense_network
 from pyro_bc.errors import PyroBCError
+from pyro_bc.inference import shrinking
 from pyro_bc.inference.schedule import Schedule, trained_parameters
 from pyro_bc.inference.step import FlatParameters, eager_step
 from pyro_bc.runtime import processes
@@ -36,6 +37,19 @@ def groups_of(model, guide):
 def coded(seed=0):
     torch.manual_seed(seed)
     return fresh_net(two_layers(), pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()))
+
+
+def wide(seed=0):
+    torch.manual_seed(seed)
+    return fresh_net(two_layers(30, 24), num_data=300)
+
+
+def train_wide(model, guide, **options):
+    """A fit that groups leave after its thirteenth epoch: thirty inputs, of which the first two say the class."""
+    x = torch.randn(300, 30, generator=torch.Generator().manual_seed(0))
+    loader = pyro_bc.data.Batches(x, (x[:, 0] + 0.5 * x[:, 1] > 0).long(), 75)
+    settings = {"learning_rate": 2e-2, "log_learning_rate": 0.3, "kl_weight": 1.0}
+    return pyro_bc.fit(model, guide, loader, epochs=20, progress=False, **settings, **options)
 
 
 def train(model, guide, loader=None, epochs=20, **options):
@@ -125,6 +139,16 @@ def main(folder):
     model, guide = fresh(seed=9 + rank)
     resumed = train(model, guide, epochs=4, checkpoint=checkpoint, resume=True, compile=True).history
     found |= {"resumed": [record.loss for record in resumed], "resumed_end": numbers(model, guide)}
+
+    shrinking.WORK = 0  # small networks shrink, too
+    model, guide = wide(seed=rank)
+    found["weights"] = [record.weights_trained for record in train_wide(model, guide).history]
+    found["shrunk"] = numbers(model, guide)
+    with contextlib.suppress(Stop):
+        train_wide(*wide(), checkpoint=folder / "shrunk", after_epoch=lambda record: stop(record, 17))
+    model, guide = wide(seed=9 + rank)
+    train_wide(model, guide, checkpoint=folder / "shrunk", resume=True)
+    found["shrunk_resumed"] = numbers(model, guide)
 
     model, guide = coded(seed=rank)
     train(model, guide, epochs=6, kl_weight=0.3)

@@ -26,6 +26,8 @@ class PrunedLayer:
     :param bias: ``(out_left,)`` or None.
     :param bias_variance: ``(out_left,)`` or None; 0 for a deterministic layer.
     :param codes: how weight and bias are stored, where they are codes, of the same shapes; empty elsewhere.
+    :param kept: which entries of the first two axes of the network's own weight these are, two tensors of indices;
+        None before units are cut, and where they are no such part of it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class PrunedLayer:
     bias: Tensor | None
     bias_variance: Tensor | None
     codes: Mapping[str, FixedPoint] = field(default_factory=dict)
+    kept: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

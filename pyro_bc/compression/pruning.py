@@ -514,7 +514,8 @@ class _Pruner:
                 codes["weight"] = layer.codes["weight"].with_codes(own, rows)
                 if bias is not None:
                     codes["bias"] = replace(layer.codes["bias"], codes=layer.codes["bias"].codes[of_bias])
-            layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes)
+            kept = _kept(part, node, layer.mask)
+            layers[name] = PrunedLayer(name, weight, variance, mask, bias, bias_variance, codes, kept)
         for name, layer in layers.items():
             tensors[f"{name}.weight"] = layer.weight
             if layer.bias is not None:
@@ -563,7 +564,11 @@ class _Pruner:
                 codes["bias"] = replace(
                     layer.codes["bias"], codes=self._cut(layer.codes["bias"].codes, of_outputs, left)
                 )
-        return PrunedLayer(layer.name, weight, variance, mask, bias, bias_variance, codes)
+        first, second = (
+            left.kept(axes[axis]) if axis in axes else torch.arange(layer.mask.shape[axis]) for axis in (0, 1)
+        )
+        kept = (first, second if columns is None else columns)
+        return PrunedLayer(layer.name, weight, variance, mask, bias, bias_variance, codes, kept)
 
     @staticmethod
     def _cut(tensor: Tensor, axes: Mapping[int, np.ndarray], left: Units) -> Tensor:
@@ -605,6 +610,13 @@ def _by_input(weight: Tensor, groups: int) -> Tensor:
         rows = slice(group * out // groups, (group + 1) * out // groups)
         full[rows, group * per_group : (group + 1) * per_group] = weight[rows]
     return full
+
+
+def _kept(part: Part, node: Node, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Entries of the first two axes of a layer's weight that its part consists of; None where they are no product."""
+    if layer_groups(node) == 1:
+        return (part.inputs, part.outputs) if layer_type(node.op).output_axis else (part.outputs, part.inputs)
+    return (part.outputs, torch.zeros(1, dtype=torch.long)) if mask.shape[1] == 1 else None
 
 
 def _grouped(inputs: Tensor, mask: Tensor, groups: int) -> Tensor:

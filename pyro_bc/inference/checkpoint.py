@@ -20,6 +20,7 @@ from ..runtime.files import readable, write_atomically
 from ..runtime.messages import first_line
 from ..runtime.random_state import random_state, set_random_state
 from .history import Epoch
+from .left import Cut
 
 #: What a checkpoint holds, which another version may not read: the optimiser's state, and names of generators.
 CHECKPOINT_FORMAT = 3
@@ -56,12 +57,18 @@ def save_fit(
     settings: Mapping[str, Any],
     history: list[Epoch],
     kept: Mapping[str, Tensor],
+    cut: Cut | None = None,
 ) -> None:
     """Write a checkpoint of everything that a training needs to go on, random state included.
 
     :param kept: an earlier state that may be gone back to, or nothing.
+    :param cut: what has left the training.
     """
     tensors = state_of(model, guide) | {f"kept.{name}": value for name, value in kept.items()}
+    if cut is not None:
+        tensors |= {"cut.kl": cut.kl} | {
+            f"cut.gone.{axis}.{layer}": marks for layer, own in cut.gone.items() for axis, marks in own.items()
+        }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     for rank, states in enumerate(processes.gathered(random_state(device_of(guide)))):
@@ -72,8 +79,9 @@ def save_fit(
 
 def restore_fit(
     path: Path, model: Any, guide: Any, optimizer: Any, settings: Mapping[str, Any]
-) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns history and kept state.
+) -> tuple[list[Epoch], dict[str, Tensor], Cut | None]:
+    """Put model, guide, optimiser and random state back as :func:`save_fit` found them; returns the history, the kept
+    state, and what has left.
 
     Another number of processes goes on with the same posterior, with other batches and other noise.
 
@@ -91,6 +99,7 @@ def restore_fit(
     history = history_of(path, metadata)
     try:
         put_back(tensors, model, guide)
+        cut = _cut(tensors, guide)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -105,7 +114,26 @@ def restore_fit(
         raise CheckpointError(
             f"'{path}' holds another network's training, or is damaged ({first_line(error)}); delete it to start over"
         ) from None
-    return history, _part(tensors, "kept.")
+    return history, _part(tensors, "kept."), cut
+
+
+def _cut(tensors: Mapping[str, Tensor], guide: Any) -> Cut | None:
+    """What has left the training; None where nothing has.
+
+    :raises ValueError: where it is not of this guide.
+    """
+    if "cut.kl" not in tensors:
+        return None
+    gone: dict[str, dict[int, Tensor]] = {layer: {} for layer in guide.layers}
+    for name, marks in _part(tensors, "cut.gone.").items():
+        axis, _, layer = name.partition(".")
+        weight, *_ = guide.parameters_of(f"{layer}.weight")
+        if marks.dtype != torch.bool or marks.shape != (weight.shape[int(axis)],):
+            raise ValueError("what has left the training is of other layers")
+        gone[layer][int(axis)] = marks
+    if tensors["cut.kl"].shape != (len(guide.families),):
+        raise ValueError("what has left the training is of other layers")
+    return Cut(gone, tensors["cut.kl"])
 
 
 def _check_state(state: Mapping[int, Mapping[str, Tensor]], optimizer: Any) -> None:

@@ -41,12 +41,15 @@ from ..runtime.progress import progress_bar
 from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, state_of
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
+from .left import Left, left_of, whose_parameters
 from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
 from .rest import is_at_rest
-from .schedule import Schedule, log_variance_bounds, optimizer_of, set_rates, trained_parameters
+from .schedule import Schedule, set_rates
+from .shrinking import can_shrink, cut_of, is_time
 from .step import PRECISIONS, FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
 from .trainable import trainable
+from .training import Training
 from .watch import errors_before, guarding, some_examples, training_error, watching
 
 #: more steps than this repay the time that compiling one takes.
@@ -89,6 +92,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     compile: bool | None = None,
+    shrink: bool = True,
     precision: str = "float32",
     after_epoch: Callable[[Epoch], None] | Sequence[Callable[[Epoch], None]] = (),
     **changes: Any,
@@ -129,6 +133,11 @@ def fit(
         seconds, and once more where rounding begins); None to do so where there is a C++ compiler, torch 2.13 or newer,
         and more than :data:`WORTH_COMPILING` steps, and to go on without where it fails. The noise is the same; sums
         are rounded in another order.
+    :param shrink: whether groups that have gone leave the training, so that later epochs cost what is left: where that
+        at least halves the weights, after the first quarter. What leaves does not come back; its weights stand at their
+        prior in the guide, and are pruned. Gone is what tells less than a nat of all the data, with no weight above its
+        noise (:mod:`pyro_bc.posterior.gone`). Networks and priors of which no part can be trained alone, such as those
+        with batch normalisation, codes or shared scales, are trained whole.
     :param precision: of the network's products while it trains: ``float32``, or ``bf16``, which takes half the time
         where the processor has it. Parameters, the KL and the likelihood are in single precision either way.
     :param after_epoch: called with each new :class:`Epoch`; a function, or several, such as
@@ -184,7 +193,6 @@ def fit(
         on_training = training_error(model, guide, examples)
         before = errors_before(model, guide, examples, held_out)
     guide.kl_weight = float(most)
-    bounds = log_variance_bounds(guide, schedule.max_scale)
     warmup = schedule.warmup(epochs, has_codes)
     rounded_from = schedule.rounded_from(epochs) if has_codes else epochs
     falls_from = max((1 - schedule.decay) * epochs, rounded_from if has_codes else 0)
@@ -201,24 +209,25 @@ def fit(
         settings["target"] = repr(target)
     if precision != "float32":
         settings["precision"] = precision
+    if not shrink:
+        settings["shrink"] = False
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
-    trained = trained_parameters(model, guide, schedule)
-    with (
-        pyro.validation_enabled(False),
-        FlatParameters([parameters for parameters, _, _ in trained]) as flat,
-        progress_bar("epoch", epochs, shown=progress) as bar,
-    ):
-        optimizer = optimizer_of(flat.vectors, trained)
+    whole = Training.of(model, guide, schedule)
+    with pyro.validation_enabled(False), whole.flat, progress_bar("epoch", epochs, shown=progress) as bar:
         history: list[Epoch] = []
         kept: dict[str, Tensor] = {}
+        left: Left | None = None
+        may_shrink = shrink and can_shrink(model, guide, x)
         if resume and checkpoint is not None:
-            history, kept = restore_fit(checkpoint, model, guide, optimizer, settings)
+            history, kept, cut = restore_fit(checkpoint, model, guide, whole.optimizer, settings)
+            if cut is not None:
+                left = left_of(whole, cut, schedule, x, y)
         bar(len(history))
-        plain = fast = eager_step(model, guide, flat, precision)
         first, shapes = (x, y), _shapes(x, y)  # the last batch of an epoch may be smaller
         first_epoch = len(history)
+        stepped: Training | None = None  # what steps are made for
         for epoch in range(first_epoch, epochs):
             if may_end_early and is_looked_at(epoch - 1, epochs) and is_at_rest(history, epochs, falls_from):
                 bar(total=epoch)
@@ -229,33 +238,43 @@ def fit(
             highest = most if guard is None else guarded_weight(history, epochs, most)
             if epoch == rounded_from:
                 settle_codes_(guide)
-            with rounded_codes() if is_rounding else nullcontext():
-                until = epochs if is_rounding else rounded_from
-                if epoch in (first_epoch, rounded_from) and _is_compiled(compile, model, (until - epoch) * steps, x):
-                    bar(state="compiling")
-                    fast = _compiled(compile, plain, model, guide, flat, *first, precision)
-                elif epoch == rounded_from:
+            now = whole
+            if left is not None:
+                now = left.training
+                left.take()
+            with rounded_codes() if is_rounding else nullcontext(), whose_parameters(left):
+                if stepped is not now or epoch == rounded_from:
+                    since, until = (rounded_from, epochs) if is_rounding else (0, rounded_from)
+                    stepped, plain = now, eager_step(now.model, now.guide, now.flat, precision)
                     fast = plain
-                sums = torch.zeros(2 + len(guide.families), device=flat.vectors[0].device)
+                    if _is_compiled(compile, model, (until - since) * steps, x):  # also where few of them are left
+                        bar(state="compiling")
+                        fast = _compiled(compile, plain, now.model, now.guide, now.flat, *first, precision)
+                sums = torch.zeros(2 + len(now.guide.families), device=whole.flat.vectors[0].device)
                 for step, (x, y) in enumerate(train_loader):
                     if epoch == first_epoch:
                         processes.on_all(partial(check_batch, x, y, step + 1))
                     progress_now = epoch + step / steps
                     weight = learned or highest * (min(1.0, progress_now / warmup) if warmup else 1.0)
-                    set_rates(optimizer, schedule, progress_now, epochs, is_rounding)
+                    set_rates(now.optimizer, schedule, progress_now, epochs, is_rounding)
                     result = (fast if _shapes(x, y) == shapes else plain)(x, y, weight)
                     if processes.count() > 1:
-                        result = _averaged(result, flat)
+                        result = _averaged(result, now.flat)
                     if not math.isfinite(result.loss.item()):
-                        raise not_finite_error(epoch, step, _not_finite(result, guide), model, guide, x, y)
-                    optimizer.step()
+                        parts = _not_finite(result, now.guide)
+                        raise not_finite_error(epoch, step, parts, now.model, now.guide, x, y)
+                    now.optimizer.step()
                     with torch.no_grad():
-                        for parameter, bound in bounds:
+                        for parameter, bound in now.bounds:
                             parameter.clamp_(max=bound)
                     sums += torch.cat([torch.stack([result.log_likelihood, result.error]), result.kl])
+            found = sums / steps
+            if left is not None:
+                left.give_back()
+                found = torch.cat([found[:2], left.with_all_sites(found[2:])])
             check_finite(epoch, model, guide)
             processes.average_buffers_(model)
-            log_likelihood, error, *kl_by_site = (sums / steps).tolist()
+            log_likelihood, error, *kl_by_site = found.tolist()
             kl = sum(kl_by_site)
             record = Epoch(
                 epoch=epoch + 1,
@@ -267,7 +286,8 @@ def fit(
                 groups_left=groups_left(guide),
                 seconds=time.perf_counter() - start,
                 kl_by_layer=_by_layer(guide, [value / model.num_data for value in kl_by_site]),
-                learning_rates={group["kind"]: float(group["lr"]) for group in optimizer.param_groups},
+                learning_rates={group["kind"]: float(group["lr"]) for group in now.optimizer.param_groups},
+                weights_trained=now.weights,
             )
             if is_looked_at(epoch, epochs) and (watch is not None or guard is not None):
                 if watch is not None:
@@ -285,8 +305,11 @@ def fit(
                 if best_look([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
+            if may_shrink and is_time(record, epochs, steps):
+                left = cut_of(whole, left, schedule, *first) or left
             if checkpoint is not None:
-                save_fit(checkpoint, model, guide, optimizer, settings, history, kept)
+                cut = None if left is None else left.cut
+                save_fit(checkpoint, model, guide, whole.optimizer, settings, history, kept, cut)
             bar(1, state=_state(history, model.likelihood.metric, guide))
             for tell in told:
                 tell(record)
@@ -316,6 +339,8 @@ def _state(history: Sequence[Epoch], metric: str, guide: FactorizedGuide) -> str
     """What the progress bar says; of a network that is looked at, the error of what would be stored."""
     record = history[-1]
     left = "-".join(map(str, record.groups_left.values()))
+    if record.weights_trained is not None and record.weights_trained < (whole := sum(weights_of(guide))):
+        left += f"  training {record.weights_trained:,} of {whole:,} weights"
     looks = [(own.held_out_error, own.file_bytes) for own in history if own.held_out_error is not None]
     if looks:
         error = f"compressed {metric} {figure(metric, looks[-1][0])}"

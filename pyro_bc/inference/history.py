@@ -25,6 +25,8 @@ class Epoch:
     :param is_kept: whether it kept what is asked for; None where nothing is.
     :param cost: what was to be as small as could be, of what keeps that; None where nothing is asked for.
     :param train_error: its error on some examples that it is trained on; None where nobody asks.
+    :param weights_trained: how many weights of layers the epoch trained: fewer than there are, once groups have left
+        the training (``shrink`` of :func:`~pyro_bc.fit`); None in what an earlier version wrote.
     """
 
     epoch: int
@@ -43,6 +45,7 @@ class Epoch:
     is_kept: bool | None = None
     cost: float | None = None
     train_error: float | None = None
+    weights_trained: int | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_a_fit_is_put_back_as_it_was(tmp_path):
     model, guide, optimizer = trained(0)
     save_fit(tmp_path / "c", model, guide, optimizer, SETTINGS, [EPOCH], {})
     others = trained(1)
-    assert restore_fit(tmp_path / "c", *others, SETTINGS) == ([EPOCH], {})
+    assert restore_fit(tmp_path / "c", *others, SETTINGS) == ([EPOCH], {}, None)
     assert torch.equal(others[0].weight, model.weight)
     moments = [optimizer.state_dict()["state"][0]["exp_avg"] for optimizer in (optimizer, others[2])]
     assert torch.equal(*moments)

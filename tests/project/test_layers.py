@@ -15,7 +15,8 @@ LEVELS = (
     {"file", "priors"},
     {"model"},
     {"posterior"},
-    {"inference", "compression"},
+    {"compression"},
+    {"inference"},
     {"inspection"},
     {"app"},
 )

@@ -77,6 +77,14 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
         assert process["resumed_end"] == process["whole_end"]
 
 
+def test_groups_leave_two_processes_alike_and_a_resumed_run_goes_on_without_them(found):
+    first, second, _ = found
+    assert first["shrunk"] == second["shrunk"] and first["weights"] == second["weights"]
+    assert first["weights"][0] == 768 and first["weights"][-1] < 200 and first["weights"][16] == first["weights"][-1]
+    for process in found[:2]:
+        assert process["shrunk_resumed"] == process["shrunk"]
+
+
 def test_a_checkpoint_of_two_processes_goes_on_on_one(found, tmp_path):
     shutil.copy(found[2], tmp_path / "checkpoint")
     model, guide = worker.fresh(seed=9)
