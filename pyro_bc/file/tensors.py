@@ -40,6 +40,10 @@ _TABLE_SYMBOLS = 4096
 
 _MOST_OF_A_TENSOR = 1 << 16
 
+# A number that is decoded bit by bit takes microseconds. Beyond so many of a file, a tensor's are only where that is at
+# most this part of what they take otherwise.
+_QUICK, _WORTH_WAITING = 1 << 16, 0.97
+
 # Units of work (:class:`~pyro_bc.graph.limits.Limits`): of a number that is decoded bit by bit, of another, and of a
 # multiplication of integers.
 _BIT_BY_BIT, _SYMBOL, _INTEGER = 1 << 14, 1 << 8, 1
@@ -106,14 +110,16 @@ def plans_of(
             f"side; leave a grid out"
         )
     plans = {}
+    quick = _QUICK
     for name, tensor in tensors.items():
-        plans[name] = _plan(tensor, name in buffers, left if adaptive else 0)
+        plans[name] = _plan(tensor, name in buffers, left if adaptive else 0, quick)
         if plans[name].kind in (ADAPTIVE, ROWS):
             left -= math.prod(plans[name].shape)
+            quick -= math.prod(plans[name].shape)
     return plans
 
 
-def _plan(tensor: Stored, buffer: bool, most_adaptive: int) -> Plan:
+def _plan(tensor: Stored, buffer: bool, most_adaptive: int, quick: int) -> Plan:
     if isinstance(tensor, Selection):
         return Plan(SELECTION, (len(tensor.indices),), limit=tensor.size)
     shape = tuple(tensor.codes.shape)
@@ -133,14 +139,17 @@ def _plan(tensor: Stored, buffer: bool, most_adaptive: int) -> Plan:
     if tensor.grid:
         return Plan(COSINES, shape, tensor.fraction_bits, grid=tensor.grid)
     fits = not buffer and tensor.codes.numel() <= min(_MOST_OF_A_TENSOR, most_adaptive)
-    if fits and _adaptive_is_shorter(tensor.codes.flatten().numpy(), size, lowest):
+    part = 1.0 if tensor.codes.numel() <= quick else _WORTH_WAITING
+    if fits and _adaptive_is_shorter(tensor.codes.flatten().numpy(), size, lowest, part):
         return Plan(ADAPTIVE, shape, tensor.fraction_bits)
     return Plan(BUFFER if buffer else NUMBERS, shape, tensor.fraction_bits, lowest, size)
 
 
-def _adaptive_is_shorter(codes: np.ndarray, size: int, lowest: int) -> bool:
+def _adaptive_is_shorter(codes: np.ndarray, size: int, lowest: int, part: float) -> bool:
+    """Whether it takes at most this part of what else would."""
     described = 8 * (1 + (lowest.bit_length() + 1) // 7 + 1 + size.bit_length() // 7)  # lowest code, number of codes
-    return adaptive_bits(codes) <= described + min(_table_bits(codes, size, lowest), len(codes) * _uniform_bits(size))
+    other = described + min(_table_bits(codes, size, lowest), len(codes) * _uniform_bits(size))
+    return adaptive_bits(codes) <= part * other
 
 
 def _range(codes: Tensor) -> tuple[int, int]:
