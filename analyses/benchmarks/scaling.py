@@ -112,15 +112,16 @@ def _child(processes: int, threads: int, *arguments: Any) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure() -> dict[str, Any]:
-    throughput, growth = [], []
+def measure(growth: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both tables; the second anew where there is none."""
+    throughput = []
     for name, batch, steps in THROUGHPUT:
         for processes, threads in MACHINES:
             seconds = _child(processes, threads, "--throughput", name, batch, steps)
             row = {"net": name, "batch": batch, "processes": processes, "threads": threads, "seconds": seconds}
             throughput.append(row | {"examples_per_second": processes * batch / seconds})
             print(throughput[-1], flush=True)
-    for width in WIDTHS:
+    for width in WIDTHS if not growth else []:
         for compiled in (False, True):
             growth.append(_child(1, 2, "--growth", width, int(compiled)) | {"compiled": compiled})
             print(growth[-1], flush=True)
@@ -187,6 +188,7 @@ def figure(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", action="store_true", help="the first table alone; the second as it is")
     parser.add_argument("--throughput", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--growth", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -195,8 +197,9 @@ def main() -> None:
         return throughput_worker(name, int(batch), int(steps))
     if arguments.growth:
         return growth_worker(arguments.growth[0], bool(arguments.growth[1]))
-    found = measure()
-    (RESULTS / "scaling.json").write_text(json.dumps(found, indent=2) + "\n")
+    file = RESULTS / "scaling.json"
+    found = measure(json.loads(file.read_text())["growth"] if arguments.processes else [])
+    file.write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "scaling.md").write_text(tables(found))
     figure(found)
     print(tables(found))

@@ -694,7 +694,9 @@ def table_of_lines(results: dict[str, dict[str, Any]]) -> str:
         "in double precision, by torch alone (`needed.py`). Left: parameters that are stored. Pruned: how far the "
         "pruned network is from the masked one, before any rounding; file: from the network that was stored, in "
         "another process, on another batch; ONNX: ONNX Runtime from PyTorch; int8: products in int8 there, of the "
-        "file's codes, with activations calibrated on another batch; all as a part of the largest output. "
+        "file's codes, with activations calibrated on other inputs; all as a part of the largest output. What int8 "
+        "costs a trained network is in `export.md`: activations of random ones can differ in size by a thousand within "
+        "a tensor, and then less is left of the small ones than of any trained network's. "
         "Needed is more than left where normalisations and constants were folded into other numbers. "
         "Seconds are of one core's time.",
         "",
