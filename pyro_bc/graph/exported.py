@@ -261,8 +261,8 @@ class _Reader:
             if slices is not None:
                 op, more = slices[node.args[1]]  # type: ignore[index]
                 return self._add(Node(op, (self.reference(pieces.args[0]), *more)), node)  # type: ignore[arg-type]
-            if _packet(pieces) in _FIRST_IS_ENOUGH:
-                if node.args[1] == 0:
+            if _packet(pieces) in _FIRST_IS_ENOUGH or _is_of_all_places(pieces):
+                if node.args[1] == 0 or not node.users:
                     return self.reference(pieces)
                 return self._unknown(pieces)
         name = _row_name(node)
@@ -314,6 +314,14 @@ class _Reader:
         if sizes.count(-1) > 1:
             return self._unknown(node)
         return self._add(Node("reshape", (self.reference(node.args[0]), sizes)), node)  # type: ignore[arg-type]
+
+    def _largest(self, node: torch.fx.Node, name: str) -> Any:
+        """Of adaptive pooling to one place: a maximum over all, which is followed through and written as ONNX."""
+        if not _is_of_all_places(node):
+            return self._plain(node, name)
+        dims = tuple(range(-len(node.args[1]), 0))  # type: ignore[arg-type]
+        numbers = next(user for user in node.users if user.args[1] == 0)
+        return self._add(Node("amax", (self._argument(node.args[0]), dims, True)), numbers)
 
     def _copied(self, node: torch.fx.Node, name: str) -> Any:
         """What is written over a tensor, which has its shape and type afterwards."""
@@ -380,7 +388,16 @@ _REWRITTEN: Mapping[str, Callable[[_Reader, torch.fx.Node, str], Any]] = {
     "reshape_as": _Reader._shaped_as,
     "view_as": _Reader._shaped_as,
     "copy": _Reader._copied,
+    **{f"adaptive_max_pool{n}d": _Reader._largest for n in (1, 2, 3)},
 }
+
+
+def _is_of_all_places(node: torch.fx.Node) -> bool:
+    """Whether this is an adaptive pooling to the largest of all places, and nobody asks which it was."""
+    if not _packet(node).startswith("adaptive_max_pool"):
+        return False
+    is_asked = any(user.args[1] == 1 and user.users for user in node.users)
+    return set(node.args[1]) == {1} and not is_asked  # type: ignore[arg-type]
 
 
 def _row_name(node: torch.fx.Node) -> str | None:

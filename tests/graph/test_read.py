@@ -46,6 +46,30 @@ def test_a_graph_computes_what_the_network_does_in_evaluation_mode(training):
     assert {"body.a.weight", "position", "norm.running_var"} <= set(graph.tensors)
 
 
+class Asked(nn.Module):
+    """Which place was the largest counts, too."""
+
+    def forward(self, x):
+        numbers, places = F.adaptive_max_pool2d(x, 1, return_indices=True)
+        return numbers + places
+
+
+@pytest.mark.parametrize(
+    "net, op",
+    [
+        *((getattr(nn, f"AdaptiveMaxPool{n}d")(1), "amax") for n in (1, 2, 3)),
+        (nn.AdaptiveMaxPool2d((1, 2)), "adaptive_max_pool2d"),
+        (Asked(), "adaptive_max_pool2d"),
+    ],
+    ids=lambda own: str(own),
+)
+def test_the_largest_of_all_places_is_a_maximum_that_units_are_followed_through(net, op):
+    x = torch.rand(3, 2, *[4] * int("".join(filter(str.isdigit, type(net).__name__)) or 2))
+    graph = read_graph(net, x)
+    assert graph.nodes[0].op == op and graph.shape(len(graph.nodes) - 1)[1:] == net(x).shape[1:]
+    assert torch.equal(GraphNetwork(graph.nodes, graph.tensors, graph.buffers)(x), net(x))
+
+
 def test_shapes_are_known_but_for_the_batch():
     graph = read_graph(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.rand(2, 3, 2, 2))
     batch = graph.shape(-1)[0]
