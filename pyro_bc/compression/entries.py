@@ -21,6 +21,7 @@ from ..graph.constant_rules import Constant
 from ..graph.nodes import Graph, Named, Node, Value, is_layer, leaves, of_input, replace_leaves
 from ..graph.operations import operation
 from ..graph.unit_rules import align, dimensions, factors_of, layer_axis, permutation
+from ..runtime.shapes import on_axis
 
 # Larger patterns are not looked at.
 _MOST = 2**22
@@ -101,7 +102,7 @@ class Patterns:
             return None
         if is_layer(node):
             axis = layer_axis(node, len(shape))
-            return _along(self.outputs[index], axis, len(shape))
+            return on_axis(self.outputs[index], axis, len(shape))
         found = self._map(index, node, shape)
         if found is not None and self.varying[index]:
             self.maps[index] = found
@@ -113,7 +114,7 @@ class Patterns:
             pattern = self._of_statistics(node, len(shape))
         known = self.constants[index]
         if known is not None:
-            others = _along(torch.from_numpy(known[1] != 0), known[0], len(shape))
+            others = on_axis(torch.from_numpy(known[1] != 0), known[0], len(shape))
             pattern = others if pattern is None else pattern & others
         return pattern
 
@@ -124,7 +125,7 @@ class Patterns:
         if x is None or node.args[5] or not isinstance(node.args[3], Named):
             return None
         for one in added:
-            x = x | _along(self.graph.tensors[one.name] != 0, 1, ndim)
+            x = x | on_axis(self.graph.tensors[one.name] != 0, 1, ndim)
         return x
 
     def _count(self, index: int, node: Node) -> None:
@@ -301,7 +302,7 @@ class Patterns:
                     before = self.shapes.get(x.index)
                     columns = None
                     if before is not None and node.op != "lookup":
-                        columns = _along(read_by(node, rows), layer_axis(node, len(before)), len(before))
+                        columns = on_axis(read_by(node, rows), layer_axis(node, len(before)), len(before))
                     _add(wanted, x.index, columns)
                 continue
             mapped = self.maps.get(index)
@@ -328,10 +329,6 @@ def _first(node: Node) -> tuple[Any, ...]:
     if node.op == "einsum":
         return tuple(node.args[1])
     return first if isinstance(first, tuple) else (first, *node.args[1:2])
-
-
-def _along(entries: Tensor, axis: int, ndim: int) -> Tensor:
-    return entries.reshape([-1 if other == axis else 1 for other in range(ndim)])
 
 
 def _compact(pattern: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..posterior.in_place import pruned
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
 from ..quantisation.fixed_point import FixedPoint
+from ..runtime.shapes import on_axis
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _not_zero(weight: Tensor) -> Tensor:
     mask = torch.ones_like(weight, dtype=torch.bool)
     for axis in (0, 1):
         some = (weight != 0).movedim(axis, 0).flatten(1).any(1)
-        mask &= some.reshape([-1 if at == axis else 1 for at in range(weight.dim())])
+        mask &= on_axis(some, axis, weight.dim())
     return mask if bool(mask.any()) else torch.ones_like(mask)
 
 

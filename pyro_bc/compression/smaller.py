@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..errors import PyroBCError
 from ..graph.nodes import Graph, is_layer, layer_name
-from ..posterior.gone import Gone, along
+from ..posterior.gone import Gone
 from ..posterior.summary import LayerPosterior
 from ..posterior.thresholds import Threshold
+from ..runtime.shapes import on_axis
 from .pruned import PrunedNetwork
 from .pruning import shrink
 
@@ -48,7 +49,7 @@ def _marked(layer: LayerPosterior, gone: Mapping[int, Tensor]) -> LayerPosterior
     reach = torch.ones(shape, dtype=torch.bool)
     for other, marks in gone.items():
         if layer.per_weight or other != axis:
-            reach = reach & ~along(marks, other, len(shape))
+            reach = reach & ~on_axis(marks, other, len(shape))
     statistic = None if layer.statistic is None else torch.zeros_like(layer.statistic)
     if statistic is not None and axis in gone and not layer.per_weight:
         statistic = gone[axis].float()

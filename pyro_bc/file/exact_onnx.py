@@ -27,17 +27,15 @@ def exact_nodes(graph: Any) -> list[str]:
     :param graph: an ONNX graph whose nodes have names.
     """
     made_by = {name: node for node in graph.node for name in node.output}
-    found: dict[str, None] = {node.name: None for node in graph.node if node.op_type == "Softmax"}
+    found: dict[str, None] = {}
     waiting: list[Iterable[str]] = [node.input for node in graph.node if _decides(node)]
-    seen: set[str] = set()
     while waiting:
         for name in waiting.pop():
             node = made_by.get(name)
-            if node is not None and node.name not in seen and node.op_type not in _PRODUCTS:
-                seen.add(node.name)
+            if node is not None and node.name not in found and node.op_type not in _PRODUCTS:
                 found[node.name] = None
                 waiting.append(node.input)
-    return list(found)
+    return list(found | {node.name: None for node in graph.node if node.op_type == "Softmax"})
 
 
 def _decides(node: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..runtime.shapes import on_axis
 from .nodes import Graph, Named, Node, Value, arguments, leaves
 from .unit_rules import align
 
@@ -162,8 +163,7 @@ def through_moves(node: Node, graph: Graph, constants: list[Constant], index: in
         known = _known(constants, leaf)
         if known is None:
             return torch.full(shape, np.nan, dtype=torch.float64)
-        along = torch.tensor(known[1]).reshape([-1 if axis == known[0] else 1 for axis in range(len(shape))])
-        return along.expand(shape)
+        return on_axis(torch.tensor(known[1]), known[0], len(shape)).expand(shape)
 
     args, kwargs = arguments(node, filled)
     result = compute(*args, **kwargs)

@@ -319,7 +319,8 @@ class _Reader:
         """Of adaptive pooling to one place: a maximum over all, which is followed through and written as ONNX."""
         if not _is_of_all_places(node):
             return self._plain(node, name)
-        dims = tuple(range(-len(node.args[1]), 0))  # type: ignore[arg-type]
+        sizes: Any = node.args[1]
+        dims = tuple(range(-len(sizes), 0))
         numbers = next(user for user in node.users if user.args[1] == 0)
         return self._add(Node("amax", (self._argument(node.args[0]), dims, True)), numbers)
 
@@ -396,8 +397,8 @@ def _is_of_all_places(node: torch.fx.Node) -> bool:
     """Whether this is an adaptive pooling to the largest of all places, and nobody asks which it was."""
     if not _packet(node).startswith("adaptive_max_pool"):
         return False
-    is_asked = any(user.args[1] == 1 and user.users for user in node.users)
-    return set(node.args[1]) == {1} and not is_asked  # type: ignore[arg-type]
+    sizes: Any = node.args[1]
+    return set(sizes) == {1} and not any(user.args[1] == 1 and user.users for user in node.users)
 
 
 def _row_name(node: torch.fx.Node) -> str | None:

@@ -30,7 +30,7 @@ from ..graph.nodes import is_layer, layer_name
 from ..graph.read import graph_of_same
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
-from ..posterior.gone import Gone, along, gone
+from ..posterior.gone import Gone, gone
 from ..posterior.summary import summarize
 from ..priors.base import GroupPrior, LayerSites, Prior, base_distribution
 from ..priors.horseshoe import GroupHorseshoe
@@ -38,6 +38,7 @@ from ..priors.normal_jeffreys import GroupNormalJeffreys, LogUniform, NormalJeff
 from ..priors.standard_normal import StandardNormal
 from ..runtime import processes
 from ..runtime.random_state import same_random_state
+from ..runtime.shapes import on_axis
 from .elbo import elbo_terms
 from .history import Epoch
 from .left import Cut, Left, leaving, left_of
@@ -138,7 +139,7 @@ def _leave_(whole: Training, before: Left | None, left: Left) -> None:
         rows, columns = (out.movedim(axis, 0).flatten(1).all(1) for axis in (kind.output_axis, kind.input_axis))
         rows &= kind.scales_outputs or not behind
         columns &= not kind.scales_outputs and len(prior.roles) > 1
-        held = along(rows, kind.output_axis, out.dim()) | along(columns, kind.input_axis, out.dim())
+        held = on_axis(rows, kind.output_axis, out.dim()) | on_axis(columns, kind.input_axis, out.dim())
         for role, site in sites.items():
             loc, log_variance = guide.parameters_of(f"{name}.{role}")
             mask, density = now[id(loc)], base_distribution(site)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..runtime.shapes import on_axis
 from .summary import LayerPosterior
 from .thresholds import signal_bar
 
@@ -36,10 +37,5 @@ def gone(layer: LayerPosterior) -> dict[int, Tensor]:
     for axis in axes:
         own = ratio.movedim(axis, 0).flatten(1)
         found[axis] = (own.amax(1) <= signal_bar(layer)) & (0.5 * own.sum(1) < _NATS)
-        ratio = ratio * along(~found[axis], axis, len(shape))
+        ratio = ratio * on_axis(~found[axis], axis, len(shape))
     return found
-
-
-def along(entries: Tensor, axis: int, dims: int) -> Tensor:
-    """One number for each entry of an axis, ``(size,)``, shaped for broadcasting against a tensor of so many axes."""
-    return entries.reshape([-1 if at == axis else 1 for at in range(dims)])

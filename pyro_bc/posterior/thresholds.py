@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
+from ..runtime.shapes import on_axis
 from .summary import LayerPosterior
 
 
@@ -136,7 +137,7 @@ def weight_mask(layer: LayerPosterior, threshold: Threshold) -> Tensor:
         across = 1 - layer.group_dim
         ratio = layer.weight_mean.square() / layer.weight_variance * mask
         signal = ratio.movedim(across, 0).flatten(1).amax(1) > signal_bar(layer)
-        mask &= signal.reshape([-1 if dim == across else 1 for dim in range(len(shape))])
+        mask &= on_axis(signal, across, len(shape))
     return mask
 
 

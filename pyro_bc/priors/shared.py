@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..runtime.shapes import on_axis
 from .base import GroupPrior, Prior, scaled_moments, standard_normal
 from .horseshoe import GroupHorseshoe
 
@@ -170,7 +171,7 @@ def _factors(axes: Axes, scale: Tensor, ndim: int, of_none: float = 1.0) -> Iter
     padded = torch.cat([scale, scale.new_full((1,), of_none)])
     seen: list[Tensor] = []
     for axis, numbers in axes.items():
-        own = numbers.to(scale.device).reshape([-1 if axis == at else 1 for at in range(ndim)])
+        own = on_axis(numbers.to(scale.device), axis, ndim)
         value = padded[own]
         for other in seen:
             value = torch.where((own == other) & (own >= 0), padded[-1], value)
