@@ -11,7 +11,8 @@ where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.
 constraint is kept with room, and falls where it is not. What a weight does is seen many epochs later, and what it has
 removed seldom comes back; where s falls from look to look, as sizes do, it is where it is going that counts. And last
 it is held at the mean of what it came to, while learning rates fall and the posterior settles, and follows only where
-the constraint is not kept. Looks of the first part say little: rates are high, and errors with them, so that only a
+the constraint is not kept. A file's size has no noise: where it is a multiple of what is allowed, the weight rises up
+to three times as fast, since what is to leave has to do so while rates are high. Looks of the first part say little: rates are high, and errors with them, so that only a
 clear loss stops the rise. And where what compression leaves knows what it was trained on more than twice as well as
 what it was not, it is not the KL that costs error: until it has risen, its weight then rises on, before it is held. So
 it does then, and further, where a target is missed and the error on held-out data is more times that on training data
@@ -55,8 +56,8 @@ _BY_HEART = 0.5
 # Looks that fall one after the other show where s is going: to where it is after this part of all looks.
 _FALLING, _AHEAD = 5, 0.16
 
-# Least and most that one look counts for.
-_LEAST, _ROOM = -2.0, 1.0
+# Least and most that one look counts for; more where a file is a multiple of what is allowed, as sizes have no noise.
+_LEAST, _ROOM, _FAR = -2.0, 1.0, 3.0
 
 # Where a weight without a target begins to give way: after the warm-up.
 _GUARDED_FROM = 0.25
@@ -128,7 +129,8 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         if record.slack is None:
             continue
         seen.append(record.slack)
-        slack = min(_ROOM, max(_LEAST, _going_to(seen, _AHEAD * looks)))
+        is_too_large = record.is_kept is False and record.slack > 0 and record.cost != record.file_bytes
+        slack = min(_FAR if is_too_large else _ROOM, max(_LEAST, _going_to(seen, _AHEAD * looks)))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         is_by_heart = at <= _FOLLOW * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
         if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
@@ -139,10 +141,10 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         elif at <= _FOLLOW * epochs:
             weight += pace * mean
         elif is_held or not counted:
-            is_too_large = slack > 0 and record.is_kept is False  # of a target in bytes
-            weight += pace * (mean if is_too_large else min(0.0, mean))
+            weight += pace * (mean if is_too_large and slack > 0 else min(0.0, mean))
         else:
-            weight, is_held = sum(counted) / len(counted), True
+            level = sum(counted) / len(counted)
+            weight, is_held = max(weight, level) if is_too_large and slack > 0 else level, True
         weight = min(weight, math.log(_MOST))
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)
@@ -152,10 +154,10 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
 def _going_to(slacks: Sequence[float], looks: float) -> float:
     """Where what is left will be in so many looks, where it falls steadily and there is some; else where it is."""
     last = slacks[-_FALLING - 1 :]
-    is_falling = len(last) > _FALLING and all(b < a for a, b in itertools.pairwise(last))
-    if not (is_falling and math.isfinite(last[0]) and last[-1] > 0):
+    falls = [a - b for a, b in itertools.pairwise(last)]
+    if not (len(falls) == _FALLING and min(falls) > 0 and math.isfinite(last[0]) and last[-1] > 0):
         return slacks[-1]
-    return last[-1] + looks * (last[-1] - last[0]) / _FALLING
+    return last[-1] - looks * min(falls)  # the least: rounding falls once, and what nears its end falls less and less
 
 
 def _is_closer(record: Epoch, before: Errors) -> bool:

@@ -23,6 +23,13 @@ def looks(*slacks):
     return [replace(EPOCH, slack=slack) for slack in slacks]
 
 
+def sizes(*slacks):
+    """Looks at files that are too large, by so many octaves."""
+    return [
+        replace(look, is_kept=look.slack <= 0, held_out_error=3.0, cost=3.0, file_bytes=900) for look in looks(*slacks)
+    ]
+
+
 def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     assert learned_weight([], 40) == pytest.approx(0.01)
     assert learned_weight(looks(*[1.0] * 10), 40) == pytest.approx(0.1)
@@ -35,8 +42,29 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     held = [learned_weight([*swinging, *looks(*[1.0] * more)], 40) for more in range(1, 12)]
     assert held == pytest.approx([held[0]] * 11)  # room at the end is left for rounding
     assert learned_weight([*swinging, *looks(1.0, -2.0, -2.0)], 40) < held[0]
-    too_large = [replace(look, is_kept=False) for look in looks(1.0, 1.0, 1.0)]
-    assert learned_weight([*swinging, *too_large], 40) > held[0]  # of a target in bytes
+    assert learned_weight([*swinging, *sizes(1.0, 1.0, 1.0)], 40) > held[0]
+    within_noise = [replace(look, is_kept=False, cost=900, file_bytes=900) for look in looks(0.3, 0.3, 0.3)]
+    assert learned_weight([*swinging, *within_noise], 40) == pytest.approx(held[0])  # more would only miss it by more
+
+
+def test_a_size_that_is_far_off_makes_the_weight_rise_faster_and_it_is_not_held_below_what_it_came_to():
+    risen = looks(*[1.0] * 10)
+    once = learned_weight([*risen, *looks(1.0)], 40) / 0.1
+    assert once < learned_weight([*risen, *sizes(6.0)], 40) / 0.1 < once**3
+    rising = [*risen, *sizes(*[0.2] * 18)]
+    assert learned_weight([*rising, *sizes(0.2)], 40) >= learned_weight(rising, 40)
+    assert learned_weight([*rising, *looks(0.2)], 40) < learned_weight(rising, 40)  # of a target in errors
+
+
+def test_a_size_that_fell_once_or_falls_less_and_less_is_not_taken_for_one_that_falls_on():
+    risen = looks(*[1.0] * 10)
+    steady = [*risen, *sizes(3.0, 2.6, 2.2, 1.8, 1.4, 1.0)]
+    rounded = [*risen, *sizes(3.0, 2.98, 2.96, 2.94, 1.02, 1.0)]
+    slower = [*risen, *sizes(3.0, 2.0, 1.5, 1.25, 1.1, 1.0)]
+    before = [learned_weight(own[:-1], 40) for own in (steady, rounded, slower)]
+    after = [learned_weight(own, 40) for own in (steady, rounded, slower)]
+    changed = [b / a for a, b in zip(before, after, strict=True)]
+    assert changed[0] < 1.1 < min(changed[1:])
 
 
 def test_what_learns_by_heart_needs_more_of_the_kl_until_it_has_risen():
