@@ -12,11 +12,11 @@ constraint is kept with room, and falls where it is not. What a weight does is s
 removed seldom comes back; where s falls from look to look, as sizes do, it is where it is going that counts. And last
 it is held at the mean of what it came to, while learning rates fall and the posterior settles, and follows only where
 the constraint is not kept. A file's size has no noise: where it is a multiple of what is allowed, the weight rises up
-to three times as fast, since what is to leave has to do so while rates are high. Looks of the first part say little: rates are high, and errors with them, so that only a
-clear loss stops the rise. And where what compression leaves knows what it was trained on more than twice as well as
-what it was not, it is not the KL that costs error: until it has risen, its weight then rises on, before it is held. So
-it does then, and further, where a target is missed and the error on held-out data is more times that on training data
-than it was for the network from which the fit started.
+to three times as fast, since what is to leave has to do so while rates are high. Looks of the first part say little:
+rates are high, and errors with them, so that only a clear loss stops the rise. And where what compression leaves knows
+what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
+risen, its weight then rises on, before it is held. So it does then, and further, where a target is missed and the error
+on held-out data is more times that on training data than it was for the network from which the fit started.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
