@@ -51,8 +51,9 @@ _HEADER, _LEFT = 64, 0.55
 # Where a search begins, by what is searched, and how often it tries.
 _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
 
-# The part of the error of one prediction for all inputs above which a network has learned little.
-_LITTLE = 0.8
+# The part of the error of one prediction for all inputs above which a network has learned little, and the part of the
+# way there from the dense network's above which little is left of what it had.
+_LITTLE, _LOST = 0.8, 0.5
 
 # Prices that are so close make much the same file.
 _APART = 1.05
@@ -113,6 +114,7 @@ class Target:
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
             dense = scored(before, batches, model.likelihood, fitted)
+            most = _lost_from(dense, before, batches, model.likelihood, fitted)
             found = _as_it_is(model, guide, fitted, batches, is_rounded, None)
             if self.max_bytes is None and not has_codes and (found is None or self.excess(found, dense) > 0):
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
@@ -122,6 +124,8 @@ class Target:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
                 size = found.file_bytes if has_codes else _searched(found.file_bytes)
+                if found.error > most:  # no smaller file is worth that
+                    return Standing(-math.inf, found.error, size, False, cost=found.error)
                 slack = math.log2(max(size, 1) / self.max_bytes)
                 return Standing(slack, found.error, size, size <= self.max_bytes, cost=found.error)
             is_kept = self.excess(found, dense) <= 0
@@ -143,11 +147,9 @@ class Target:
 
         :raises UsageError: where it says nothing.
         """
-        if self.max_bytes is not None or len({own.shape[1:] for own in outputs}) != 1:
+        if self.max_bytes is not None or (constant := _of_one_prediction(outputs, batches, likelihood, sites)) is None:
             return
-        mean = torch.cat(outputs).mean(0, keepdim=True)
         own = scored(outputs, batches, likelihood, sites)
-        constant = scored([mean.expand_as(part) for part in outputs], batches, likelihood, sites)
         if own.error < _LITTLE * constant.error:
             return
         said = (
@@ -172,11 +174,32 @@ class Target:
         return found.error - dense.error - max(self.max_error_rise, dense.resolution)
 
 
+def _of_one_prediction(
+    outputs: list[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None
+) -> Judged | None:
+    """The mean of a network's outputs as its prediction for all inputs; None where outputs differ in shape."""
+    if len({own.shape[1:] for own in outputs}) != 1:
+        return None
+    mean = torch.cat(outputs).mean(0, keepdim=True)
+    return scored([mean.expand_as(part) for part in outputs], batches, likelihood, sites)
+
+
+def _lost_from(
+    dense: Judged, outputs: list[Any], batches: list[Any], likelihood: Likelihood, sites: Posterior | None
+) -> float:
+    """The error above which little is left of what the dense network knows; infinite where it knows little itself."""
+    constant = _of_one_prediction(outputs, batches, likelihood, sites)
+    if constant is None or not constant.error > dense.error + dense.resolution:
+        return math.inf
+    return dense.error + _LOST * (constant.error - dense.error)
+
+
 @dataclass(frozen=True)
 class Reached:
     """What a search came to.
 
-    :param network: the smallest that keeps the target; where none does, the one that comes closest.
+    :param network: the smallest that keeps the target; where none does, the one that comes closest, of those that know
+        something where there are such.
     :param found: how it was judged.
     :param dense: how the dense network was.
     :param curve: of all networks that were tried.
@@ -294,7 +317,9 @@ def compress_to(
     if not tried:
         raise empty[-1]
     if not keeping:
-        found, network = min(tried, key=lambda item: target.excess(item[0], dense))
+        most = _lost_from(dense, at_first, held_out, likelihood, fitted)
+        know = [item for item in tried if item[0].error <= most]
+        found, network = min(know or tried, key=lambda item: target.excess(item[0], dense))
     elif target.max_bytes is None:
         found, network = min(keeping, key=lambda item: item[0].file_bytes)
     else:  # the best, or one that uses what is allowed and errs no more than held-out data can tell

@@ -42,7 +42,7 @@ from .checkpoint import CHECKPOINT_FORMAT, put_back, restore_fit, save_fit, stat
 from .checks import BatchCheck, check_finite, not_finite_error, running_on
 from .history import Epoch, FitResult
 from .left import Left, left_of, whose_parameters
-from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, usual_weight
+from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, nearest_look, usual_weight
 from .rest import is_at_rest
 from .schedule import Schedule, set_rates
 from .shrinking import can_shrink, cut_of, is_time
@@ -302,7 +302,7 @@ def fit(
                     standing = guard(is_rounding)
                     record = replace(_asked(record, standing), train_error=standing.error,
                                      file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
-                if best_look([*history, record], epochs, rounded_from) == epoch:
+                if _to_go_back_to([*history, record], epochs, rounded_from) == epoch:
                     kept = {name: value.detach().clone() for name, value in state_of(model, guide).items()}
             history.append(record)
             if may_shrink and is_time(record, epochs, steps):
@@ -315,6 +315,8 @@ def fit(
                 tell(record)
     if target is not None or guard is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
+        if best is None and _is_collapse(end.slack):
+            best = nearest_look(history)
         if best is not None and (not end.is_kept or _is_clearly_less(history[best].cost, end.cost)):
             put_back(kept, model, guide)
             end = history[best]
@@ -329,6 +331,12 @@ def fit(
 def _asked(record: Epoch, standing: Standing) -> Epoch:
     """An epoch with how it stands against what is asked for."""
     return replace(record, slack=standing.slack, is_kept=standing.is_kept, cost=standing.cost)
+
+
+def _to_go_back_to(history: Sequence[Epoch], epochs: int, first: int) -> int | None:
+    """The epoch whose network is kept beside that of the last one."""
+    best = best_look(history, epochs, first)
+    return nearest_look(history) if best is None else best
 
 
 def _is_clearly_less(cost: float | None, than: float | None) -> bool:
@@ -363,9 +371,10 @@ def _say_collapse(standing: Standing, metric: str, epoch: int) -> None:
     """Say that a fit is far from its target, and what is done about it."""
     found = f"{metric} {figure(metric, standing.error)}"
     what = "nothing would be left of the network" if math.isnan(standing.error) else found
+    how = "has lost most of what the network knew" if standing.slack == -math.inf else "is far beyond the target"
     warnings.warn(
-        f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which is far beyond the target; "
-        f"the KL's weight is adapted",
+        f"epoch {epoch + 1}: {what} on held-out data, pruned as the posterior is now, which {how}; the KL's weight is "
+        f"adapted",
         stacklevel=3,
     )
 

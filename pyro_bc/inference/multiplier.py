@@ -129,7 +129,7 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         if record.slack is None:
             continue
         seen.append(record.slack)
-        is_too_large = record.is_kept is False and record.slack > 0 and record.cost != record.file_bytes
+        is_too_large = record.is_kept is False and record.slack > 0 and _is_of_size(record)
         slack = min(_FAR if is_too_large else _ROOM, max(_LEAST, _going_to(seen, _AHEAD * looks)))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         is_by_heart = at <= _FOLLOW * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
@@ -185,6 +185,22 @@ def best_look(history: Sequence[Epoch], epochs: int, first: int) -> int | None:
     """
     late = [(own.cost, -at) for at, own in enumerate(history) if own.is_kept and at >= _earliest(epochs, first)]
     return -min(late)[1] if late else None
+
+
+def nearest_look(history: Sequence[Epoch]) -> int | None:
+    """The epoch, counted from 0, that left the network to go back to from a collapse: as the best one, of all epochs.
+
+    Where none kept the target, it is the one that came closest; None where nothing was ever left.
+    """
+    kept = [(own.cost, -at) for at, own in enumerate(history) if own.is_kept]
+    left = [(at, own, own.slack) for at, own in enumerate(history) if own.slack is not None]
+    near = [(slack if _is_of_size(own) else -slack, -at) for at, own, slack in left if math.isfinite(slack)]
+    return -min(kept or near)[1] if kept or near else None
+
+
+def _is_of_size(record: Epoch) -> bool:
+    """Whether the target is a size, which costs error."""
+    return record.cost is not None and record.cost == record.held_out_error
 
 
 def _earliest(epochs: int, first: int) -> int:

@@ -1,6 +1,7 @@
 """A target: what it allows, the search along a posterior, and looks at held-out data while fitting."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -113,6 +114,39 @@ def test_a_fit_with_a_target_ends_at_it(classes, prior):
     reached = compress_to(model, guide, target, loader, held, progress=False)
     assert reached.is_met
     assert reached.found.file_bytes < 900  # 4,180 bytes dense
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LearnedCode()],
+    ids=["gnj", "ghs", "codes"],
+)
+def test_a_size_that_no_network_has_leaves_one_that_knows_something(classes, prior):
+    net, x, y, held = classes
+    own = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    own.load_state_dict(net.state_dict())
+    model = pyro_bc.BayesianNetwork(own, prior, num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    target, loader = Target(max_bytes=30), pyro_bc.data.Batches(x, y, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what collapses meanwhile
+        pyro_bc.fit(model, guide, loader, epochs=60, target=target, held_out=held, seed=0, progress=False)
+    reached = compress_to(model, guide, target, loader, held, progress=False)
+    assert not reached.is_met
+    assert reached.found.error < 50 and reached.found.file_bytes < 300  # of chance 80 %, and of 4,180 bytes
+
+
+def test_what_has_lost_nearly_all_is_a_collapse_for_a_size_too(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    guide(x, y)
+    look = Target(max_bytes=100).watch(model, guide, held)
+    assert look(False).slack > 0
+    with torch.no_grad():
+        guide.locs.net.get_submodule("2").weight.mul_(-1)
+    found = look(False)
+    assert found.slack == -math.inf and found.error > 70 and not found.is_kept
 
 
 def test_a_target_needs_held_out_data(classes):

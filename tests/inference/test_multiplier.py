@@ -13,6 +13,7 @@ from pyro_bc.inference.multiplier import (
     guarded_weight,
     is_looked_at,
     learned_weight,
+    nearest_look,
     usual_weight,
 )
 
@@ -43,7 +44,7 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
     assert held == pytest.approx([held[0]] * 11)  # room at the end is left for rounding
     assert learned_weight([*swinging, *looks(1.0, -2.0, -2.0)], 40) < held[0]
     assert learned_weight([*swinging, *sizes(1.0, 1.0, 1.0)], 40) > held[0]
-    within_noise = [replace(look, is_kept=False, cost=900, file_bytes=900) for look in looks(0.3, 0.3, 0.3)]
+    within_noise = [replace(look, is_kept=False, held_out_error=3.0, cost=900) for look in looks(0.3, 0.3, 0.3)]
     assert learned_weight([*swinging, *within_noise], 40) == pytest.approx(held[0])  # more would only miss it by more
 
 
@@ -136,10 +137,19 @@ def test_looks_are_about_as_many_and_the_last_epoch_has_one(epochs):
 
 def test_the_smallest_of_the_second_half_that_kept_the_target_is_gone_back_to():
     sizes = [(1, True), (50, False), (80, True), (60, True), (60, True), (70, True), (90, False), (40, False)]
-    history = [replace(EPOCH, cost=size, is_kept=kept) for size, kept in sizes]
+    history = [replace(EPOCH, cost=size, slack=0.1, is_kept=kept) for size, kept in sizes]
     assert best_look(history, 8, 0) == 4  # the later of two
     assert best_look(history, 8, 5) == 5
-    assert best_look(history[:2], 2, 0) is None
+
+
+def test_a_collapse_goes_back_to_the_look_that_kept_the_target_or_came_closest():
+    errors = [replace(look, is_kept=False) for look in looks(-1.0, -1.0, -3.0, -0.5, -0.9, -math.inf)]
+    assert nearest_look(errors) == 3 and best_look(errors, 6, 0) is None
+    early = replace(EPOCH, slack=0.9, cost=900, file_bytes=900, is_kept=True)
+    assert nearest_look([early, *errors]) == 0 and best_look([early, *errors], 7, 0) is None
+    too_large = [*sizes(1.0, 1.0, 0.5, 0.4, 0.6), replace(EPOCH, slack=-math.inf, is_kept=False)]
+    assert nearest_look(too_large) == 3
+    assert nearest_look(too_large[-1:]) is None
 
 
 def test_sizes_that_follow_late_do_not_end_far_below_what_is_allowed():
