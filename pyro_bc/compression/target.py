@@ -25,7 +25,6 @@ from ..posterior.guides import Posterior, posterior_of
 from ..posterior.judged import Judged, computed, figure, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
-from ..posterior.summary import code_bytes
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
@@ -106,7 +105,8 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         """
         batches = list(held_out)
-        before = [computed(model.skeleton, x, model.output) for x, _ in batches]
+        original = model.original
+        before = [computed(original, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
         has_codes = Cell in guide.families.values()
@@ -283,7 +283,8 @@ def compress_to(
     held_out = list(held_out)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
-    at_first = [computed(model.skeleton if before is None else before, x, model.output) for x, _ in held_out]
+    original = model.original if before is None else before
+    at_first = [computed(original, x, model.output) for x, _ in held_out]
     dense = scored(at_first, held_out, likelihood, fitted)
     target.check_is_trained(at_first, held_out, likelihood, fitted)
     tried: list[tuple[Judged, CompressedNetwork]] = []
@@ -351,10 +352,6 @@ def _as_it_is(
     :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
     """
     has_codes = _has_codes(fitted)
-    if has_codes and not is_rounded:
-        centre = fitted.centre()
-        own = judge(_At(model, centre), model.likelihood, batches, fitted)
-        return replace(own, file_bytes=round(code_bytes(guide)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
@@ -363,7 +360,9 @@ def _as_it_is(
             coarse = small if has_codes else compress(model, read, noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
-    return replace(judge(small.network(), model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
+    is_trained = is_rounded or not has_codes  # what rounding costs codes that were never rounded, training makes up for
+    network = small.network() if is_trained else _At(model, fitted.centre())
+    return replace(judge(network, model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
 
 
 def _searched(file_bytes: int) -> int:

@@ -11,12 +11,13 @@ where s is the part of what is allowed that is left (:class:`~pyro_bc.posterior.
 constraint is kept with room, and falls where it is not. What a weight does is seen many epochs later, and what it has
 removed seldom comes back; where s falls from look to look, as sizes do, it is where it is going that counts. And last
 it is held at the mean of what it came to, while learning rates fall and the posterior settles, and follows only where
-the constraint is not kept. A file's size has no noise: where it is a multiple of what is allowed, the weight rises up
-to three times as fast, since what is to leave has to do so while rates are high. Looks of the first part say little:
-rates are high, and errors with them, so that only a clear loss stops the rise. And where what compression leaves knows
-what it was trained on more than twice as well as what it was not, it is not the KL that costs error: until it has
-risen, its weight then rises on, before it is held. So it does then, and further, where a target is missed and the error
-on held-out data is more times that on training data than it was for the network from which the fit started.
+the constraint is not kept. A size that falls from look to look has no noise: where it is going to a multiple of what is
+allowed, the weight rises up to three times as fast, since what is to leave has to do so while rates are high. Looks of
+the first part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where
+what compression leaves knows what it was trained on more than twice as well as what it was not, it is not the KL that
+costs error: until it has risen, its weight then rises on, before it is held. So it does then, and further, where a
+target is missed and the error on held-out data is more times that on training data than it was for the network from
+which the fit started.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
@@ -53,11 +54,15 @@ _RANGE, _CLEAR = 1e2, -1.0
 # The part of its error on held-out data below which the error on what it is trained on says that it learns by heart.
 _BY_HEART = 0.5
 
-# Looks that fall one after the other show where s is going: to where it is after this part of all looks.
-_FALLING, _AHEAD = 5, 0.16
+# Looks that fall one after the other show where s is going: to where it is after this part of all looks. A size has
+# until about the middle of the training, when rates are still high.
+_FALLING, _AHEAD, _REACHED = 5, 0.16, 0.45
 
 # Least and most that one look counts for; more where a file is a multiple of what is allowed, as sizes have no noise.
 _LEAST, _ROOM, _FAR = -2.0, 1.0, 3.0
+
+# Least that a file counts for that is still too large when rates fall, as little follows by then.
+_LATE = 0.5
 
 # Where a weight without a target begins to give way: after the warm-up.
 _GUARDED_FROM = 0.25
@@ -130,18 +135,21 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
             continue
         seen.append(record.slack)
         is_too_large = record.is_kept is False and record.slack > 0 and _is_of_size(record)
-        slack = min(_FAR if is_too_large else _ROOM, max(_LEAST, _going_to(seen, _AHEAD * looks)))
+        is_falling = _falls(seen)
+        ahead = max(_AHEAD, _REACHED - at / epochs if is_too_large else 0.0)
+        slack = _going_to(seen, ahead * looks) if is_falling else record.slack
+        slack = min(_FAR if is_too_large and is_falling else _ROOM, max(_LEAST, slack))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         is_by_heart = at <= _FOLLOW * epochs and weight < math.log(_RISEN) and _learns_by_heart(record)
         if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
-            weight += rising if mean > _CLEAR else pace * mean
+            weight += rising if _CLEAR < mean <= _ROOM else pace * mean
         elif at <= _FOLLOW * epochs:
             weight += pace * mean
         elif is_held or not counted:
-            weight += pace * (mean if is_too_large and slack > 0 else min(0.0, mean))
+            weight += pace * (max(_LATE, mean) if is_too_large and slack > 0 else min(0.0, mean))
         else:
             level = sum(counted) / len(counted)
             weight, is_held = max(weight, level) if is_too_large and slack > 0 else level, True
@@ -151,13 +159,21 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
     return math.exp(weight)
 
 
-def _going_to(slacks: Sequence[float], looks: float) -> float:
-    """Where what is left will be in so many looks, where it falls steadily and there is some; else where it is."""
+def _falls(slacks: Sequence[float]) -> bool:
+    """Whether what is left falls steadily, and there is some."""
     last = slacks[-_FALLING - 1 :]
-    falls = [a - b for a, b in itertools.pairwise(last)]
-    if not (len(falls) == _FALLING and min(falls) > 0 and math.isfinite(last[0]) and last[-1] > 0):
-        return slacks[-1]
-    return last[-1] - looks * min(falls)  # the least: rounding falls once, and what nears its end falls less and less
+    is_steady = len(last) > _FALLING and all(b < a for a, b in itertools.pairwise(last))
+    return is_steady and math.isfinite(last[0]) and last[-1] > 0
+
+
+def _going_to(slacks: Sequence[float], looks: float) -> float:
+    """Where what falls steadily will be in so many looks, by steps that become as much smaller as they have.
+
+    The least of them counts, as codes fall once when they are rounded.
+    """
+    steps = [a - b for a, b in itertools.pairwise(slacks[-_FALLING - 1 :])]
+    shrinks = min(0.999, (steps[-1] / steps[0]) ** (1 / (_FALLING - 1)))
+    return slacks[-1] - min(steps) * shrinks * (1 - shrinks**looks) / (1 - shrinks)
 
 
 def _is_closer(record: Epoch, before: Errors) -> bool:

@@ -92,9 +92,9 @@ def errors_before(
     model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any], held_out: Iterable[Any]
 ) -> Errors:
     """Those of the network that a fit starts from, of which several processes have parts of the examples."""
+    original = model.original
     train, held = (
-        judge(model.skeleton, model.likelihood, own, posterior_of(guide), model.output).error
-        for own in (examples, held_out)
+        judge(original, model.likelihood, own, posterior_of(guide), model.output).error for own in (examples, held_out)
     )
     return Errors(_mean(train), held)
 

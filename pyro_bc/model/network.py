@@ -401,9 +401,13 @@ class BayesianNetwork(PyroModule):
         _share_tensors_(self.net, skeleton)
         # What compression fills with the posterior's weights. In a tuple, so that it is no submodule.
         self._skeleton = (skeleton,)
+        changing = self.net.state_dict()
+        #: by name, what training changes of the network itself, as it was.
+        self._before = {name: own.clone() for name, own in skeleton.state_dict().items() if name in changing}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BayesianNetwork":
         self._skeleton[0]._apply(fn, recurse)
+        self._before = {name: fn(own) for name, own in self._before.items()}
         result: BayesianNetwork = super()._apply(fn, recurse)
         return result
 
@@ -412,6 +416,13 @@ class BayesianNetwork(PyroModule):
         """The deterministic network that this model was made from, its deterministic parameters as trained."""
         self._skeleton[0].load_state_dict(self.net.state_dict(), strict=False)
         return self._skeleton[0]
+
+    @property
+    def original(self) -> nn.Module:
+        """A copy of the network that this model was made from, as it was then; rises are counted from it."""
+        net = copy.deepcopy(self._skeleton[0])
+        net.load_state_dict(self._before, strict=False)
+        return net
 
     def _code_over_pictures(self, x: Batch) -> None:
         """Say over what codes are cosine coefficients, where the shape of the input says it, before they are used."""

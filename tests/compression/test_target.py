@@ -149,6 +149,26 @@ def test_what_has_lost_nearly_all_is_a_collapse_for_a_size_too(classes):
     assert found.slack == -math.inf and found.error > 70 and not found.is_kept
 
 
+def test_a_rise_is_counted_from_the_network_as_it_was_whatever_a_fit_has_made_of_its_other_parameters(classes):
+    _, x, y, held = classes
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40), nn.LayerNorm(40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 5))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    before = judge(net.eval(), pyro_bc.likelihoods.Categorical(), held)
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide, target = pyro_bc.FactorizedGuide(model), Target(max_error_rise=2.0)
+    loader = pyro_bc.data.Batches(x, y, 200)
+    pyro_bc.fit(model, guide, loader, epochs=10, target=target, held_out=held, progress=False, learning_rate=0.1)
+    model.to(torch.float32)
+    reached = compress_to(model, guide, target, loader, held, progress=False)
+    assert (reached.dense.error, reached.dense.loss) == pytest.approx((before.error, before.loss))
+    assert judge(model.skeleton, model.likelihood, held).loss != pytest.approx(before.loss, rel=1e-3)
+
+
 def test_a_target_needs_held_out_data(classes):
     net, x, y, _ = classes
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)

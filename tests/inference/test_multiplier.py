@@ -50,8 +50,11 @@ def test_the_weight_rises_first_then_follows_what_is_left_and_is_held_at_last():
 
 def test_a_size_that_is_far_off_makes_the_weight_rise_faster_and_it_is_not_held_below_what_it_came_to():
     risen = looks(*[1.0] * 10)
-    once = learned_weight([*risen, *looks(1.0)], 40) / 0.1
-    assert once < learned_weight([*risen, *sizes(6.0)], 40) / 0.1 < once**3
+    once = learned_weight([*risen, *looks(*[1.0] * 7)], 40) / 0.1
+    falling = [9.0 - 0.1 * look for look in range(7)]
+    assert once < learned_weight([*risen, *sizes(*falling)], 40) / 0.1 < once**3
+    noisy = learned_weight([*risen, *sizes(9.0, 8.0, 9.0, 8.0, 9.0, 8.0, 9.0)], 40) / 0.1
+    assert noisy == pytest.approx(once)  # scales of groups leave at once when they do
     rising = [*risen, *sizes(*[0.2] * 18)]
     assert learned_weight([*rising, *sizes(0.2)], 40) >= learned_weight(rising, 40)
     assert learned_weight([*rising, *looks(0.2)], 40) < learned_weight(rising, 40)  # of a target in errors
