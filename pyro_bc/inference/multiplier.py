@@ -15,9 +15,9 @@ the constraint is not kept. A size that falls from look to look has no noise: wh
 allowed, the weight rises up to three times as fast, since what is to leave has to do so while rates are high. Looks of
 the first part say little: rates are high, and errors with them, so that only a clear loss stops the rise. And where
 what compression leaves knows what it was trained on more than twice as well as what it was not, it is not the KL that
-costs error: until it has risen, its weight then rises on, before it is held, and where it knows that four times as
-well, further. So it does where a target is missed and the error on held-out data is more times that on training data
-than it was for the network from which the fit started.
+costs error: until it has risen, its weight then rises on, before it is held. So it does then, and further, where a
+target is missed and the error on held-out data is more times that on training data than it was for the network from
+which the fit started.
 
 **Without a target** it is the number of training examples over that of the weights, at most 1. A mean-field posterior
 pays for every weight alone, some nats each, whether the data say much about it or not; where there are many times
@@ -51,9 +51,8 @@ _RISE, _FOLLOW, _COUNTED = 0.25, 0.7, 0.5
 # By which factor it can change while it follows, and what counts as a clear loss.
 _RANGE, _CLEAR = 1e2, -1.0
 
-# The part of its error on held-out data below which the error on what it is trained on says that it learns by heart,
-# and below which it says so once the KL's weight has risen.
-_BY_HEART, _ALL_BY_HEART = 0.5, 0.25
+# The part of its error on held-out data below which the error on what it is trained on says that it learns by heart.
+_BY_HEART = 0.5
 
 # Looks that fall one after the other show where s is going: to where it is after this part of all looks. A size has
 # until about the middle of the training, when rates are still high.
@@ -141,10 +140,9 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         slack = _going_to(seen, ahead * looks) if is_falling else record.slack
         slack = min(_FAR if is_too_large and is_falling else _ROOM, max(_LEAST, slack))
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
-        is_low = weight < math.log(_RISEN)
-        is_by_heart = at <= _FOLLOW * epochs and _learns_by_heart(record, _BY_HEART if is_low else _ALL_BY_HEART)
-        is_unasked = (is_by_heart and not _is_of_size(record)) or is_too_close
-        if slack < 0 and is_unasked and weight < math.log(_UNASKED):
+        may_rise = at <= _FOLLOW * epochs and weight < math.log(_RISEN)
+        is_by_heart = may_rise and not _is_of_size(record) and _learns_by_heart(record)
+        if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
             slack = _ROOM
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
@@ -186,11 +184,11 @@ def _is_closer(record: Epoch, before: Errors) -> bool:
     return record.train_error * before.held_out < record.held_out_error * before.train
 
 
-def _learns_by_heart(record: Epoch, part: float) -> bool:
+def _learns_by_heart(record: Epoch) -> bool:
     if record.held_out_error is None:
         return False
     own = record.error if record.train_error is None else record.train_error
-    return own < part * record.held_out_error
+    return own < _BY_HEART * record.held_out_error
 
 
 def best_look(history: Sequence[Epoch], epochs: int, first: int) -> int | None:
