@@ -1,9 +1,12 @@
 """Imports go down only: which folder may import which, and what the file wing does without."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
+
+import pyro_bc
 
 PACKAGE = Path(__file__).parents[2] / "pyro_bc"
 #: folders by their level in the data flow, the lowest first; one may import what is on a lower level, and itself.
@@ -45,7 +48,14 @@ def modules():
 
 def test_every_module_lies_in_a_folder_of_a_level():
     assert {file.relative_to(PACKAGE).parts[0] for file in modules()} == set(LEVEL) - {"errors"}
-    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    aliases = {f"{name}.py" for name, place in pyro_bc._MODULES.items() if "." in place}
+    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py", *aliases}
+
+
+@pytest.mark.parametrize("name", [name for name, place in pyro_bc._MODULES.items() if "." in place])
+def test_a_public_module_is_imported_by_its_public_name(name):
+    assert importlib.import_module(f"pyro_bc.{name}") is getattr(pyro_bc, name)
+    assert getattr(pyro_bc, name) is importlib.import_module(f"pyro_bc.{pyro_bc._MODULES[name]}")
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
