@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
+from ..posterior.in_place import network_with
 from ..posterior.judged import Judged, computed, figure, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
-from ..posterior.summary import code_bytes
+from ..posterior.summary import code_bytes, summarize
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
@@ -53,6 +55,9 @@ _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
 
 # The part of the error of one prediction for all inputs above which a network has learned little.
 _LITTLE = 0.8
+
+# The part of the dense network's error below which the posterior mean's says that a training was not at its end.
+_MUCH = 0.5
 
 # Prices that are so close make much the same file.
 _APART = 1.05
@@ -263,6 +268,9 @@ def compress_to(
     at_first = [computed(model.skeleton if before is None else before, x, model.output) for x, _ in held_out]
     dense = scored(at_first, held_out, likelihood, fitted)
     target.check_is_trained(at_first, held_out, likelihood, fitted)
+    if target.max_bytes is None and isinstance(guide, FactorizedGuide):
+        mean = judge(network_with(model, summarize(guide), {}), likelihood, held_out, fitted, model.output)
+        _warn_where_untrained(dense, mean, sum(len(y) for _, y in held_out), likelihood.metric)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:
@@ -306,6 +314,17 @@ def compress_to(
     return Reached(
         network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
     )
+
+
+def _warn_where_untrained(dense: Judged, mean: Judged, examples: int, metric: str) -> None:
+    """Warn where the network that a rise is counted from is far from what a training of it comes to."""
+    if mean.error < _MUCH * dense.error and is_clearly_worse(dense, mean, examples):
+        warnings.warn(
+            f"the rise is counted from a network with {metric} {figure(metric, dense.error)} on held-out data, but the "
+            f"posterior mean has {figure(metric, mean.error)}: it was not trained to its end, so that more is allowed than "
+            f"it seems. Train it for longer (pretrain-epochs), or give a target in bytes",
+            stacklevel=3,
+        )
 
 
 def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:

@@ -1,6 +1,7 @@
 """A target: what it allows, the search along a posterior, and looks at held-out data while fitting."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -173,3 +174,25 @@ def test_a_rise_above_a_network_that_says_nothing_is_refused_before_any_training
         pyro_bc.fit(model, guide, loader, epochs=1, target=Target(max_error_rise=1.0), held_out=held, progress=False)
     with pytest.raises(UsageError, match="train it first"):
         compress_to(model, guide, Target(max_loss_rise=0.1), loader, held, progress=False)
+
+
+@pytest.mark.parametrize("steps", [2, 150])
+def test_a_rise_above_a_network_that_was_not_trained_to_its_end_is_said(classes, steps):
+    """Fewer steps leave an error that the fit halves by itself; the whole training does not."""
+    _, x, y, held = classes
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    loader = pyro_bc.data.Batches(x, y, 100)
+    target = Target(max_error_rise=1.0)
+    pyro_bc.fit(model, guide, loader, epochs=20, kl_weight=0.05, learning_rate=1e-2, progress=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        compress_to(model, guide, target, loader, held, progress=False)
+    assert any("was not trained to its end" in str(own.message) for own in said) == (steps == 2)
