@@ -24,7 +24,7 @@ from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import network_with
-from ..posterior.judged import Judged, computed, figure, judge, scored
+from ..posterior.judged import Judged, checked, computed, figure, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
@@ -109,7 +109,7 @@ class Target:
 
         :param held_out: batches ``(x, y)``, passed over often.
         """
-        batches = list(held_out)
+        batches = checked(held_out, model)
         before = [computed(model.skeleton, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
@@ -262,7 +262,9 @@ def compress_to(
     """
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
-    held_out = list(held_out)
+    if not isinstance(target, Target):
+        raise UsageError(f"a target is a pyro_bc.Target, such as Target(max_error_rise=0.5), not {target!r}")
+    held_out = checked(held_out, model)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
     at_first = [computed(model.skeleton if before is None else before, x, model.output) for x, _ in held_out]
@@ -321,8 +323,8 @@ def _warn_where_untrained(dense: Judged, mean: Judged, examples: int, metric: st
     if mean.error < _MUCH * dense.error and is_clearly_worse(dense, mean, examples):
         warnings.warn(
             f"the rise is counted from a network with {metric} {figure(metric, dense.error)} on held-out data, but the "
-            f"posterior mean has {figure(metric, mean.error)}: it was not trained to its end, so that more is allowed than "
-            f"it seems. Train it for longer (pretrain-epochs), or give a target in bytes",
+            f"posterior mean has {figure(metric, mean.error)}: it was not trained to its end, so that more is allowed "
+            f"than it seems. Train it for longer (pretrain-epochs), or give a target in bytes",
             stacklevel=3,
         )
 

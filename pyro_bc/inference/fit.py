@@ -160,6 +160,10 @@ def fit(
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
     if target is not None and held_out is None:
         raise UsageError("a target needs held-out batches to judge by: give held_out, too")
+    if target is not None and not hasattr(target, "watch"):
+        raise UsageError(f"a target is a pyro_bc.Target, such as Target(max_error_rise=0.5), not {target!r}")
+    if held_out is not None:
+        held_out = list(held_out)  # passed over often
     if precision not in PRECISIONS:
         raise UsageError(f"precision is that of the products, {' or '.join(PRECISIONS)}, not {precision!r}")
     told = [after_epoch] if callable(after_epoch) else list(after_epoch)
