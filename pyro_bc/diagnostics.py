@@ -1,8 +1,3 @@
-"""How far a fit can be trusted: :mod:`pyro_bc.inspection.diagnostics` under its public name."""
+"""How far a fit can be trusted: what :mod:`pyro_bc.inspection.diagnostics` has, under its public name."""
 
-import sys
-
-from .inspection import diagnostics as _own
 from .inspection.diagnostics import *  # noqa: F403
-
-sys.modules[__name__] = _own

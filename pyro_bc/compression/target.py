@@ -157,8 +157,8 @@ class Target:
             return
         said = (
             f"a rise is counted from the network as it is before the fit, and that has an error of {own.error:.3g} on "
-            f"the held-out data, where one prediction for all inputs has {constant.error:.3g}: train it first, or give "
-            f"a target in bytes"
+            f"the held-out data, where one prediction for all inputs has {constant.error:.3g}: train it first; or give "
+            f"a target in loss, where one class is most of the data, or in bytes"
         )
         if own.loss >= constant.loss and own.error >= constant.error:
             raise UsageError(said)

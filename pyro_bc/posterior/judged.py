@@ -100,8 +100,8 @@ def rise(metric: str, difference: float) -> str:
 def checked(held_out: Iterable[Any], model: BayesianNetwork) -> list[tuple[Any, Tensor]]:
     """Batches that a model's network can be judged by, as a list.
 
-    :raises UsageError: where there are none, they are no pairs of inputs and targets or not finite, the network cannot be
-        run on them, or targets do not fit the likelihood.
+    :raises UsageError: where there are none, they are no pairs of inputs and targets or not finite, the network cannot
+        be run on them, or targets do not fit the likelihood.
     """
     batches = list(held_out)
     if not batches:
