@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import data as data
+    from . import diagnostics as diagnostics
     from . import errors as errors
     from . import graph as graph
+    from . import likelihoods as likelihoods
+    from . import onnx as onnx
+    from . import plots as plots
     from .compression.check import check as check
     from .compression.compress import compress as compress
     from .compression.sensitivity import sensitivity as sensitivity
     from .compression.target import Target as Target
     from .compression.target import compress_to as compress_to
     from .errors import PyroBCError as PyroBCError
-    from .file import onnx as onnx
     from .file.compressed import CompressedNetwork as CompressedNetwork
     from .file.compressed import Compression as Compression
     from .file.compressed import load as load
@@ -38,11 +41,8 @@ if TYPE_CHECKING:
     from .inference.schedule import Schedule as Schedule
     from .inference.straight_through import rounded_codes as rounded_codes
     from .inference.tensorboard import tensorboard_log as tensorboard_log
-    from .inspection import diagnostics as diagnostics
-    from .inspection import plots as plots
     from .inspection.arviz import save_inference_data as save_inference_data
     from .inspection.arviz import to_inference_data as to_inference_data
-    from .model import likelihoods as likelihoods
     from .model.guide import FactorizedGuide as FactorizedGuide
     from .model.layers import BayesianConv1d as BayesianConv1d
     from .model.layers import BayesianConv2d as BayesianConv2d
@@ -119,15 +119,7 @@ _NAMES = {
     "tensorboard_log": "inference.tensorboard",
     "to_inference_data": "inspection.arviz",
 }
-_MODULES = {
-    "data": "data",
-    "diagnostics": "inspection.diagnostics",
-    "errors": "errors",
-    "graph": "graph",
-    "likelihoods": "model.likelihoods",
-    "onnx": "file.onnx",
-    "plots": "inspection.plots",
-}
+_MODULES = ("data", "diagnostics", "errors", "graph", "likelihoods", "onnx", "plots")
 
 __all__ = [*_NAMES, *_MODULES]
 
@@ -136,7 +128,7 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         value = getattr(import_module(f".{_NAMES[name]}", __name__), name)
     elif name in _MODULES:
-        value = import_module(f".{_MODULES[name]}", __name__)
+        value = import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module 'pyro_bc' has no attribute '{name}'")
     globals()[name] = value

@@ -137,7 +137,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
 
 def _checked(array: Any) -> Any:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise ValueError(f"an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers")
+        hint = ": number the classes 0, 1, 2, …" if getattr(getattr(array, "dtype", None), "kind", "") in "US" else ""
+        raise ValueError(f"an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers{hint}")
     return array
 
 

@@ -27,7 +27,7 @@ from .metrics import test_error
 from .networks import NETWORKS
 from .observed import LIKELIHOODS
 from .own_data import load_data
-from .pairing import check_same_inputs, paired
+from .pairing import in_its_classes, inputs_beside, paired
 from .report import write_report
 from .settings import PRIORS, CompressSettings, Settings, options_of
 from .tables import error_key, in_words, markdown
@@ -260,19 +260,32 @@ def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) ->
         )
     if not data.has_targets:
         raise UsageError(f"'{args.data}' has no targets to measure errors by")
-    check_same_inputs(Path(args.file), data)
+    data = in_its_classes(Path(args.file), data)
     with _of_file(args.file):
         return paired(stored.network(), data)
+
+
+def _measured(args: argparse.Namespace, data: Dataset) -> Dataset:
+    """Data whose test part is what an error is measured on: of data that were not trained on, all."""
+    if args.development or not data.split_from:
+        return data
+    before = inputs_beside(Path(args.file)).get("split_from")
+    if before == data.split_from:
+        return data
+    if before is None:
+        return data.whole("all of these data; no metrics.json beside the file says whether some were trained on")
+    return data.whole("all of these data, which are not those of the run")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     data_bytes = compressed.read_bytes(args.file)
     with _of_file(args.file):
         stored = compressed.CompressedNetwork.from_bytes(data_bytes)
-    data = _data_for(args, stored)
+    data = _measured(args, _data_for(args, stored))
     with _of_file(args.file):
         error, metric = test_error(stored.network(), data), data.likelihood.metric
-    result = {error_key(metric): error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
+    result: dict[str, Any] = {error_key(metric): error, "n": len(data.test_x), "file_bytes": len(data_bytes)}
+    result["measured_on"] = data.test_part
     if args.json:
         _tell(json.dumps(result))
         return

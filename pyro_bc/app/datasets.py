@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.streamed import Inputs
+from ..data.streamed import Inputs, Streamed
 from ..errors import DataError, UsageError
 from ..model.likelihoods import Categorical, Likelihood
 from ..runtime.messages import first_line
@@ -54,6 +54,7 @@ class Dataset:
     :param class_names: where classes have names.
     :param columns: names, where inputs are columns.
     :param is_own: whether it is a user's, and none of the sets above.
+    :param split_from: by what a user's examples are known again, where the test part was split off them; else empty.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     is_own: bool = False
+    split_from: str = ""
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -83,6 +85,15 @@ class Dataset:
             self, train_x=self.train_x.narrow(0, 0, n), train_y=self.train_y[:n],
             test_x=self.train_x.narrow(0, n, held), test_y=self.train_y[n:], test_part="held-out training data",
         )  # fmt: skip
+
+    def whole(self, test_part: str) -> "Dataset":
+        """The same set with all its examples as the test part, of that name."""
+        if isinstance(self.train_x, Tensor) and isinstance(self.test_x, Tensor):
+            x: Inputs = torch.cat([self.train_x, self.test_x])
+        else:
+            assert isinstance(self.train_x, Streamed) and isinstance(self.test_x, Streamed)
+            x = self.train_x.followed_by(self.test_x)
+        return replace(self, test_x=x, test_y=torch.cat([self.train_y, self.test_y]), test_part=test_part)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part in batches, each read when its turn comes; smaller ones of large inputs."""

@@ -40,7 +40,23 @@ def chosen_data(settings: Settings, data_dir: str | Path | None) -> Dataset:
         raise DataError(f"'{settings.data}' has no targets to train with; pyro-bc compress needs none")
     if settings.development:
         data = data.development()
-    return data if settings.train_limit is None else data.limited(settings.train_limit)
+    data = data if settings.train_limit is None else data.limited(settings.train_limit)
+    _check_differ(settings.data, data)
+    return data
+
+
+def _check_differ(name: str, data: Dataset) -> None:
+    """:raises DataError: where all training targets are the same, which a network learns without looking at inputs."""
+    y = data.train_y
+    if bool((y != y[:1]).any()):
+        return
+    shown = ", ".join(f"{own:g}" for own in y[0].flatten().tolist()[:3])
+    if data.class_names and y.dim() == 1:
+        shown = data.class_names[int(y[0])]
+    raise DataError(
+        f"all {len(y):,} training targets of '{name}' are the same ({shown}): inputs have nothing to tell; "
+        f"give examples with other targets, too, or name another column of a table with --target"
+    )
 
 
 def load_weights(net: nn.Module, path: str | Path) -> nn.Module:

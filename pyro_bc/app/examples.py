@@ -1,5 +1,6 @@
 """What a user's files hold, and how it becomes training, held-out and test examples."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .observed import likelihood_named, targets_for, usual_likelihood
 # Part of the examples that errors are measured on where a file has none for that, and of what is left that choices are
 # made on; and how many at most.
 _PART, _MOST = 0.1, 5000
+
+# Inputs by which a set is known again.
+_KNOWN_BY = 64
 
 # Sets that are no larger, in numbers, are held in memory: 1 GiB.
 _IN_MEMORY = 2**28
@@ -62,9 +66,10 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         count = min(_MOST, max(1, int(_PART * len(x))))
         order, test = order[:-count], order[-count:]
         test_x, test_y, test_part = x.index_select(0, test), y[test], "test data that were split off"
+        split_from = _digest(found)
     else:
         _check_count(name, len(found.test_x), 1)
-        test_x, test_part = found.test_x, "test set"
+        test_x, test_part, split_from = found.test_x, "test set", ""
         test_y = torch.zeros(len(test_x), dtype=torch.long) if found.test_y is None else found.test_y
         test_y = targets_for(chosen, _one_each(test_y), f"'{name}', test part")
     has_classes = found.y is not None and not y.is_floating_point()
@@ -75,7 +80,18 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         held_out=found.held_out or min(_MOST, most, max(1, int(_PART * len(order)))), likelihood=chosen,
         test_part=test_part,
         what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns, is_own=True,
+        split_from=split_from,
     )  # fmt: skip
+
+
+def _digest(found: Examples) -> str:
+    """A hash by which examples are known again: of how many there are, all their targets and some of their inputs."""
+    some = torch.linspace(0, len(found.x) - 1, min(len(found.x), _KNOWN_BY)).long()
+    y = torch.zeros(len(found.x)) if found.y is None else found.y
+    told = hashlib.sha256()
+    for part in (found.x.index_select(0, some)[:], y):
+        told.update(part.double().contiguous().numpy().tobytes())
+    return told.hexdigest()[:16]
 
 
 def mixed(y: Tensor, seed: int = 0) -> Tensor:

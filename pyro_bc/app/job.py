@@ -6,7 +6,7 @@ Everything goes into one folder. A stage leaves a file, and a run that was inter
 ``run.json``             the settings, written first
 ``dense.safetensors``    the dense network trained in this run
 ``teacher.safetensors``  the teacher, where it is another network
-``checkpoint``           guide, model, optimiser and random state of the fit, after its last whole epoch
+``checkpoint``           guide, model, optimiser and random state of the fit, after one of its last epochs
 ``posterior.nc``         the posterior for ArviZ
 ``finetune``             a checkpoint of the pruned network's training, where there is one
 ``finetune.nc``          its posterior for ArviZ

@@ -1,9 +1,10 @@
 """A network and data that go together, found out before anything is trained or written."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -125,27 +126,50 @@ def _output_scales(net: nn.Module, data: Dataset) -> Scales | None:
     return Scales((4 * mean).round() / 4, torch.ones_like(mean)) if outputs_are_free(graph) else None
 
 
-def check_same_inputs(file: Path, data: Dataset) -> None:
-    """Whether a user's data have the columns and classes of the run that a file is of, where that lies beside it.
-
-    :raises UsageError: where they have others.
-    """
+def inputs_beside(file: Path) -> Mapping[str, Any]:
+    """What the run that a file is of says of its inputs, where that lies beside it; empty where nothing does."""
     beside = file.parent / "metrics.json"
-    if not data.is_own or not beside.is_file():
-        return
+    if not beside.is_file():
+        return {}
     try:
-        found = read_object(beside, UsageError, "")["inputs"]
-    except (UsageError, KeyError):  # it says nothing then
-        return
-    if not isinstance(found, dict):
-        return
-    for what, own in (("columns", data.columns), ("classes", data.class_names)):
-        before = found.get(what)
-        if isinstance(before, list) and before and own and before != list(own):
-            other = next((a, b) for a, b in zip_longest(before, own) if a != b)
-            raise UsageError(
-                f"'{data.name}' has other {what} than '{file}' was made for: '{other[1]}' in place of '{other[0]}'"
-            )
+        found = read_object(beside, UsageError, "").get("inputs")
+    except UsageError:  # it says nothing then
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def in_its_classes(file: Path, data: Dataset) -> Dataset:
+    """A user's data with classes numbered as in the run that a file is of, where that lies beside it.
+
+    New data may lack some of the classes.
+
+    :raises UsageError: where they have other columns or classes.
+    """
+    found = inputs_beside(file) if data.is_own else {}
+    before, own = found.get("columns"), list(data.columns)
+    if isinstance(before, list) and before and own and before != own:
+        raise UsageError(_other("columns", file, data, before, own))
+    before = found.get("classes")
+    if isinstance(before, int):
+        before = [str(number) for number in range(before)]
+    if not isinstance(before, list) or not before or not data.classes or not isinstance(data.likelihood, Categorical):
+        return data
+    own = list(data.class_names) or [str(number) for number in range(data.classes)]
+    if own == before[: len(own)]:
+        return replace(data, class_names=tuple(before)) if data.class_names else data
+    if not set(own) <= set(before):
+        raise UsageError(_other("classes", file, data, before, own))
+    numbers = torch.tensor([before.index(name) for name in own])
+    return replace(
+        data, train_y=numbers[data.train_y], test_y=numbers[data.test_y], class_names=tuple(before), classes=len(before)
+    )
+
+
+def _other(what: str, file: Path, data: Dataset, before: list[Any], own: list[str]) -> str:
+    new = [name for name in own if name not in before]
+    missing = [name for name in before if name not in own]
+    differing = f"'{new[0]}' is new" if new else f"'{missing[0]}' is missing" if missing else "their order differs"
+    return f"'{data.name}' has other {what} than '{file}' was made for: {differing}; the file's are {', '.join(before)}"
 
 
 def check_outputs(net: nn.Module, data: Dataset) -> None:

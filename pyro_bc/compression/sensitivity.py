@@ -21,7 +21,7 @@ from ..model.network import BayesianNetwork
 from ..posterior.channels import without_channels
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import InPlace, coarser, network_with, pruned, rounded
-from ..posterior.judged import Judged, figure, judge, rise
+from ..posterior.judged import Judged, checked, figure, judge, rise
 from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
@@ -145,7 +145,7 @@ def sensitivity(
     """
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"sensitivity is that of a BayesianNetwork, not of a {type(model).__name__}")
-    fitted, batches = posterior_of(guide), list(held_out)
+    fitted, batches = posterior_of(guide), checked(held_out, model)
     layers = summarize(fitted)
     mean = judge(network_with(model, layers, {}), model.likelihood, batches, fitted, model.output)
     rows = []

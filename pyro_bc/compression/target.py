@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
-from ..posterior.judged import Judged, computed, figure, judge, scored
+from ..posterior.in_place import network_with
+from ..posterior.judged import Judged, checked, computed, figure, judge, scored
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
+from ..posterior.summary import summarize
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..runtime.html import paragraph, picture
@@ -53,6 +56,9 @@ _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
 # The part of the error of one prediction for all inputs above which a network has learned little, and the part of the
 # way there from the dense network's above which little is left of what it had.
 _LITTLE, _LOST = 0.8, 0.5
+
+# The part of the dense network's error below which the posterior mean's says that a training was not at its end.
+_MUCH = 0.5
 
 # Prices that are so close make much the same file.
 _APART = 1.05
@@ -104,8 +110,7 @@ class Target:
 
         :param held_out: batches ``(x, y)``, passed over often.
         """
-        batches = list(held_out)
-        original = model.original
+        batches, original = checked(held_out, model), model.original
         before = [computed(original, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
@@ -154,8 +159,8 @@ class Target:
             return
         said = (
             f"a rise is counted from the network as it is before the fit, and that has an error of {own.error:.3g} on "
-            f"the held-out data, where one prediction for all inputs has {constant.error:.3g}: train it first, or give "
-            f"a target in bytes"
+            f"the held-out data, where one prediction for all inputs has {constant.error:.3g}: train it first; or give "
+            f"a target in loss, where one class is most of the data, or in bytes"
         )
         if own.loss >= constant.loss and own.error >= constant.error:
             raise UsageError(said)
@@ -280,13 +285,18 @@ def compress_to(
     """
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
-    held_out = list(held_out)
+    if not isinstance(target, Target):
+        raise UsageError(f"a target is a pyro_bc.Target, such as Target(max_error_rise=0.5), not {target!r}")
+    held_out = checked(held_out, model)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
     original = model.original if before is None else before
     at_first = [computed(original, x, model.output) for x, _ in held_out]
     dense = scored(at_first, held_out, likelihood, fitted)
     target.check_is_trained(at_first, held_out, likelihood, fitted)
+    if target.max_bytes is None and isinstance(guide, FactorizedGuide):
+        mean = judge(network_with(model, summarize(guide), {}), likelihood, held_out, fitted, model.output)
+        _warn_where_untrained(dense, mean, sum(len(y) for _, y in held_out), likelihood.metric)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:
@@ -332,6 +342,17 @@ def compress_to(
     return Reached(
         network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
     )
+
+
+def _warn_where_untrained(dense: Judged, mean: Judged, examples: int, metric: str) -> None:
+    """Warn where the network that a rise is counted from is far from what a training of it comes to."""
+    if mean.error < _MUCH * dense.error and is_clearly_worse(dense, mean, examples):
+        warnings.warn(
+            f"the rise is counted from a network with {metric} {figure(metric, dense.error)} on held-out data, but the "
+            f"posterior mean has {figure(metric, mean.error)}: it was not trained to its end, so that more is allowed "
+            f"than it seems. Train it for longer (pretrain-epochs), or give a target in bytes",
+            stacklevel=3,
+        )
 
 
 def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:

@@ -61,6 +61,10 @@ class Streamed:
         """The same, read onto a device."""
         return Streamed(self.read, self.rows, self.shape[1:], self.dtype, device)
 
+    def followed_by(self, other: "Streamed") -> "Streamed":
+        """These examples, and then others of what these are of, too."""
+        return self._of(torch.cat([self.rows, other.rows]))
+
     def split(self, sizes: int | Sequence[int]) -> "Parts":
         """Parts of a size, the last perhaps smaller, or of these sizes; they can be gone through again."""
         if isinstance(sizes, int):

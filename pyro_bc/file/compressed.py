@@ -66,14 +66,17 @@ class CompressedNetwork(Contents):
         return tuple(layer.bits for layer in self.whole_layers)
 
     def compression(self, file_bytes: int | None = None) -> Compression:
-        """The compression figures; everything that is stored as a number counts, biases and buffers too.
+        """The compression figures; every parameter that is stored counts, biases too, and buffers in the file's bytes.
+
+        Buffers, such as the means that inputs are normalised by, are none of the dense parameters either.
 
         A network without numbers counts as one of a single bit.
 
         :param file_bytes: size of the file; None to encode and count.
         """
         size = len(self.to_bytes()) if file_bytes is None else file_bytes
-        numbers = [tensor for tensor in self.tensors.values() if isinstance(tensor, Numbers)]
+        stored = [tensor for name, tensor in self.tensors.items() if name not in self.buffers]
+        numbers = [tensor for tensor in stored if isinstance(tensor, Numbers)]
         nonzero = sum(int(tensor.codes.count_nonzero()) for tensor in numbers)
         return Compression(
             pruning=self.dense_parameters / max(1, sum(tensor.codes.numel() for tensor in numbers)),

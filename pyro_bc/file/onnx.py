@@ -69,7 +69,8 @@ def to_int8(net: Any, path: str | os.PathLike[str], calibration: Iterable[Any]) 
     forms = [(tuple(x.shape[1:]), x.dtype) for x in tensors_of(batches[0])]
     model, _ = exported(net, forms, _as_it_is)
     places = _places(model, net.tensors)
-    kinds = {place.name: "int8" if place.fits else "float32" for place in places.values() if place.is_weight}
+    weights = [place for place in places.values() if place.is_weight and place.name not in net.buffers]
+    kinds = {place.name: "int8" if place.fits else "float32" for place in weights}
     for name, place in places.items():
         if place.fits:
             _dequantised(model, name, place)

@@ -3,7 +3,7 @@ r"""The training loop that a user need not write.
 What it adds to ``SVI.step`` under :func:`~pyro_bc.local_reparameterization`: the KL is warmed up linearly, what
 lives on a logarithmic scale (log-variances and the locations of log-normals) has a learning rate of its own,
 standard deviations are capped while the network learns, the learning rate decays linearly at the end, and a
-checkpoint after each epoch continues to the same result as an uninterrupted run.
+checkpoint of the last epochs continues to the same result as an uninterrupted run.
 
 Where a ``torch.distributed`` process group exists, as in a script under ``torchrun`` that called
 ``init_process_group``, :func:`fit` is one fit on all its processes (:mod:`pyro_bc.runtime.processes`).
@@ -60,6 +60,10 @@ _COLLAPSE = -2.0
 
 # The part of what the last epoch leaves below which an earlier one is taken.
 _CLEARLY = 0.9
+
+# So many times as long as a checkpoint takes to be written a training goes on before the next: epochs of small data are
+# over sooner than that, and there are thousands of them.
+_BETWEEN_CHECKPOINTS = 10
 
 # Epochs and steps of a training, at least, where nobody says.
 _EPOCHS, _STEPS = 40, 4000
@@ -125,7 +129,8 @@ def fit(
         and kept (``held_out_error`` of :class:`Epoch`).
     :param schedule: learning rates, and the weight of the KL over time; None for what suits the prior.
     :param seed: seed of torch's global generator, None to leave it as it is.
-    :param checkpoint: file to write after each epoch; on several processes the first one writes and reads it.
+    :param checkpoint: file to write after an epoch, at the end and wherever the training since the last time took ten
+        times as long as that; on several processes the first one writes and reads it.
     :param resume: continue from ``checkpoint``; the result equals that of an uninterrupted run. On another device than
         the checkpoint's, or on another number of processes, the same posterior goes on with other noise.
     :param progress: whether to show a progress bar.
@@ -155,6 +160,10 @@ def fit(
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
     if target is not None and held_out is None:
         raise UsageError("a target needs held-out batches to judge by: give held_out, too")
+    if target is not None and not hasattr(target, "watch"):
+        raise UsageError(f"a target is a pyro_bc.Target, such as Target(max_error_rise=0.5), not {target!r}")
+    if held_out is not None:
+        held_out = list(held_out)  # passed over often
     if precision not in PRECISIONS:
         raise UsageError(f"precision is that of the products, {' or '.join(PRECISIONS)}, not {precision!r}")
     told = [after_epoch] if callable(after_epoch) else list(after_epoch)
@@ -226,7 +235,20 @@ def fit(
                 left = left_of(whole, cut, schedule, x, y)
         bar(len(history))
         first, shapes = (x, y), _shapes(x, y)  # the last batch of an epoch may be smaller
-        first_epoch = len(history)
+        first_epoch = saved = len(history)
+        next_checkpoint = -math.inf  # on the clock
+
+        def save() -> None:
+            nonlocal saved, next_checkpoint
+            if checkpoint is None or saved == len(history):
+                return
+            began = time.monotonic()
+            save_fit(
+                checkpoint, model, guide, whole.optimizer, settings, history, kept, None if left is None else left.cut
+            )
+            saved, ended = len(history), time.monotonic()
+            next_checkpoint = ended + _BETWEEN_CHECKPOINTS * (ended - began)
+
         stepped: Training | None = None  # what steps are made for
         for epoch in range(first_epoch, epochs):
             if may_end_early and is_looked_at(epoch - 1, epochs) and is_at_rest(history, epochs, falls_from):
@@ -307,12 +329,12 @@ def fit(
             history.append(record)
             if may_shrink and is_time(record, epochs, steps):
                 left = cut_of(whole, left, schedule, *first) or left
-            if checkpoint is not None:
-                cut = None if left is None else left.cut
-                save_fit(checkpoint, model, guide, whole.optimizer, settings, history, kept, cut)
+            if processes.from_first(lambda: time.monotonic() >= next_checkpoint):
+                save()
             bar(1, state=_state(history, model.likelihood.metric, guide))
             for tell in told:
                 tell(record)
+        save()
     if target is not None or guard is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
         if best is None and _is_collapse(end.slack):

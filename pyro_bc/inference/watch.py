@@ -10,7 +10,7 @@ from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.guides import posterior_of
 from ..posterior.in_place import all_compressed_in_place, file_bytes, network_with
-from ..posterior.judged import judge
+from ..posterior.judged import checked, judge
 from ..posterior.standing import Standing
 from ..posterior.summary import code_bytes, summarize
 from ..priors.cells import Cell
@@ -35,7 +35,7 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
     """
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"held-out batches are looked at with a BayesianNetwork, not with a {type(model).__name__}")
-    batches = list(held_out)
+    batches = checked(held_out, model)
     has_codes = Cell in guide.families.values()
 
     def look(is_rounded: bool) -> Standing:

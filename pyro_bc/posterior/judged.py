@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.loaders import check_inputs
 from ..errors import UsageError
 from ..graph.interface import Output, called
 from ..graph.module import evaluating
 from ..model.likelihoods import Likelihood, density_at
+from ..model.network import BayesianNetwork
 from ..runtime.inputs import Batch
+from ..runtime.messages import first_line
 from .guides import Posterior
 
 # Sums of single precision.
@@ -92,6 +95,37 @@ def figure(metric: str, error: float) -> str:
 def rise(metric: str, difference: float) -> str:
     """A difference of errors as text, with its sign."""
     return f"{'' if difference < 0 else '+'}{figure(metric, difference)}"
+
+
+def checked(held_out: Iterable[Any], model: BayesianNetwork) -> list[tuple[Any, Tensor]]:
+    """Batches that a model's network can be judged by, as a list.
+
+    :raises UsageError: where there are none, they are no pairs of inputs and targets or not finite, the network cannot
+        be run on them, or targets do not fit the likelihood.
+    """
+    batches = list(held_out)
+    if not batches:
+        raise UsageError(
+            "there are no held-out examples to judge by; batches are passed over often, as a list's are and not a "
+            "generator's"
+        )
+    for number, batch in enumerate(batches, 1):
+        which = f"held-out batch {number}"
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+            raise UsageError(f"{which} is a {type(batch).__name__}, no pair (inputs, targets): give [(x, y)]")
+        x, y = batch
+        check_inputs(x, f"the inputs of {which}")
+        if not bool(y.isfinite().all()):
+            raise UsageError(f"the targets of {which} hold NaN or infinite numbers; clean the data")
+        try:
+            outputs = computed(model.skeleton, x, model.output)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UsageError(f"the network cannot be run on {which}: {first_line(error)}") from error
+        try:
+            model.likelihood.check(outputs, y)
+        except UsageError as error:
+            raise UsageError(f"{which}: {error}") from None
+    return [(x, y) for x, y in batches]
 
 
 def held_out_batches(x: Tensor, y: Tensor, size: int = 500) -> list[tuple[Tensor, Tensor]]:

@@ -93,7 +93,7 @@ def test_channels_that_come_last_are_moved_pixel_by_pixel(tmp_path):
         ({"x": X, "y": Y[:4]}, "4 targets, of 30 inputs"),
         ({"x": X, "test_x": X[:, :2]}, r"float64 of shape \(30, 4\), but test_x float64 of shape \(30, 2\)"),
         ({"x": np.where(X[3, 1] == X, np.nan, X)}, "NaN or infinite numbers, the first in row 3"),
-        ({"x": X.astype(str)}, "holds no numbers"),
+        ({"x": X.astype(str)}, "holds no numbers: number the classes"),
         ({"x": np.array([{}])}, "not a readable"),
         ({"x": X, "y": np.where(Y == 0, np.inf, Y)}, "targets hold NaN or infinite"),
     ],

@@ -54,6 +54,7 @@ def test_run_writes_what_it_promises_and_evaluate_agrees_exactly(finished):
         "error_percent": metrics["compressed"]["error_percent"],
         "n": 360,
         "file_bytes": metrics["file_bytes"],
+        "measured_on": "test set",
     }
 
 

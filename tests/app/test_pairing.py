@@ -196,3 +196,16 @@ def test_the_loss_of_a_dense_training_is_the_likelihoods(likelihood):
         Poisson: lambda: nn.functional.poisson_nll_loss(z, y) + torch.lgamma(y + 1).mean(),
     }[type(likelihood)]()
     assert training_loss(likelihood, outputs, y) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_all_of_a_set_is_each_example_once(is_streamed):
+    x = torch.arange(40.0).reshape(20, 2)
+    own = Streamed(lambda rows: x[rows], torch.arange(20), (2,)) if is_streamed else x
+    data = data_of(own, x.sum(1))
+    whole = data.whole("all")
+    order = whole.test_x[:][:, 0].argsort()
+    assert (len(data.test_x), len(whole.test_x), whole.test_part) == (2, 20, "all")
+    assert torch.equal(whole.test_x[:][order], x) and torch.equal(whole.test_y[order], x.sum(1))
+    assert data.split_from and data.split_from == data_of(x.clone(), x.sum(1)).split_from
+    assert data.split_from != data_of(x, x.sum(1) + 1).split_from

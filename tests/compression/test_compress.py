@@ -75,6 +75,13 @@ def test_the_figures_are_their_definitions():
     assert (figures.pruning, figures.maximum) == (24 / 6, 9.6)
     assert figures.fast_prediction == pytest.approx(32 * 24 / (4 * 3 + 2 * 8))
     assert figures.nonzero_percent == pytest.approx(100 * 4 / 24)
+    # A buffer is no parameter: with one of more numbers than the network has, all figures but the file's are the same.
+    offset = FixedPoint(torch.arange(1, 101), 5)
+    nodes = (Node("sub", (Value(-1), Named("mean"))), *network.nodes)
+    with_buffer = dataclasses.replace(
+        network, nodes=nodes, tensors={"mean": offset, **network.tensors}, buffers=frozenset(["mean"])
+    )
+    assert with_buffer.compression(file_bytes=10) == figures
     assert network.compression().maximum == 4 * 24 / len(network.to_bytes())
 
 

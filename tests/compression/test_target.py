@@ -227,3 +227,67 @@ def test_a_rise_above_a_network_that_says_nothing_is_refused_before_any_training
         pyro_bc.fit(model, guide, loader, epochs=1, target=Target(max_error_rise=1.0), held_out=held, progress=False)
     with pytest.raises(UsageError, match="train it first"):
         compress_to(model, guide, Target(max_loss_rise=0.1), loader, held, progress=False)
+
+
+@pytest.mark.parametrize("steps", [2, 150])
+def test_a_rise_above_a_network_that_was_not_trained_to_its_end_is_said(classes, steps):
+    """Fewer steps leave an error that the fit halves by itself; the whole training does not."""
+    _, x, y, held = classes
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    loader = pyro_bc.data.Batches(x, y, 100)
+    target = Target(max_error_rise=1.0)
+    pyro_bc.fit(model, guide, loader, epochs=20, kl_weight=0.05, learning_rate=1e-2, progress=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        compress_to(model, guide, target, loader, held, progress=False)
+    assert any("was not trained to its end" in str(own.message) for own in said) == (steps == 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: [(x * math.nan, y)], "the inputs of held-out batch 1 hold NaN"),
+        (lambda x, y: [(x, y), (x[:, :5], y)], "cannot be run on held-out batch 2: mat1"),
+        (lambda x, y: (x, y), r"held-out batch 1 is a Tensor, no pair .*give \[\(x, y\)\]"),
+        (lambda x, y: [(x, y + 7)], "held-out batch 1: labels lie in"),
+        (lambda x, y: [(x, y.float())], "held-out batch 1: Categorical targets are class numbers"),
+        (lambda x, y: [], "no held-out examples"),
+    ],
+)
+def test_held_out_data_that_cannot_judge_are_refused_before_any_training(classes, change, message):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    loader, target = pyro_bc.data.Batches(x, y, 100), Target(max_error_rise=1.0)
+    for of in (target, None):
+        with pytest.raises(UsageError, match=message):
+            pyro_bc.fit(
+                model, guide, loader, epochs=1, target=of, held_out=change(*held[0]), progress=False,
+                after_epoch=pytest.fail,
+            )  # fmt: skip
+    with pytest.raises(UsageError, match=message):
+        compress_to(model, guide, target, loader, change(*held[0]), progress=False)
+
+
+def test_a_number_is_no_target_and_a_generator_is_gone_through_once(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    loader = pyro_bc.data.Batches(x, y, 100)
+    with pytest.raises(UsageError, match=r"such as Target\(max_error_rise=0.5\), not 0.5"):
+        pyro_bc.fit(model, guide, loader, epochs=1, target=0.5, held_out=held, progress=False)
+    with pytest.raises(UsageError, match=r"such as Target\(max_error_rise=0.5\), not 0.5"):
+        compress_to(model, guide, 0.5, loader, held, progress=False)
+    batches = (batch for batch in held)
+    history = pyro_bc.fit(
+        model, guide, loader, epochs=2, target=Target(max_error_rise=1.0), held_out=batches, progress=False
+    ).history
+    assert history[-1].held_out_error is not None

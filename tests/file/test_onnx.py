@@ -17,6 +17,7 @@ from torch import nn
 import pyro_bc
 from pyro_bc.app.cli import main
 from pyro_bc.app.datasets import load_dataset
+from pyro_bc.app.normalised import Normalised, Scales
 from pyro_bc.errors import ExportError
 from pyro_bc.file.onnx import OnnxNetwork, to_int8, to_onnx
 from pyro_bc.file.packed_onnx import pack
@@ -79,6 +80,16 @@ def test_weights_in_int8_onnx_are_the_file_s_bit_for_bit(tmp_path, file):
     assert size == (tmp_path / "packed.onnx").stat().st_size < (tmp_path / "int8.onnx").stat().st_size
     assert torch.equal(OnnxNetwork(tmp_path / "packed.onnx", threads=1)(x), int8)
     assert operations(tmp_path / "packed.onnx", tmp_path) == operations(tmp_path / "int8.onnx", tmp_path)
+
+
+def test_what_inputs_are_normalised_by_is_no_weight(tmp_path):
+    torch.manual_seed(0)
+    x = torch.rand(64, 1, 8, 8)
+    net = Normalised(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), Scales.of(x))
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=64)
+    small = pyro_bc.compress(model, pyro_bc.CurvatureGuide(model, [(x, None)], progress=False))
+    kinds = to_int8(small, tmp_path / "int8.onnx", [x])
+    assert set(kinds) == {f"{layer.name}.weight" for layer in small.layers}
 
 
 def test_rows_with_steps_of_their_own_are_channels(tmp_path):

@@ -1,7 +1,10 @@
 """Training: warm-up, caps and rates as stated; resume equals an uninterrupted run; failures name their cause."""
 
+import itertools
 import math
+import time
 import warnings
+from dataclasses import asdict
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_bc
 from pyro_bc.errors import CheckpointError, NonFiniteLossError, UnsupportedNetworkError, UsageError
-from pyro_bc.inference.checkpoint import load_checkpoint
+from pyro_bc.inference.checkpoint import load_checkpoint, save_fit
 
 
 def fresh(seed: int = 0, prior=None):
@@ -85,7 +88,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_after):
+@pytest.mark.parametrize("between", [0, 1e9], ids=["each epoch is written", "the first epoch is written"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_after, between, monkeypatch):
+    monkeypatch.setattr("pyro_bc.inference.fit._BETWEEN_CHECKPOINTS", between)
     model, guide = fresh()
     whole = train(model, guide, seed=5)
     expected = {name: value.clone() for name, value in guide.state_dict().items()}
@@ -102,6 +107,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_after):
     for name, value in guide.state_dict().items():
         assert torch.equal(value, expected[name]), name
     assert [record.loss for record in resumed.history] == [record.loss for record in whole.history]
+
+
+def test_checkpoints_take_a_small_part_of_a_training_and_hold_its_end(tmp_path, monkeypatch):
+    def slowly(path, *rest):
+        written.append(time.monotonic())
+        time.sleep(0.05)
+        save_fit(path, *rest)
+
+    written: list[float] = []
+    monkeypatch.setattr("pyro_bc.inference.fit.save_fit", slowly)
+    history = train(*fresh(), epochs=30, checkpoint=tmp_path / "checkpoint").history
+    assert len(history) == 30
+    assert min(b - a for a, b in itertools.pairwise(written[:-1])) > 10 * 0.05
+    assert load_checkpoint(tmp_path / "checkpoint")[1]["history"] == [asdict(own) for own in history]
 
 
 def test_an_existing_checkpoint_is_neither_overwritten_nor_mixed_up(tmp_path):

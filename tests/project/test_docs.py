@@ -13,7 +13,9 @@ import pytest
 import pyro_bc
 from pyro_bc import errors
 from pyro_bc.app import cli
+from pyro_bc.file import onnx
 from pyro_bc.inspection import diagnostics, plots
+from pyro_bc.model import likelihoods
 
 pytest.importorskip("sphinx", reason="the pages need the extra docs: pip install -e '.[docs]'")
 pytest.importorskip("furo", reason="the pages need the extra docs: pip install -e '.[docs]'")
@@ -57,7 +59,7 @@ def test_what_packages_export_is_documented(documented, module):
     assert homes and set(homes) - names == set()
 
 
-@pytest.mark.parametrize("module", [diagnostics, plots, errors, pyro_bc.likelihoods, pyro_bc.onnx])
+@pytest.mark.parametrize("module", [diagnostics, plots, errors, likelihoods, onnx])
 def test_public_names_of_modules_are_documented(documented, module):
     names = set().union(*(names for kind, names in documented.items() if kind.startswith("py:")))
     public = [

@@ -1,9 +1,12 @@
 """Imports go down only: which folder may import which, and what the file wing does without."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
+
+import pyro_bc
 
 PACKAGE = Path(__file__).parents[2] / "pyro_bc"
 #: folders by their level in the data flow, the lowest first; one may import what is on a lower level, and itself.
@@ -45,7 +48,16 @@ def modules():
 
 def test_every_module_lies_in_a_folder_of_a_level():
     assert {file.relative_to(PACKAGE).parts[0] for file in modules()} == set(LEVEL) - {"errors"}
-    assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    public = {file.name for file in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py", "errors.py"}
+    assert public == {"diagnostics.py", "likelihoods.py", "onnx.py", "plots.py"}
+
+
+@pytest.mark.parametrize("place", ["inspection.diagnostics", "model.likelihoods", "file.onnx", "inspection.plots"])
+def test_a_public_module_has_what_is_public_under_its_public_name(place):
+    own, public = (importlib.import_module(f"pyro_bc.{name}") for name in (place, place.partition(".")[2]))
+    assert public is getattr(pyro_bc, place.partition(".")[2])
+    names = [name for name, value in vars(own).items() if getattr(value, "__module__", "") == own.__name__]
+    assert names and all(getattr(public, name) is getattr(own, name) for name in names if name[0] != "_")
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
