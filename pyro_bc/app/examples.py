@@ -47,6 +47,11 @@ class Examples:
     held_out: int = 0
 
 
+def _are_one_hot(y: Tensor) -> bool:
+    """Whether targets are classes as rows of a 1 among zeros."""
+    return y.dim() == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+
+
 def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
     """Examples with their parts: in a fixed mixed order, and a tenth split off where there are none to measure on.
 
@@ -58,6 +63,11 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         raise DataError(f"'{name}' holds targets of one part, but not of the other")
     _check_count(name, len(found.x), 2 if found.test_x is None else 1)
     y = torch.zeros(len(found.x), dtype=torch.long) if found.y is None else found.y
+    if likelihood is None and _are_one_hot(y):
+        raise DataError(
+            f"'{name}': targets are rows with a single 1, which may be classes or numbers: give --likelihood "
+            f"soft-categorical for classes, bernoulli for labels, or normal for numbers"
+        )
     chosen = usual_likelihood(y) if likelihood is None else likelihood_named(likelihood)
     y = targets_for(chosen, _one_each(y), f"'{name}'")
     x, own = found.x, len(found.x) - found.held_out

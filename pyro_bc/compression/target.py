@@ -150,8 +150,14 @@ class Target:
     ) -> None:
         """Whether a rise is counted from a network that says something about its inputs; warns where that is little.
 
-        :raises UsageError: where it says nothing.
+        :raises UsageError: where it says nothing, or the held-out targets are all the same, which any network may say.
         """
+        first = batches[0][1][:1]
+        if sum(len(y) for _, y in batches) > 1 and all(bool((y == first).all()) for _, y in batches):
+            raise UsageError(
+                "the held-out targets are all the same, so that they tell no network from another: hold out examples "
+                "of all kinds, in a mixed order"
+            )
         if self.max_bytes is not None or (constant := _of_one_prediction(outputs, batches, likelihood, sites)) is None:
             return
         own = scored(outputs, batches, likelihood, sites)

@@ -62,3 +62,13 @@ def test_targets_are_what_the_likelihood_takes():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_is_made_by_its_name(name):
     assert type(likelihood_named(name)).__name__.lower() == name.replace("-", "")
+
+
+def test_rows_with_a_single_1_are_not_taken_for_numbers_unasked():
+    rows = torch.eye(3)[torch.arange(30) % 3]
+    found = Examples("numbers", torch.randn(30, 4), rows)
+    with pytest.raises(DataError, match="soft-categorical for classes, bernoulli for labels, or normal"):
+        dataset_of("own", found, None)
+    for likelihood in ("soft-categorical", "normal"):
+        assert dataset_of("own", found, likelihood).train_y.shape[1] == 3
+    assert dataset_of("own", Examples("numbers", torch.randn(30, 4), 2 * rows), None).train_y.shape[1] == 3

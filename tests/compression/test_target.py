@@ -149,6 +149,15 @@ def test_what_has_lost_nearly_all_is_a_collapse_for_a_size_too(classes):
     assert found.slack == -math.inf and found.error > 70 and not found.is_kept
 
 
+def test_held_out_data_of_one_class_judge_nothing(classes):
+    net, x, y, _ = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide, held = pyro_bc.FactorizedGuide(model), [(x[y == 2], y[y == 2])]
+    for target in (Target(max_error_rise=1.0), Target(max_bytes=500)):
+        with pytest.raises(UsageError, match="held-out targets are all the same"):
+            pyro_bc.fit(model, guide, [(x, y)], epochs=1, target=target, held_out=held, progress=False)
+
+
 def test_a_rise_is_counted_from_the_network_as_it_was_whatever_a_fit_has_made_of_its_other_parameters(classes):
     _, x, y, held = classes
     torch.manual_seed(0)
