@@ -105,7 +105,7 @@ PRIORS: dict[str, Callable[[], pyro_bc.Prior]] = {
 #: by prior, weights of the KL; several where a whole fit of its own moves along the curve.
 WEIGHTS = {
     "gnj": (0.1, 0.3, 1.0), "ghs": (0.1, 0.3, 1.0), "svd": (1.0, 0.3), "gnj+svd": (1.0,), "ghs+svd": (1.0,),
-    "learned": (0.3, 0.6, 1.2), "gnj+learned": (0.3, 0.6, 1.2),
+    "learned": (0.3, 0.6, 1.2, 2.5, 5.0), "gnj+learned": (0.3, 0.6, 1.2),
 }  # fmt: skip
 #: where there are many fewer examples than weights, parts of these, all of which are tried.
 PARTS = {"transformer": (0.01, 0.03, 0.1)}
