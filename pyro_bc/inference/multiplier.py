@@ -135,10 +135,7 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
             continue
         seen.append(record.slack)
         is_too_large = record.is_kept is False and record.slack > 0 and _is_of_size(record)
-        is_falling = _falls(seen)
-        ahead = max(_AHEAD, _REACHED - at / epochs if is_too_large else 0.0)
-        slack = _going_to(seen, ahead * looks) if is_falling else record.slack
-        slack = min(_FAR if is_too_large and is_falling else _ROOM, max(_LEAST, slack))
+        slack = _counts_for(seen, is_too_large, at / epochs, looks)
         is_too_close = before is not None and record.is_kept is False and _is_closer(record, before)
         may_rise = at <= _FOLLOW * epochs and weight < math.log(_RISEN)
         is_by_heart = may_rise and not _is_of_size(record) and _learns_by_heart(record)
@@ -158,6 +155,19 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)
     return math.exp(weight)
+
+
+def _counts_for(slacks: Sequence[float], is_too_large: bool, part: float, looks: int) -> float:
+    """What the last look says of the weight: where what is left is going to, within bounds.
+
+    :param is_too_large: whether it is a file that has to be smaller.
+    :param part: of the training that is over.
+    :param looks: in the whole training.
+    """
+    if not _falls(slacks):
+        return min(_ROOM, max(_LEAST, slacks[-1]))
+    ahead = max(_AHEAD, _REACHED - part) if is_too_large else _AHEAD
+    return min(_FAR if is_too_large else _ROOM, max(_LEAST, _going_to(slacks, ahead * looks)))
 
 
 def _falls(slacks: Sequence[float]) -> bool:
