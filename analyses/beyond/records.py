@@ -27,10 +27,13 @@ RUNS: dict[str, list[str]] = {
         "--net", "lenet-5-caffe", "--widths", "12-20-64", "--kl-weight", "0.5", "--epochs", "180", "--affine", "1",
         "--pretrained", _TEACHER,
     ],
-    "lenet-300-100-small": [
-        "--net", "lenet-300-100", "--widths", "40-20", "--kl-weight", "0.4", "--epochs", "250", "--affine", "0.7",
-        "--teacher", "lenet-5-caffe", "--teacher-weights", _TEACHER,
-    ],
+    **{
+        f"lenet-300-100-{name}": [
+            "--net", "lenet-300-100", "--widths", "40-20", "--kl-weight", weight, "--epochs", epochs, "--affine", "0.7",
+            "--teacher", "lenet-5-caffe", "--teacher-weights", _TEACHER,
+        ]
+        for name, weight, epochs in (("accurate", "0.4", "250"), ("small", "1.0", "250"), ("tiny", "1.7", "300"))
+    },
 }  # fmt: skip
 # Published: method, error %, bytes, factor.
 PUBLISHED = {
