@@ -119,7 +119,6 @@ class Target:
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
             dense = scored(before, batches, model.likelihood, fitted)
-            most = _lost_from(dense, before, batches, model.likelihood, fitted)
             found = _as_it_is(model, guide, fitted, batches, is_rounded, None)
             if self.max_bytes is None and not has_codes and (found is None or self.excess(found, dense) > 0):
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
@@ -129,7 +128,8 @@ class Target:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
                 size = found.file_bytes if has_codes else _searched(found.file_bytes)
-                if found.error > most:  # no smaller file is worth that
+                # No smaller file is worth the loss of most of what the network knows.
+                if found.error > _lost_from(dense, before, batches, model.likelihood, fitted):
                     return Standing(-math.inf, found.error, size, False, cost=found.error)
                 slack = math.log2(max(size, 1) / self.max_bytes)
                 return Standing(slack, found.error, size, size <= self.max_bytes, cost=found.error)

@@ -240,7 +240,7 @@ def fit(
 
         def save() -> None:
             nonlocal saved, next_checkpoint
-            if checkpoint is None or saved == len(history):
+            if checkpoint is None or saved == len(history):  # the end was written already
                 return
             began = time.monotonic()
             save_fit(
@@ -329,7 +329,7 @@ def fit(
             history.append(record)
             if may_shrink and is_time(record, epochs, steps):
                 left = cut_of(whole, left, schedule, *first) or left
-            if processes.from_first(lambda: time.monotonic() >= next_checkpoint):
+            if checkpoint is not None and processes.from_first(lambda: time.monotonic() >= next_checkpoint):
                 save()
             bar(1, state=_state(history, model.likelihood.metric, guide))
             for tell in told:

@@ -141,16 +141,17 @@ def learned_weight(history: Sequence[Epoch], epochs: int, before: Errors | None 
         is_by_heart = may_rise and not _is_of_size(record) and _learns_by_heart(record)
         if slack < 0 and (is_by_heart or (is_too_close and weight < math.log(_UNASKED))):
             slack = _ROOM
+        must_rise = is_too_large and slack > 0
         mean = 0.5 * (mean + slack)
         if at <= _RISE * epochs:
             weight += rising if _CLEAR < mean <= _ROOM else pace * mean
         elif at <= _FOLLOW * epochs:
             weight += pace * mean
         elif is_held or not counted:
-            weight += pace * (max(_LATE, mean) if is_too_large and slack > 0 else min(0.0, mean))
+            weight += pace * (max(_LATE, mean) if must_rise else min(0.0, mean))
         else:
             level = sum(counted) / len(counted)
-            weight, is_held = max(weight, level) if is_too_large and slack > 0 else level, True
+            weight, is_held = max(weight, level) if must_rise else level, True
         weight = min(weight, math.log(_MOST))
         if _COUNTED * epochs < at <= _FOLLOW * epochs:
             counted.append(weight)

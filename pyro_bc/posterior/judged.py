@@ -109,6 +109,7 @@ def checked(held_out: Iterable[Any], model: BayesianNetwork) -> list[tuple[Any, 
             "there are no held-out examples to judge by; batches are passed over often, as a list's are and not a "
             "generator's"
         )
+    net = model.skeleton
     for number, batch in enumerate(batches, 1):
         which = f"held-out batch {number}"
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
@@ -118,7 +119,7 @@ def checked(held_out: Iterable[Any], model: BayesianNetwork) -> list[tuple[Any, 
         if not bool(y.isfinite().all()):
             raise UsageError(f"the targets of {which} hold NaN or infinite numbers; clean the data")
         try:
-            outputs = computed(model.skeleton, x, model.output)
+            outputs = computed(net, x, model.output)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UsageError(f"the network cannot be run on {which}: {first_line(error)}") from error
         try:

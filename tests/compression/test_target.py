@@ -1,5 +1,6 @@
 """A target: what it allows, the search along a posterior, and looks at held-out data while fitting."""
 
+import copy
 import math
 import warnings
 
@@ -11,6 +12,12 @@ import pyro_bc
 from pyro_bc.compression.target import Target, compress_to
 from pyro_bc.errors import UsageError
 from pyro_bc.posterior.judged import Judged, held_out_batches, judge
+
+OF_EACH_PRIOR = pytest.mark.parametrize(
+    "prior",
+    [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LearnedCode()],
+    ids=["gnj", "ghs", "codes"],
+)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +100,7 @@ def test_a_target_that_cannot_be_kept_says_what_was_tried(classes):
     assert "networks that were tried" in reached.obstacle and "bytes" in reached.obstacle
 
 
-@pytest.mark.parametrize(
-    "prior",
-    [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LearnedCode()],
-    ids=["gnj", "ghs", "codes"],
-)
+@OF_EACH_PRIOR
 def test_a_fit_with_a_target_ends_at_it(classes, prior):
     net, x, y, held = classes
     torch.manual_seed(0)
@@ -116,16 +119,10 @@ def test_a_fit_with_a_target_ends_at_it(classes, prior):
     assert reached.found.file_bytes < 900  # 4,180 bytes dense
 
 
-@pytest.mark.parametrize(
-    "prior",
-    [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LearnedCode()],
-    ids=["gnj", "ghs", "codes"],
-)
+@OF_EACH_PRIOR
 def test_a_size_that_no_network_has_leaves_one_that_knows_something(classes, prior):
     net, x, y, held = classes
-    own = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
-    own.load_state_dict(net.state_dict())
-    model = pyro_bc.BayesianNetwork(own, prior, num_data=1000)
+    model = pyro_bc.BayesianNetwork(copy.deepcopy(net), prior, num_data=1000)
     guide = pyro_bc.FactorizedGuide(model)
     target, loader = Target(max_bytes=30), pyro_bc.data.Batches(x, y, 200)
     with warnings.catch_warnings():
