@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..compression.rate import DIVERGENCE
-from ..errors import CompressedFileError, LostProcessError, OutputError, PyroBCError, UsageError, printable
+from ..errors import CompressedFileError, OutputError, PyroBCError, UsageError, printable
 from ..file import compressed
 from ..file.onnx import OnnxNetwork, pack, to_int8, to_onnx
 from ..quantisation.rounding import RULES
@@ -406,7 +406,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where an arrow cannot be written, it is spelled
-    args = parser().parse_args(argv)
+    return processes.end(_code_of(parser().parse_args(argv)))
+
+
+def _code_of(args: argparse.Namespace) -> int:
+    """What the command exits with, behind one line where it fails."""
     commands = {
         "run": _run, "compress": _compress, "evaluate": _evaluate, "inspect": _inspect, "export": _export,
         "report": _report,
@@ -423,8 +427,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         if not error.is_everywhere or processes.is_started_first():
             _say(f"pyro-bc: {error}")
-        if isinstance(error, LostProcessError):
-            os._exit(2)  # at an ordinary end, threads of the broken group can abort this process
         return 2
     except OSError as error:
         _forget_output()

@@ -6,8 +6,9 @@ large as all batches together. Without a process group everything here is for on
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -60,14 +61,20 @@ def joined(device: str) -> Iterator[str]:
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"the processes did not find each other ({first_line(error)})") from None
-    try:
-        yield device
-    except LostProcessError:
-        raise  # from a group whose connections are broken: threads of gloo's may abort the process that takes leave
-    except BaseException:
-        leave()
-        raise
+    # Behind an error the others' ends of the connections may be closed already, and threads of gloo's abort a process
+    # that takes leave then, or that ends as usual: there :func:`end` is what is left.
+    yield device
     leave()
+
+
+def end(code: int) -> int:
+    """The exit code as it is, where this process is alone; one that has not left a group ends here and now."""
+    if count() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def is_started_first() -> bool:
@@ -161,6 +168,8 @@ def on_all(compute: Callable[[], T]) -> T:
 
 def _raise_everywhere(error: PyroBCError) -> NoReturn:
     error.is_everywhere = count() > 1
+    with suppress(LostProcessError), _together():
+        distributed.barrier()  # none ends while another still reads what is wrong
     raise error
 
 

@@ -134,3 +134,7 @@ def test_one_process_needs_no_group():
     processes.average_([x])
     assert (processes.count(), processes.rank()) == (1, 0) and x.tolist() == [0, 1, 2]
     assert processes.gathered("own") == ["own"] and processes.from_first(lambda: 7) == 7
+
+
+def test_a_process_that_is_alone_ends_as_it_would():
+    assert processes.end(2) == 2
