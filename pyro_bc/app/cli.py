@@ -27,7 +27,7 @@ from .metrics import test_error
 from .networks import NETWORKS
 from .observed import LIKELIHOODS
 from .own_data import load_data
-from .pairing import in_its_classes, inputs_beside, paired
+from .pairing import categories_beside, in_its_classes, inputs_beside, paired
 from .report import write_report
 from .settings import PRIORS, CompressSettings, Settings, options_of
 from .tables import error_key, in_words, markdown
@@ -250,8 +250,9 @@ def _compress(args: argparse.Namespace) -> None:
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
     """The data that the arguments name, which must be of the network's shape and outputs."""
     data = load_data(
-        args.data, args.data_dir, likelihood=args.likelihood, target=args.target, input_shape=stored.input_shape
-    )
+        args.data, args.data_dir, likelihood=args.likelihood, target=args.target, input_shape=stored.input_shape,
+        categories=categories_beside(Path(args.file)),
+    )  # fmt: skip
     if args.development:
         data = data.development()
     if stored.input_shape and stored.input_shape != data.picture_shape:
@@ -277,6 +278,10 @@ def _measured(args: argparse.Namespace, data: Dataset) -> Dataset:
     return data.whole("all of these data, which are not those of the run")
 
 
+def _which(data: Dataset) -> str:
+    return f" ({data.test_part})" if data.is_own else ""
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     data_bytes = compressed.read_bytes(args.file)
     with _of_file(args.file):
@@ -289,8 +294,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         _tell(json.dumps(result))
         return
-    which = f" ({data.test_part})" if data.is_own else ""
-    _tell(f"{in_words(metric, error)} of {len(data.test_x):,} examples{which}, file of {len(data_bytes):,} bytes")
+    _tell(
+        f"{in_words(metric, error)} of {len(data.test_x):,} examples{_which(data)}, file of {len(data_bytes):,} bytes"
+    )
 
 
 @contextmanager
@@ -358,7 +364,7 @@ def _export(args: argparse.Namespace) -> None:
         raise UsageError(
             f"'{args.file}' does not say what shape its input has; use pyro_bc.onnx.to_onnx with that shape"
         )
-    data = _data_for(args, stored) if args.data else None
+    data = _measured(args, _data_for(args, stored)) if args.data else None
     net = stored.network()
     difference = to_onnx(net, args.onnx, stored.input_shape, stored.input_dtype)
     networks: dict[str, Any] = {"pytorch": net, "onnx": OnnxNetwork(args.onnx)}
@@ -375,7 +381,7 @@ def _export(args: argparse.Namespace) -> None:
         metric = data.likelihood.metric
         with _of_file(args.file):
             result[error_key(metric)] = {name: test_error(own, data) for name, own in networks.items()}
-        result["n"] = len(data.test_x)
+        result |= {"n": len(data.test_x), "measured_on": data.test_part}
     if args.json:
         _tell(json.dumps(result))
         return
@@ -388,7 +394,7 @@ def _export(args: argparse.Namespace) -> None:
         _tell(f"{args.packed}: {result['bytes']['packed']:,} bytes")
     if data is not None:
         for name, error in result[error_key(metric)].items():
-            _tell(f"  {name:<8} {in_words(metric, error)} of {result['n']:,} examples")
+            _tell(f"  {name:<8} {in_words(metric, error)} of {result['n']:,} examples{_which(data)}")
 
 
 def _forget_output() -> None:

@@ -6,6 +6,7 @@ error. Classes are numbered in the order of the targets' values, unless these ar
 """
 
 import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ _MOST_CATEGORIES = 100
 _MOST_OF_A_LINE, _MOST_CELLS, _MOST_BYTES, _ROWS_AT_ONCE = 1 << 24, 1 << 29, 1 << 32, 1 << 10
 
 
-def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examples:
+def read_columns(
+    path: Path, target: str | None, is_class: bool | None, categories: Mapping[str, Sequence[str]] | None = None
+) -> Examples:
     """What a table holds: inputs ``(rows, columns)``, and targets.
 
     :param target: name of its column; None for one that is called target, label, class or y, or the last.
     :param is_class: whether targets are to be classes; None where their values say it.
+    :param categories: texts of the columns of another table whose columns of numbers these are to be.
     :raises DataError: where the file is damaged, has no such column, or values are missing, or neither numbers nor
-        categories.
+        categories, or texts that the other table has not.
     """
     frame = _frame(path)
     if len(frame.columns) < 2 or not len(frame):
@@ -58,11 +62,18 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
     y, classes = _targets(path, name, frame[name], is_class)
     columns: list[str] = []
     values: list[np.ndarray] = []
+    levels: dict[str, tuple[str, ...]] = {}
     for column in frame.columns:
-        if column != name:
-            for label, own in _encoded(path, str(column), frame[column]):
-                columns.append(label)
-                values.append(own)
+        if column == name:
+            continue
+        own, label = frame[column], str(column)
+        if _is_text(own):
+            levels[label] = _levels(path, label, own, (categories or {}).get(label))
+            encoded = _shown(label, levels[label], own)
+        else:
+            encoded = [(label, _single(path, label, own))]
+        columns += [of for of, _ in encoded]
+        values += [numbers for _, numbers in encoded]
     x = torch.from_numpy(np.stack(values, 1))
     shown = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
     return Examples(
@@ -71,6 +82,7 @@ def read_columns(path: Path, target: str | None, is_class: bool | None) -> Examp
         y,
         classes=classes,
         columns=tuple(columns),
+        categories=levels,
     )
 
 
@@ -138,27 +150,42 @@ def _numbers_of(path: Path, name: str, column: Any) -> np.ndarray:
     return values
 
 
-def _encoded(path: Path, name: str, column: Any) -> list[tuple[str, np.ndarray]]:
-    """A column's names and float32 values."""
-    if not _is_text(column):
-        values = _numbers_of(path, name, column)
-        single = values.astype(np.float32)
-        if not np.isfinite(single).all() or np.abs(single - values).max() > 1e-3 * max(values.std(), 1e-300) > 0:
-            raise DataError(
-                f"'{path}': float32 cannot tell the numbers of column '{name}' apart, about {values.mean():g} and "
-                f"{values.std():g} around it: subtract a number from them"
-            )
-        return [(name, single)]
+def _single(path: Path, name: str, column: Any) -> np.ndarray:
+    """A column of numbers in float32."""
+    values = _numbers_of(path, name, column)
+    single = values.astype(np.float32)
+    if not np.isfinite(single).all() or np.abs(single - values).max() > 1e-3 * max(values.std(), 1e-300) > 0:
+        raise DataError(
+            f"'{path}': float32 cannot tell the numbers of column '{name}' apart, about {values.mean():g} and "
+            f"{values.std():g} around it: subtract a number from them"
+        )
+    return single
+
+
+def _levels(path: Path, name: str, column: Any, known: Sequence[str] | None) -> tuple[str, ...]:
+    """The texts of a column in their order, those of another table where they are known from there."""
     if _are_dates(column):
         raise DataError(f"'{path}': column '{name}' holds dates or times: leave it out, or make numbers of them")
-    texts = column.astype(str)
-    levels = sorted(texts.unique())
+    levels = sorted(column.astype(str).unique())
+    if known is not None:
+        new = [level for level in levels if level not in known]
+        if new:
+            raise DataError(
+                f"'{path}': column '{name}' holds '{new[0]}', which the table of the run had not: it had "
+                f"{', '.join(known)}"
+            )
+        return tuple(known)
     if len(levels) > _MOST_CATEGORIES:
         raise DataError(
             f"'{path}': column '{name}' holds {len(levels):,} different texts, such as '{levels[0]}': at most "
             f"{_MOST_CATEGORIES} are categories; leave it out, or make numbers of it"
         )
-    shown = levels[1:] if len(levels) == 2 else levels
+    return tuple(levels)
+
+
+def _shown(name: str, levels: Sequence[str], column: Any) -> list[tuple[str, np.ndarray]]:
+    """A column of texts as columns of 0 and 1, with their names."""
+    shown, texts = levels[1:] if len(levels) == 2 else levels, column.astype(str)
     return [(f"{name}={level}", (texts == level).to_numpy(dtype=np.float32)) for level in shown]
 
 

@@ -20,7 +20,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ class Dataset:
     :param has_targets: whether anyone knows the targets; they are 0 where not.
     :param class_names: where classes have names.
     :param columns: names, where inputs are columns.
+    :param categories: the texts that columns of a table held, by the column's name there.
     :param is_own: whether it is a user's, and none of the sets above.
     :param split_from: by what a user's examples are known again, where the test part was split off them; else empty.
     """
@@ -70,6 +71,7 @@ class Dataset:
     has_targets: bool = True
     class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_own: bool = False
     split_from: str = ""
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ class Examples:
     :param test_x: None where the files have no part for that.
     :param classes: names, where classes have some.
     :param columns: names, where inputs are columns.
+    :param categories: the texts that columns of a table held, by the column's name there.
     :param held_out: examples at the end of ``x`` that the user put aside for choices; the rest is in any order.
     """
 
@@ -44,6 +45,7 @@ class Examples:
     test_y: Tensor | None = None
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held_out: int = 0
 
 
@@ -89,8 +91,8 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         Path(name).absolute().stem, x.index_select(0, order), y[order], test_x, test_y, classes,
         held_out=found.held_out or min(_MOST, most, max(1, int(_PART * len(order)))), likelihood=chosen,
         test_part=test_part,
-        what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns, is_own=True,
-        split_from=split_from,
+        what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns,
+        categories=found.categories, is_own=True, split_from=split_from,
     )  # fmt: skip
 
 

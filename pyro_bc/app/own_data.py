@@ -15,7 +15,7 @@ of every class a tenth.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ def load_data(
     target: str | None = None,
     picture_size: int | None = None,
     input_shape: Sequence[int] = (),
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> Dataset:
     """A data set of ours by its name, or a user's by its path.
 
@@ -49,6 +50,8 @@ def load_data(
     :param target: name of a table's target column.
     :param picture_size: height and width that a folder's pictures are brought to.
     :param input_shape: that of a network that exists; empty where there is none yet.
+    :param categories: the texts that columns of another table held, by the column's name, whose numbers this one's
+        are to have.
     :raises DataError: where there is no such set, file or column, or it does not hold that.
     :raises UsageError: where an option is given that has no meaning for it.
     """
@@ -73,7 +76,7 @@ def load_data(
         check_option(name, "picture-size", picture_size, _PICTURES)
     if path.suffix in columns.ENDINGS:
         is_class = None if likelihood is None else likelihood_named(likelihood) == LIKELIHOODS["categorical"]()
-        found = columns.read_columns(path, target, is_class)
+        found = columns.read_columns(path, target, is_class, categories)
     elif path.suffix in arrays.ENDINGS:
         found = arrays.read_arrays(path)
     if found is None:

@@ -1,7 +1,7 @@
 """A network and data that go together, found out before anything is trained or written."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,14 @@ def inputs_beside(file: Path) -> Mapping[str, Any]:
     except UsageError:  # it says nothing then
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def categories_beside(file: Path) -> Mapping[str, Sequence[str]]:
+    """The texts that columns of the table held that a file's run was made with, by the column's name there."""
+    found = inputs_beside(file).get("categories")
+    if not isinstance(found, dict):
+        return {}
+    return {name: levels for name, levels in found.items() if isinstance(levels, list) and levels}
 
 
 def in_its_classes(file: Path, data: Dataset) -> Dataset:

@@ -81,6 +81,20 @@ def test_what_is_wrong_is_named(tmp_path, frame, options, message):
         load_data(path, **options)
 
 
+def test_columns_of_texts_are_those_of_another_table_where_they_are_known_from_there(tmp_path):
+    known = load_data(table(tmp_path / "first.csv")).categories
+    assert known == {"colour": ("blue", "green", "red"), "kind": ("a", "b")}
+    some = FRAME[FRAME["colour"] != "blue"].assign(kind="b")
+    data = load_data(table(tmp_path / "some.csv", some), categories=known)
+    assert data.columns == ("size", "colour=blue", "colour=green", "colour=red", "new", "kind=b")
+    assert data.train_x[:, 1].tolist() == [0] * len(data.train_x) and data.train_x[:, 5].tolist() == [1] * 27
+    # Of two texts the first is no column: another in its place would be taken for it.
+    other = table(tmp_path / "other.csv", FRAME.replace({"kind": {"a": "0"}}))
+    assert load_data(other).columns == load_data(table(tmp_path / "first.csv")).columns
+    with pytest.raises(DataError, match=r"column 'kind' holds '0', which the table of the run had not: it had a, b"):
+        load_data(other, categories=known)
+
+
 def test_parquet_is_read_or_its_package_named(tmp_path, monkeypatch):
     path = tmp_path / "set.parquet"
     path.write_bytes(b"PAR1")

@@ -219,6 +219,41 @@ def test_new_data_are_measured_whole_in_the_classes_of_the_run(tmp_path, capsys)
     assert evaluated(own)["n"] == 200 and "no metrics.json" in evaluated(own)["measured_on"]
 
 
+def test_new_tables_may_lack_some_of_a_columns_texts(tmp_path, capsys):
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef table():\n    return nn.Linear(4, 1)\n")
+    draws = np.random.default_rng(0)
+    frame = pandas.DataFrame({"size": draws.normal(size=300), "colour": draws.choice(["blue", "green", "red"], 300)})
+    frame["price"] = frame["size"] + 3.0 * (frame["colour"] == "red") + 0.1 * draws.normal(size=300)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    words = ("--net", f"{tmp_path}/net.py:table", "--prior", "ghs", "--data", tmp_path / "own.csv", "--epochs", 20)
+    assert run(tmp_path, *words, out="out") == 0
+    new = frame[frame["colour"] != "blue"]
+    new.to_csv(tmp_path / "new.csv", index=False)
+    file = tmp_path / "out" / "network.pbc"
+    capsys.readouterr()
+    assert main(["evaluate", str(file), "--data", str(tmp_path / "new.csv"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    x = np.stack([new["size"], np.zeros(len(new)), new["colour"] == "green", new["colour"] == "red"], 1)
+    given = pyro_bc.load(file)(torch.from_numpy(x).float()).detach().squeeze(1).numpy()
+    assert found["n"] == len(new)
+    assert found["rmse"] == pytest.approx(float(np.sqrt(np.mean((given - new["price"]) ** 2))), rel=1e-4)
+    exported = (
+        "export",
+        str(file),
+        "--onnx",
+        str(tmp_path / "net.onnx"),
+        "--data",
+        str(tmp_path / "new.csv"),
+        "--json",
+    )
+    assert main(exported) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["n"] == len(new) and again["rmse"]["onnx"] == pytest.approx(found["rmse"], rel=1e-4)
+    frame.replace({"colour": {"red": "violet"}}).to_csv(tmp_path / "other.csv", index=False)
+    assert main(["evaluate", str(file), "--data", str(tmp_path / "other.csv")]) == 2
+    assert "'colour' holds 'violet', which the table of the run had not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("y", [torch.ones(80, dtype=torch.long), torch.full((80,), 2.5)], ids=["class", "number"])
 def test_targets_that_are_all_the_same_are_refused_at_once(tmp_path, capsys, y):
     (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef table():\n    return nn.Linear(3, 3)\n")
