@@ -493,7 +493,10 @@ def _by_curvature(
 ) -> tuple[BayesianNetwork, Reading]:
     """What compression left as a model of its own, and its posterior by its curvature."""
     left = BayesianNetwork(pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
-    return left, read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
+    with warnings.catch_warnings():
+        # Of this model, which nobody made: the user's posterior is of more than has a curvature.
+        warnings.filterwarnings("ignore", "left deterministic")
+        return left, read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
 
 
 def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:

@@ -96,7 +96,8 @@ def _say_drawn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
             _SAID.add((site, name))
             warnings.warn(
                 f"'{site}' is drawn once for the whole batch, and gradients are noisier for it: '{name}' has no rule "
-                f"for a weight that is not drawn. Multiply with it by F.linear, @, einsum or a convolution",
+                f"for a weight that is used so. There are rules for F.linear, @, einsum and convolutions with a weight "
+                f"that is not transposed",
                 stacklevel=4,
             )
 

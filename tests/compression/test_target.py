@@ -196,6 +196,27 @@ def test_a_target_that_is_missed_says_which_layer_costs_most_and_shows_itself(cl
     assert f"{reached.found.file_bytes:,} bytes" in shown
 
 
+def test_a_cell_that_has_a_posterior_is_not_said_to_be_left_without_one():
+    class Last(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = torch.nn.LSTM(3, 6, batch_first=True), torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    x = torch.randn(60, 5, 3)
+    model = pyro_bc.BayesianNetwork(Last(), pyro_bc.GroupNormalJeffreys(), num_data=60)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    held = [(x, (x.sum((1, 2)) > 0).long())]
+    guide(*held[0])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        reached = compress_to(model, guide, Target(max_bytes=10_000), held, held, progress=False)
+    assert any(judged.way.startswith("groups by") for judged in reached.curve)  # its curvature was tried
+    assert [str(one.message) for one in said if "left deterministic" in str(one.message)] == []
+
+
 def test_a_loss_before_and_after_is_that_under_the_same_noise():
     torch.manual_seed(0)
     x = torch.randn(200, 4)
