@@ -23,6 +23,7 @@ COMMON = ["--prior", "learned", "--data", "mnist", "--development"]
 _TEACHER = "{runs}/lenet-5-caffe-small/dense.safetensors"
 RUNS: dict[str, list[str]] = {
     "lenet-5-caffe-small": ["--net", "lenet-5-caffe"],  # its recipe
+    "lenet-5-caffe-tiny": ["--net", "lenet-5-caffe", "--kl-weight", "3", "--epochs", "240", "--pretrained", _TEACHER],
     "lenet-5-caffe-accurate": [
         "--net", "lenet-5-caffe", "--widths", "12-20-64", "--kl-weight", "0.5", "--epochs", "180", "--affine", "1",
         "--pretrained", _TEACHER,

@@ -164,7 +164,7 @@ def test_folders_in_use_are_left_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
 
 
-def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
+def test_a_target_is_one_number_and_all_else_is_found(tmp_path, request):
     few = {"epochs": 10, "pretrain_epochs": 30, "max_error_rise": 5.0}
     settings = Settings.of("lenet-300-100", "ghs", "digits", **few)
     said: list[str] = []
@@ -181,6 +181,7 @@ def test_a_target_is_one_number_and_all_else_is_found(tmp_path):
     page = (tmp_path / "one" / "report.html").read_text()
     assert "The target" in page and "--max-error-rise 5.0" in page
     # Stopped behind its sixth epoch: the same file.
+    request.getfixturevalue("no_pages")
     stop = []
 
     def interrupt(epoch):
