@@ -20,6 +20,7 @@ from ..quantisation.rounding import RULES
 from ..runtime import processes
 from ..runtime.files import check_target, check_temporary
 from ..runtime.messages import first_line
+from .columns import ENDINGS as TABLES
 from .compress_job import compress_trained
 from .datasets import DATASETS, Dataset
 from .job import run
@@ -27,7 +28,7 @@ from .metrics import test_error
 from .networks import NETWORKS
 from .observed import LIKELIHOODS
 from .own_data import load_data
-from .pairing import categories_beside, in_its_classes, inputs_beside, paired
+from .pairing import in_its_classes, inputs_beside, paired, table_beside
 from .report import write_report
 from .settings import PRIORS, CompressSettings, Settings, options_of
 from .tables import error_key, in_words, markdown
@@ -249,9 +250,12 @@ def _compress(args: argparse.Namespace) -> None:
 
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
     """The data that the arguments name, which must be of the network's shape and outputs."""
+    target, categories = table_beside(Path(args.file))
+    if args.target or Path(args.data).suffix not in TABLES:
+        target = args.target
     data = load_data(
-        args.data, args.data_dir, likelihood=args.likelihood, target=args.target, input_shape=stored.input_shape,
-        categories=categories_beside(Path(args.file)),
+        args.data, args.data_dir, likelihood=args.likelihood, target=target, input_shape=stored.input_shape,
+        categories=categories,
     )  # fmt: skip
     if args.development:
         data = data.development()

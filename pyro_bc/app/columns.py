@@ -83,6 +83,7 @@ def read_columns(
         classes=classes,
         columns=tuple(columns),
         categories=levels,
+        target=str(name),
     )
 
 

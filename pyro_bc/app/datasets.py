@@ -54,6 +54,7 @@ class Dataset:
     :param class_names: where classes have names.
     :param columns: names, where inputs are columns.
     :param categories: the texts that columns of a table held, by the column's name there.
+    :param target: name of a table's target column.
     :param is_own: whether it is a user's, and none of the sets above.
     :param split_from: by what a user's examples are known again, where the test part was split off them; else empty.
     """
@@ -72,6 +73,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    target: str = ""
     is_own: bool = False
     split_from: str = ""
 

@@ -35,6 +35,7 @@ class Examples:
     :param classes: names, where classes have some.
     :param columns: names, where inputs are columns.
     :param categories: the texts that columns of a table held, by the column's name there.
+    :param target: name of a table's target column.
     :param held_out: examples at the end of ``x`` that the user put aside for choices; the rest is in any order.
     """
 
@@ -46,6 +47,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    target: str = ""
     held_out: int = 0
 
 
@@ -92,7 +94,7 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         held_out=found.held_out or min(_MOST, most, max(1, int(_PART * len(order)))), likelihood=chosen,
         test_part=test_part,
         what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns,
-        categories=found.categories, is_own=True, split_from=split_from,
+        categories=found.categories, target=found.target, is_own=True, split_from=split_from,
     )  # fmt: skip
 
 

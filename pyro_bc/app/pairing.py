@@ -138,16 +138,19 @@ def inputs_beside(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def categories_beside(file: Path) -> Mapping[str, Sequence[str]]:
-    """The texts that columns of the table held that a file's run was made with, by the column's name there."""
-    found = inputs_beside(file).get("categories")
-    if not isinstance(found, dict):
-        return {}
-    return {name: levels for name, levels in found.items() if isinstance(levels, list) and levels}
+def table_beside(file: Path) -> tuple[str | None, Mapping[str, Sequence[str]]]:
+    """Of the table that a file's run was made with: its target column, and the texts that other columns held."""
+    found = inputs_beside(file)
+    target, categories = found.get("target"), found.get("categories")
+    held = categories.items() if isinstance(categories, dict) else ()
+    return (
+        target if isinstance(target, str) and target else None,
+        {name: levels for name, levels in held if isinstance(levels, list) and levels},
+    )
 
 
 def in_its_classes(file: Path, data: Dataset) -> Dataset:
-    """A user's data with classes numbered as in the run that a file is of, where that lies beside it.
+    """A user's data with columns and classes in the order of the run that a file is of, where that lies beside it.
 
     New data may lack some of the classes.
 
@@ -156,7 +159,11 @@ def in_its_classes(file: Path, data: Dataset) -> Dataset:
     found = inputs_beside(file) if data.is_own else {}
     before, own = found.get("columns"), list(data.columns)
     if isinstance(before, list) and before and own and before != own:
-        raise UsageError(_other("columns", file, data, before, own))
+        if set(before) != set(own) or len(before) != len(own):
+            raise UsageError(_other("columns", file, data, before, own))
+        assert isinstance(data.train_x, Tensor) and isinstance(data.test_x, Tensor)  # of tables
+        order = torch.tensor([own.index(name) for name in before])
+        data = replace(data, train_x=data.train_x[:, order], test_x=data.test_x[:, order], columns=tuple(before))
     before = found.get("classes")
     if isinstance(before, int):
         before = [str(number) for number in range(before)]
@@ -176,7 +183,7 @@ def in_its_classes(file: Path, data: Dataset) -> Dataset:
 def _other(what: str, file: Path, data: Dataset, before: list[Any], own: list[str]) -> str:
     new = [name for name in own if name not in before]
     missing = [name for name in before if name not in own]
-    differing = f"'{new[0]}' is new" if new else f"'{missing[0]}' is missing" if missing else "their order differs"
+    differing = f"'{new[0]}' is new" if new else f"'{missing[0]}' is missing" if missing else "some are there twice"
     return f"'{data.name}' has other {what} than '{file}' was made for: {differing}; the file's are {', '.join(before)}"
 
 
