@@ -77,6 +77,13 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
         assert process["resumed_end"] == process["whole_end"]
 
 
+def test_compiled_steps_of_two_processes_come_to_the_same(found):
+    if "compiled" not in found[0]:
+        pytest.skip("there is no C++ compiler")
+    for process in found[:2]:
+        assert process["compiled"] == pytest.approx(process["whole"], rel=1e-4)
+
+
 def test_groups_leave_two_processes_alike_and_a_resumed_run_goes_on_without_them(found):
     first, second, _ = found
     assert first["shrunk"] == second["shrunk"] and first["weights"] == second["weights"]
