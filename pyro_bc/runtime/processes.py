@@ -167,9 +167,10 @@ def on_all(compute: Callable[[], T]) -> T:
 
 
 def _raise_everywhere(error: PyroBCError) -> NoReturn:
-    error.is_everywhere = count() > 1
-    with suppress(LostProcessError), _together():
-        distributed.barrier()  # none ends while another still reads what is wrong
+    if count() > 1:
+        error.is_everywhere = True
+        with suppress(LostProcessError), _together():
+            distributed.barrier()  # none ends while another still reads what is wrong
     raise error
 
 
