@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import command
 
 import pyro_bc
 from pyro_bc.app.datasets import load_dataset
@@ -70,7 +71,8 @@ def test_a_target_is_kept(first_four):
 
 
 def test_arviz_reads_the_posterior_of_the_main_job(tmp_path):
-    command = "run --net lenet-300-100 --prior ghs --data digits --epochs 2 --pretrain-epochs 2 --out runs/digits"
-    subprocess.run([sys.executable, "-m", "pyro_bc", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    words = ["run", "--net", "lenet-300-100", "--prior", "ghs", "--data", "digits", "--epochs", "2"]
+    words += ["--pretrain-epochs", "2", "--out"]
+    assert command(*words, tmp_path / "runs" / "digits").returncode == 0
     printed = run_python(example(6), tmp_path)
     assert "net.fc1.scale[20]" in printed and "elpd_loo" in printed
