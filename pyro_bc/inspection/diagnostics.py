@@ -26,6 +26,9 @@ from .arviz import arviz_package, is_before_1
 #: above this k the importance ratios have no finite mean that a sample could find (Vehtari et al. 2024).
 RELIABLE_K = 0.7
 
+# Logarithms of ratios that are no further apart are alike.
+_ALIKE = 1e-3
+
 
 @torch.no_grad()
 def error_percent(net: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
@@ -124,16 +127,19 @@ def pareto_k(log_ratios: np.ndarray) -> float:
     """
     centred = log_ratios - log_ratios.max()
     arviz = arviz_package()
-    if np.ptp(centred) < 1e-3:
-        return 0.0  # all the same: there is no tail
-    if is_before_1():
-        return float(arviz.psislw(centred)[1])
-    from arviz_stats.base import array_stats
+    if np.ptp(centred) < _ALIKE:
+        return 0.0  # there is no tail
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if is_before_1():
+            k = float(arviz.psislw(centred)[1])
+        else:
+            from arviz_stats.base import array_stats
 
-    try:
-        return float(array_stats.psislw(-centred, axis=-1)[1])  # which takes log-likelihoods
-    except ValueError:  # the others are as good as zero beside the largest
-        return math.inf
+            try:
+                k = float(array_stats.psislw(-centred, axis=-1)[1])  # which takes log-likelihoods
+            except ValueError:
+                k = math.inf
+    return math.inf if math.isnan(k) else k  # the others are as good as zero beside the largest
 
 
 @dataclass(frozen=True)
@@ -190,16 +196,24 @@ def _tempered(data: Any, kl_weight: float) -> LeaveOneOut:
 
 
 def _smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed importance weights of every row, their logarithms normalised, and the rows' Pareto k."""
-    arviz = arviz_package()
-    if is_before_1():
-        weights, k = arviz.psislw(log_ratios)
-    else:
-        from arviz_stats.base import array_stats
+    """Pareto-smoothed importance weights of every row, their logarithms normalised, and the rows' Pareto k.
 
-        weights, k = array_stats.psislw(-log_ratios, axis=-1)  # which takes log-likelihoods
-    weights = np.asarray(weights)
-    return weights - np.logaddexp.reduce(weights, axis=1, keepdims=True), np.asarray(k)
+    Where no tail can be fitted, weights stay as they are: k is 0 where all draws are alike, and infinite where all but
+    a few are as good as zero beside the largest.
+    """
+    arviz = arviz_package()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if is_before_1():
+            weights, k = arviz.psislw(log_ratios)
+        else:
+            from arviz_stats.base import array_stats
+
+            weights, k = array_stats.psislw(-log_ratios, axis=-1)  # which takes log-likelihoods
+    weights, k = np.asarray(weights), np.asarray(k)
+    has_tail = np.isfinite(k) & ~np.isnan(weights).any(1)
+    weights = np.where(has_tail[:, None], weights, log_ratios)
+    without = np.where(np.ptp(log_ratios, axis=1) < _ALIKE, 0.0, np.inf)
+    return weights - np.logaddexp.reduce(weights, axis=1, keepdims=True), np.where(has_tail, k, without)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pyro_bc.app.datasets import load_dataset
 from pyro_bc.errors import UsageError
 from pyro_bc.inspection.diagnostics import (
     ImportanceRatios,
+    _smoothed,
     calibration,
     compare_fits,
     error_percent,
@@ -79,6 +80,21 @@ def test_the_shape_of_a_pareto_tail_is_found():
     for shape in (0.3, 0.9):
         ratios = stats.genpareto.rvs(shape, size=40_000, random_state=1)
         assert pareto_k(np.log(ratios)) == pytest.approx(shape, abs=0.15)
+
+
+@pytest.mark.filterwarnings("error")
+def test_points_without_a_tail_have_weights_and_others_stay_as_arviz_has_them():
+    noise = np.random.default_rng(0)
+    ratios = noise.normal(size=(4, 200))
+    # A point that every draw is sure of, to the last bit, with tails that underflow; and one that one draw outweighs.
+    ratios[1] = -np.sort(noise.exponential(size=200)) * 1e-17
+    ratios[1, :60] = -6e-17
+    ratios[2, 7] = 1e4
+    weights, k = _smoothed(ratios)
+    assert np.isfinite(k[[0, 3]]).all() and k[1] <= 0 and k[2] == np.inf
+    assert np.allclose(np.exp(weights).sum(1), 1) and weights[2, 7] == 0 and np.allclose(weights[1], -np.log(200))
+    alone, alone_k = _smoothed(ratios[[0, 3]])
+    assert np.allclose(weights[[0, 3]], alone) and np.allclose(k[[0, 3]], alone_k)
 
 
 @pytest.mark.parametrize("options,message", [({"draws": 10}, "25"), ({"kl_weight": 0.0}, "without a KL")])
