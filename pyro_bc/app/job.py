@@ -61,6 +61,7 @@ from .report import write_results
 from .settings import PRIORS, Settings, has_codes, prior_of
 from .stages import FEW, Fitted, Job, Start, dense_stage, finetune_stage, fit_stage, start_of, teacher_stage
 from .tables import error_key, inputs_in_words, target_in_words
+from .units import in_usual_units
 
 # What a run writes at least: the dense network, and a checkpoint of posterior means, deviations and two moments of the
 # optimiser of each, which is there twice while one takes the place of the one before.
@@ -101,7 +102,9 @@ def run(
     held = None
     if settings.target is not None:
         data, held = _split_off(data)
-    if plan.dense.epochs and settings.dense.weights is None:
+    if settings.dense.weights is not None:
+        net = in_usual_units(net, data)
+    elif plan.dense.epochs:
         net = normalised(net, data)
     teacher = net
     if plan.distil.teacher not in (None, settings.net):

@@ -1,0 +1,129 @@
+"""Trained networks of numbers far from 1: the same function, whose first and last weights are as large as others.
+
+Priors, initial variances and learning rates suit weights of a usual size. A network that was trained on prices or on
+pixels up to 255 has some that are thousands of times smaller or larger; the scales of its inputs and outputs belong
+outside, as they are for networks that are trained here (:class:`~pyro_bc.app.normalised.Normalised`).
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.layer_types import layer_type
+from ..graph.module import evaluating
+from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_arguments
+from ..graph.read import read_graph
+from ..model.likelihoods import Normal
+from ..runtime.devices import device_of
+from ..runtime.random_state import same_random_state
+from .datasets import Dataset
+from .normalised import Normalised, Scales
+
+# Deviations and means, in powers of two, from which on numbers are far from 1.
+_FAR = 3
+
+# Inputs on which the function must be the same, and how far outputs may be apart, of the largest.
+_EXAMPLES, _APART = 64, 1e-3
+
+
+def in_usual_units(net: nn.Module, data: Dataset) -> nn.Module:
+    """The same function of a user's inputs as a network of numbers about 0 and 1, where they are far from that.
+
+    :param net: a trained network; it is not changed, and comes back where nothing is far from 1, or cannot be moved
+        out, which is said.
+    :param data: as :func:`~pyro_bc.app.pairing.paired` gives them.
+    """
+    if isinstance(net, Normalised) or not data.is_own or not data.train_x.is_floating_point():
+        return net
+    inputs = Scales.of(data.train_x)
+    outputs = Scales.of(data.train_y) if data.has_targets and isinstance(data.likelihood, Normal) else None
+    if outputs is not None and not _is_far(outputs):
+        outputs = None
+    if not _is_far(inputs):
+        inputs = Scales(torch.zeros_like(inputs.mean), torch.ones_like(inputs.deviation))
+        if outputs is None:
+            return net
+    with same_random_state(device_of(net)), torch.no_grad():
+        moved = _moved(net, data.train_x[:_EXAMPLES], inputs, outputs)
+    if moved is None:
+        own = [inputs.deviation, *([] if outputs is None else [outputs.deviation])]
+        numbers = torch.cat([part.flatten() for part in own])
+        warnings.warn(
+            f"the network was trained on numbers far from 1 (deviations of {float(numbers.min()):g} to "
+            f"{float(numbers.max()):g}), and its first and last layers are none that could be brought to a usual size: "
+            f"what is fitted will be worse than for a network of normalised inputs and targets",
+            stacklevel=2,
+        )
+        return net
+    return moved
+
+
+def _is_far(scales: Scales) -> bool:
+    by_deviation = scales.deviation.log2().abs() > _FAR
+    return bool((by_deviation | (scales.mean.abs() > 2**_FAR * scales.deviation)).any())
+
+
+def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) -> nn.Module | None:
+    """The network inside scales that its weights were freed of; None where that is not the same function."""
+    inner = copy.deepcopy(net)
+    whole = nn.Sequential(inner)
+    graph = read_graph(whole, x[:2])
+    first = [node for node in graph.nodes if -1 in node.values()]
+    if not all(_is_plain(node) for node in first):
+        return None
+    if not all(_takes_means(node) for node in first):
+        inputs = Scales(torch.zeros_like(inputs.mean), inputs.deviation)
+    own = dict(whole.named_parameters())
+    for node in dict.fromkeys(first):
+        weight, bias = _parameters(graph, own, node)
+        if weight is None or weight.shape[1] % max(1, inputs.mean.numel()):
+            return None
+        along = [1, -1, *[1] * (weight.dim() - 2)]
+        if bias is not None:
+            bias += (weight * inputs.mean.reshape(along)).flatten(1).sum(1)
+        weight *= inputs.deviation.reshape(along)
+    last = graph.nodes[-1]
+    if outputs is not None:
+        weight, bias = _parameters(graph, own, last) if is_layer(last) else (None, None)
+        if weight is None or outputs.deviation.numel() not in (1, weight.shape[0]):
+            return None
+        deviation = outputs.deviation.reshape(-1)
+        weight /= deviation.reshape(-1, *[1] * (weight.dim() - 1))
+        if bias is None:
+            outputs = Scales(torch.zeros_like(outputs.mean), outputs.deviation)
+        else:
+            bias -= outputs.mean.reshape(-1)
+            bias /= deviation
+    moved = Normalised(inner, inputs, outputs).to(x.device)
+    with evaluating(net), evaluating(moved):
+        before, after = net(x), moved(x)
+    same = (before - after).abs().max() <= _APART * before.abs().max()
+    return moved if bool(same) else None
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node is a layer of which the input is one."""
+    if not is_layer(node) or node.args[0] != Value(-1):
+        return False
+    kind = layer_type(node.op)
+    return not kind.is_lookup and not kind.is_transposed and layer_arguments(node).get("groups", 1) == 1
+
+
+def _takes_means(node: Node) -> bool:
+    """Whether a layer can take the inputs' means into its bias: not where it pads inputs with 0."""
+    padding = layer_arguments(node).get("padding", 0)
+    return len(node.args) > 2 and isinstance(node.args[2], Named) and not any(torch.tensor(padding).flatten().tolist())
+
+
+def _parameters(graph: Graph, own: Mapping[str, Tensor], node: Node) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of the network that a layer of its graph has; no weight where that is computed."""
+    found = []
+    for argument in node.args[1:3]:
+        name = argument.name if isinstance(argument, Named) else ""
+        found.append(None if name in graph.turned else own.get(graph.origins.get(name, name)))
+    weight, bias = [*found, None][:2]
+    has_bias = len(node.args) > 2 and node.args[2] is not None
+    return (None, None) if has_bias and bias is None else (weight, bias)

@@ -1,0 +1,100 @@
+"""A trained network of numbers far from 1 is fitted as one of numbers about 1, and is the same function."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bc.app.examples import Examples, dataset_of
+from pyro_bc.app.normalised import Normalised, Scales
+from pyro_bc.app.pairing import paired
+from pyro_bc.app.units import in_usual_units
+
+TABLE = torch.randn(300, 3) * torch.tensor([0.1, 1.0, 3000.0]) + torch.tensor([0.0, 50.0, -7.0])
+PIXELS = 255 * torch.rand(60, 3, 8, 8)
+
+
+class Twice(nn.Module):
+    """Two layers that read the input, of which one has no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(3, 4, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.a(x).relu() + self.b(x))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + self.a(x)
+
+
+def in_their_units(net, layers, x):
+    """The network as it would be trained on such inputs: weights as small as these are large."""
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight /= Scales.of(x).deviation.reshape(1, -1, *[1] * (layer.weight.dim() - 2))
+    return net
+
+
+def data_of(x, y, likelihood=None):
+    return dataset_of("set", Examples("numbers", x, y), likelihood)
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "x"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), lambda net: [net[0]], TABLE),
+        (Twice, lambda net: [net.a, net.b], TABLE),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), lambda net: [net[0]], PIXELS),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 2)),
+            lambda net: [net[0]],
+            PIXELS,
+        ),
+    ],
+    ids=["table", "two layers", "pixels", "padded pixels"],
+)
+def test_first_weights_are_of_a_usual_size_and_the_function_stays(build, layers, x):
+    torch.manual_seed(0)
+    net = build()
+    usual = [float(layer.weight.square().mean()) for layer in layers(net)]
+    in_their_units(net, layers(net), x).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    data = paired(net, data_of(x, torch.arange(len(x)) % 2))
+    moved = in_usual_units(net, data)
+    assert isinstance(moved, Normalised)
+    assert torch.allclose(moved(x), net(x), rtol=1e-3, atol=1e-4 * float(net(x).abs().max()))
+    for layer, size in zip(layers(moved.net), usual, strict=True):
+        assert float(layer.weight.detach().square().mean()) == pytest.approx(size, rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_targets_far_from_1_leave_the_last_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    size = float(net[2].weight.detach().square().mean())
+    x = torch.randn(300, 3)
+    y = 3e5 + 1e5 * x[:, :1]
+    with torch.no_grad():
+        net[2].weight *= Scales.of(y).deviation
+        net[2].bias += 3e5
+    moved = in_usual_units(net.eval(), paired(net, data_of(x, y)))
+    assert torch.allclose(moved(x), net(x), rtol=1e-4)
+    assert float(moved.net[2].weight.detach().square().mean()) == pytest.approx(size, rel=1e-4)
+    assert float(moved.net[2].bias.detach().abs().max()) < 3
+
+
+def test_usual_numbers_leave_a_network_as_it_is_and_what_cannot_be_moved_is_said():
+    net = nn.Linear(3, 2)
+    for x in (torch.randn(300, 3), torch.rand(300, 3)):
+        whole = nn.Sequential(net)
+        assert in_usual_units(whole, paired(whole, data_of(x, torch.arange(300) % 2))) is whole
+    residual = Residual()
+    data = paired(residual, data_of(TABLE, torch.arange(300) % 3))
+    with pytest.warns(UserWarning, match=r"deviations of 0\.125 to 4096\), and its first and last layers are none"):
+        assert in_usual_units(residual, data) is residual
