@@ -300,6 +300,7 @@ def compress_to(
     at_first = [computed(original, x, model.output) for x, _ in held_out]
     dense = scored(at_first, held_out, likelihood, fitted)
     target.check_is_trained(at_first, held_out, likelihood, fitted)
+    mean: Judged | None = None
     if target.max_bytes is None and isinstance(guide, FactorizedGuide):
         mean = judge(network_with(model, summarize(guide), {}), likelihood, held_out, fitted, model.output)
         _warn_where_untrained(dense, mean, sum(len(y) for _, y in held_out), likelihood.metric)
@@ -345,6 +346,11 @@ def compress_to(
         full = [item for item in keeping if item[0].file_bytes >= _NEAR * target.max_bytes and item[0].error <= most]
         found, network = min(full or keeping, key=lambda item: (item[0].error, item[0].loss))
     blamed = "" if keeping else _blamed(model, fitted, found, held_out, options.get("thresholds"))
+    if not keeping and mean is not None and target.excess(mean, dense) > 0:
+        blamed = (
+            f"Nor is the posterior mean, with {figure(likelihood.metric, mean.error)}. Where the network was trained "
+            f"on these held-out examples, too, what it makes of them is no measure: give others. {blamed}"
+        ).rstrip()
     return Reached(
         network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
     )

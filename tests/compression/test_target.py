@@ -196,6 +196,26 @@ def test_a_target_that_is_missed_says_which_layer_costs_most_and_shows_itself(cl
     assert f"{reached.found.file_bytes:,} bytes" in shown
 
 
+def test_a_network_that_was_trained_on_the_held_out_examples_is_no_measure(classes):
+    net, x, y, _ = classes
+    noise = torch.randint(0, 2, (40,), generator=torch.Generator().manual_seed(0))
+    own = copy.deepcopy(net)  # knows labels by heart that nothing says
+    seen = torch.randn(40, x.shape[1])
+    with_them = [(torch.cat([x, seen]), torch.cat([y, noise]))]
+    optimizer = torch.optim.Adam(own.parameters(), 2e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(own(with_them[0][0]), with_them[0][1]).backward()
+        optimizer.step()
+    held = [(seen, noise)]
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=len(x))
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    guide(x, y)
+    reached = compress_to(model, guide, Target(max_error_rise=1.0), [x], held, progress=False, before=own)
+    assert not reached.is_met and "Nor is the posterior mean, with " in reached.obstacle
+    assert "trained on these held-out examples, too" in reached.obstacle
+
+
 def test_a_cell_that_has_a_posterior_is_not_said_to_be_left_without_one():
     class Last(torch.nn.Module):
         def __init__(self):
