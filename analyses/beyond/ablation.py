@@ -88,7 +88,8 @@ def table(found: list[dict]) -> str:
         "# What each help brings",
         "",
         "`python analyses/beyond/ablation.py --data-dir DIR --net NET`: the recipes of the smallest files in fewer "
-        "epochs, each help taken away alone, and all together. One seed; test errors read once.",
+        "epochs, each help taken away alone, and all together. One seed; test errors read once. The first row's "
+        "seconds include the teacher's training.",
         "",
         "| network | epochs | without | held-out error % | test error % | bytes | seconds |",
         "|---|---|---|---|---|---|---|",
