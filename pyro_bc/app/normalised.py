@@ -41,9 +41,10 @@ class Scales:
         count = len(values) * math.prod(values.shape[dim] for dim in over if dim)
         shift = total / count
         variance = squares / count - shift.square()
-        return Scales(start + shift, variance.clamp(min=0).sqrt())._rounded()
+        return Scales(start + shift, variance.clamp(min=0).sqrt()).rounded()
 
-    def _rounded(self) -> "Scales":
+    def rounded(self) -> "Scales":
+        """The same in numbers of few bits."""
         is_constant = self.deviation <= 1e-7 * self.mean.abs()
         deviation = torch.where(is_constant, 1.0, self.deviation).log2().round().exp2()
         step = deviation / 4

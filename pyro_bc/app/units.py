@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..graph.layer_types import layer_type
 from ..graph.module import evaluating
-from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_arguments
+from ..graph.nodes import Graph, Named, Node, Value, is_layer, layer_arguments, leaves
 from ..graph.read import read_graph
 from ..model.likelihoods import Normal
 from ..runtime.devices import device_of
@@ -25,6 +25,9 @@ from .normalised import Normalised, Scales
 # Deviations and means, in powers of two, from which on numbers are far from 1.
 _FAR = 3
 
+# Operations that leave numbers as they are.
+_ARRANGEMENTS = ("flatten", "view", "reshape", "unsqueeze", "squeeze", "unflatten")
+
 # Inputs on which the function must be the same, and how far outputs may be apart, of the largest.
 _EXAMPLES, _APART = 64, 1e-3
 
@@ -32,8 +35,8 @@ _EXAMPLES, _APART = 64, 1e-3
 def in_usual_units(net: nn.Module, data: Dataset) -> nn.Module:
     """The same function of a user's inputs as a network of numbers about 0 and 1, where they are far from that.
 
-    :param net: a trained network; it is not changed, and comes back where nothing is far from 1, or cannot be moved
-        out, which is said.
+    :param net: a trained network; it is not changed, and comes back where nothing is far from 1, where no layer reads
+        the inputs as they are, or where scales cannot be moved out, which is said.
     :param data: as :func:`~pyro_bc.app.pairing.paired` gives them.
     """
     if isinstance(net, Normalised) or not data.is_own or not data.train_x.is_floating_point():
@@ -46,8 +49,13 @@ def in_usual_units(net: nn.Module, data: Dataset) -> nn.Module:
         inputs = Scales(torch.zeros_like(inputs.mean), torch.ones_like(inputs.deviation))
         if outputs is None:
             return net
+    x = data.train_x[:_EXAMPLES]
     with same_random_state(device_of(net)), torch.no_grad():
-        moved = _moved(net, data.train_x[:_EXAMPLES], inputs, outputs)
+        graph = read_graph(nn.Sequential(net), x[:2])
+        readers, is_rearranged = _readers(graph)
+        if not any(map(is_layer, readers)) and outputs is None:
+            return net  # which has scales of its own
+        moved = _moved(net, x, _of_all(inputs) if is_rearranged else inputs, outputs)
     if moved is None:
         own = [inputs.deviation, *([] if outputs is None else [outputs.deviation])]
         numbers = torch.cat([part.flatten() for part in own])
@@ -71,7 +79,7 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
     inner = copy.deepcopy(net)
     whole = nn.Sequential(inner)
     graph = read_graph(whole, x[:2])
-    first = [node for node in graph.nodes if -1 in node.values()]
+    first, _ = _readers(graph)
     if not all(_is_plain(node) for node in first):
         return None
     if not all(_takes_means(node) for node in first):
@@ -79,7 +87,7 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
     own = dict(whole.named_parameters())
     for node in dict.fromkeys(first):
         weight, bias = _parameters(graph, own, node)
-        if weight is None or weight.shape[1] % max(1, inputs.mean.numel()):
+        if weight is None or inputs.mean.numel() not in (1, weight.shape[1]):
             return None
         along = [1, -1, *[1] * (weight.dim() - 2)]
         if bias is not None:
@@ -104,9 +112,30 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
     return moved if bool(same) else None
 
 
+def _of_all(scales: Scales) -> Scales:
+    """The scale of all numbers alike."""
+    mean, squares = scales.mean.mean(), (scales.deviation.square() + scales.mean.square()).mean()
+    shape = [1] * scales.mean.dim()
+    return Scales(mean.reshape(shape), (squares - mean.square()).sqrt().reshape(shape)).rounded()
+
+
+def _readers(graph: Graph) -> tuple[list[Node], bool]:
+    """What reads the numbers of the input, and whether they are in another arrangement there."""
+    held, found, is_rearranged = {-1}, [], False
+    for index, node in enumerate(graph.nodes):
+        if node.op == "size" or held.isdisjoint(node.values()):
+            continue
+        if node.op in _ARRANGEMENTS and isinstance(node.args[0], Value):
+            held.add(index)
+            is_rearranged |= graph.shape(index) != graph.shape(-1)
+        else:
+            found.append(node)
+    return found, is_rearranged
+
+
 def _is_plain(node: Node) -> bool:
-    """Whether a node is a layer of which the input is one."""
-    if not is_layer(node) or node.args[0] != Value(-1):
+    """Whether a node is a layer that multiplies each input with weights of its own."""
+    if not is_layer(node):
         return False
     kind = layer_type(node.op)
     return not kind.is_lookup and not kind.is_transposed and layer_arguments(node).get("groups", 1) == 1
@@ -115,7 +144,8 @@ def _is_plain(node: Node) -> bool:
 def _takes_means(node: Node) -> bool:
     """Whether a layer can take the inputs' means into its bias: not where it pads inputs with 0."""
     padding = layer_arguments(node).get("padding", 0)
-    return len(node.args) > 2 and isinstance(node.args[2], Named) and not any(torch.tensor(padding).flatten().tolist())
+    is_padded = padding != "valid" if isinstance(padding, str) else any(leaves((padding,)))
+    return len(node.args) > 2 and isinstance(node.args[2], Named) and not is_padded
 
 
 def _parameters(graph: Graph, own: Mapping[str, Tensor], node: Node) -> tuple[Tensor | None, Tensor | None]:

@@ -33,11 +33,23 @@ class Residual(nn.Module):
         return x + self.a(x)
 
 
+class Divided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 2, 8)
+
+    def forward(self, x):
+        return self.a(x / 255).flatten(1)
+
+
 def in_their_units(net, layers, x):
     """The network as it would be trained on such inputs: weights as small as these are large."""
     with torch.no_grad():
         for layer in layers:
-            layer.weight /= Scales.of(x).deviation.reshape(1, -1, *[1] * (layer.weight.dim() - 2))
+            deviation = Scales.of(x).deviation.flatten()
+            if len(deviation) != layer.weight.shape[1]:
+                deviation = deviation[:1]  # which all channels have
+            layer.weight /= deviation.reshape(1, -1, *[1] * (layer.weight.dim() - 2))
     return net
 
 
@@ -56,8 +68,14 @@ def data_of(x, y, likelihood=None):
             lambda net: [net[0]],
             PIXELS,
         ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 2)),
+            lambda net: [net[0]],
+            PIXELS,
+        ),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), lambda net: [net[1]], PIXELS),
     ],
-    ids=["table", "two layers", "pixels", "padded pixels"],
+    ids=["table", "two layers", "pixels", "padded pixels", "as wide as before", "flat pixels"],
 )
 def test_first_weights_are_of_a_usual_size_and_the_function_stays(build, layers, x):
     torch.manual_seed(0)
@@ -94,6 +112,8 @@ def test_usual_numbers_leave_a_network_as_it_is_and_what_cannot_be_moved_is_said
     for x in (torch.randn(300, 3), torch.rand(300, 3)):
         whole = nn.Sequential(net)
         assert in_usual_units(whole, paired(whole, data_of(x, torch.arange(300) % 2))) is whole
+    for own in (Divided(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 8), nn.Flatten())):  # scales of their own
+        assert in_usual_units(own, paired(own.eval(), data_of(PIXELS, torch.arange(60) % 2))) is own
     residual = Residual()
     data = paired(residual, data_of(TABLE, torch.arange(300) % 3))
     with pytest.warns(UserWarning, match=r"deviations of 0\.125 to 4096\), and its first and last layers are none"):
