@@ -80,6 +80,8 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
     whole = nn.Sequential(inner)
     graph = read_graph(whole, x[:2])
     first, _ = _readers(graph)
+    if bool((inputs.deviation == 1).all() and (inputs.mean == 0).all()):
+        first = []
     if not all(_is_plain(node) for node in first):
         return None
     if not all(_takes_means(node) for node in first):
