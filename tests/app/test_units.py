@@ -11,8 +11,6 @@ from pyro_bc.app.units import in_usual_units
 
 NOISE = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
 TABLE = NOISE * torch.tensor([0.1, 1.0, 3000.0]) + torch.tensor([0.0, 50.0, -7.0])
-    [0.1, 1.0, 3000.0]
-) + torch.tensor([0.0, 50.0, -7.0])
 PIXELS = 255 * torch.rand(60, 3, 8, 8)
 
 
