@@ -1,9 +1,10 @@
 """Inputs and targets in files of numpy's or of safetensors; those of a large set stay where they are until asked for.
 
 ``.npy`` holds inputs; ``.npz`` and ``.safetensors`` hold ``x``, and where they are known targets ``y``, and likewise
-``test_x`` and ``test_y`` (or ``x_train``, ``y_train``, ``x_test``, ``y_test``). Bytes (uint8) of three or four
-dimensions are pictures: they become floats in [0, 1], ``(N, channels, height, width)``, whether channels come first,
-last or not at all. Other integers are the network's own, such as tokens, or numbers, which the network decides.
+``test_x`` and ``test_y``, and ``val_x`` and ``val_y``, on which choices are made (or ``x_train``, ``y_train``, …);
+where there is no test part, ``val_x`` is it, as for pictures. Bytes (uint8) of three or four dimensions are pictures:
+they become floats in [0, 1], ``(N, channels, height, width)``, whether channels come first, last or not at all. Other
+integers are the network's own, such as tokens, or numbers, which the network decides.
 """
 
 import struct
@@ -18,7 +19,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ..data.streamed import Inputs, Streamed
+from ..data.streamed import Inputs, Streamed, followed_by
 from ..errors import DataError
 from ..runtime.files import readable
 from .examples import Examples, fits_memory, in_memory
@@ -34,6 +35,8 @@ _NAMES = {
     "y": ("y", "train_y", "y_train", "targets"),
     "test_x": ("test_x", "x_test"),
     "test_y": ("test_y", "y_test"),
+    "val_x": ("val_x", "x_val", "valid_x", "x_valid"),
+    "val_y": ("val_y", "y_val", "valid_y", "y_valid"),
 }
 
 
@@ -43,27 +46,45 @@ def read_arrays(path: Path) -> Examples:
     :raises DataError: where it is damaged, holds no such parts, or they do not go together.
     """
     arrays = _arrays(path)
-    parts = {part: next((arrays[name] for name in names if name in arrays), None) for part, names in _NAMES.items()}
+    parts: dict[str, Any] = {
+        part: next((arrays[name] for name in names if name in arrays), None) for part, names in _NAMES.items()
+    }
     if parts["x"] is None:
         raise DataError(
             f"'{path}' holds no inputs 'x', but {', '.join(arrays) or 'nothing'}: save inputs as x, targets as y, and "
             f"where there is a test part test_x and test_y"
         )
-    for part in ("", "test_"):
+    for part in ("", "test_", "val_"):
         x, y = parts[f"{part}x"], parts[f"{part}y"]
         if x is not None and (x.ndim < 2 or not len(x)):
             raise DataError(f"'{path}': {part}x has shape {tuple(x.shape)}, not (examples, …)")
         if y is not None and (x is None or not y.ndim or len(y) != len(x)):
             inputs = 0 if x is None else len(x)
             raise DataError(f"'{path}': {part}y are {len(y) if y.ndim else 0} targets, of {inputs} inputs")
-    x, test_x = parts["x"], parts["test_x"]
-    if test_x is not None and (x.shape[1:] != test_x.shape[1:] or x.dtype != test_x.dtype):
-        raise DataError(f"'{path}': x holds {_told(x)}, but test_x {_told(test_x)}")
-    is_small = fits_memory([own.shape for own in (x, test_x) if own is not None])
-    own_x, own_test_x = (None if own is None else _inputs(path, own, is_small) for own in (x, test_x))
-    assert own_x is not None
-    targets, test_targets = (None if parts[own] is None else _numbers(parts[own]) for own in ("y", "test_y"))
-    return Examples(_what(x, own_x), own_x, targets, own_test_x, test_targets)
+    if parts["test_x"] is None:
+        parts |= {"test_x": parts["val_x"], "test_y": parts["val_y"], "val_x": None, "val_y": None}
+    x = parts["x"]
+    for name in ("test_x", "val_x"):
+        other = parts[name]
+        if other is not None and (x.shape[1:] != other.shape[1:] or x.dtype != other.dtype):
+            raise DataError(f"'{path}': x holds {_told(x)}, but {name} {_told(other)}")
+    given = {name: parts[name] for name in ("x", "test_x", "val_x") if parts[name] is not None}
+    is_small = fits_memory([own.shape for own in given.values()])
+    inputs_of = {name: _inputs(path, own, is_small) for name, own in given.items()}
+    targets, test_targets, held_targets = (
+        None if parts[own] is None else _numbers(parts[own]) for own in ("y", "test_y", "val_y")
+    )
+    own_x, held_out = inputs_of["x"], inputs_of.get("val_x")
+    if held_out is not None:
+        if (targets is None) != (held_targets is None) or (
+            targets is not None and held_targets is not None and targets.shape[1:] != held_targets.shape[1:]
+        ):
+            raise DataError(f"'{path}': y and val_y are not targets of one kind")
+        own_x = followed_by(own_x, held_out)
+        if targets is not None and held_targets is not None:
+            targets = torch.cat([targets, held_targets])
+    count = 0 if held_out is None else len(held_out)
+    return Examples(_what(x, own_x), own_x, targets, inputs_of.get("test_x"), test_targets, held_out=count)
 
 
 def _what(array: Any, x: Inputs) -> str:

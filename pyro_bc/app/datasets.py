@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.streamed import Inputs, Streamed
+from ..data.streamed import Inputs, followed_by
 from ..errors import DataError, UsageError
 from ..model.likelihoods import Categorical, Likelihood
 from ..runtime.messages import first_line
@@ -47,6 +47,7 @@ class Dataset:
     :param train_x: ``(N, …)``, in memory or read when they are asked for; so is ``test_x``.
     :param classes: how many, 0 where targets are no class numbers.
     :param held_out: how many examples at the end of the training part choices are made on.
+    :param put_aside: how many of them the user put aside for that; 0 where nobody did.
     :param likelihood: of targets given a network's outputs; its metric is what errors are.
     :param test_part: what the test part is.
     :param what: the inputs are, in words.
@@ -76,6 +77,7 @@ class Dataset:
     target: str = ""
     is_own: bool = False
     split_from: str = ""
+    put_aside: int = 0
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -92,11 +94,7 @@ class Dataset:
 
     def whole(self, test_part: str) -> "Dataset":
         """The same set with all its examples as the test part, of that name."""
-        if isinstance(self.train_x, Tensor) and isinstance(self.test_x, Tensor):
-            x: Inputs = torch.cat([self.train_x, self.test_x])
-        else:
-            assert isinstance(self.train_x, Streamed) and isinstance(self.test_x, Streamed)
-            x = self.train_x.followed_by(self.test_x)
+        x = followed_by(self.train_x, self.test_x)
         return replace(self, test_x=x, test_y=torch.cat([self.train_y, self.test_y]), test_part=test_part)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

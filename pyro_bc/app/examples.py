@@ -95,6 +95,7 @@ def dataset_of(name: str, found: Examples, likelihood: str | None) -> Dataset:
         test_part=test_part,
         what=found.what, has_targets=found.y is not None, class_names=found.classes, columns=found.columns,
         categories=found.categories, target=found.target, is_own=True, split_from=split_from,
+        put_aside=found.held_out,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ Everything goes into one folder. A stage leaves a file, and a run that was inter
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from ..compression.sensitivity import is_clearly_worse
 from ..compression.target import Reached, compress_to
 from ..errors import UsageError
 from ..file import compressed
@@ -37,7 +39,7 @@ from ..graph.read import read_graph
 from ..inference.history import Epoch
 from ..inference.step import PRECISIONS
 from ..inference.tensorboard import tensorboard_log
-from ..posterior.judged import held_out_batches
+from ..posterior.judged import figure, held_out_batches, judge
 from ..quantisation.rounding import RULES
 from ..runtime import processes
 from ..runtime.files import check_room
@@ -66,6 +68,9 @@ from .units import in_usual_units
 # What a run writes at least: the dense network, and a checkpoint of posterior means, deviations and two moments of the
 # optimiser of each, which is there twice while one takes the place of the one before.
 _BYTES, _IN_CHECKPOINTS = 4, 2 * 6
+
+# Test examples at most, by which it is seen whether a network knows the held-out ones.
+_COMPARED = 5000
 
 
 def run(
@@ -156,6 +161,7 @@ def _run(job: Job, net: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         job.say(inputs_in_words(inputs))
     whole = _widest_graph(job, net)
     dense, dense_error = dense_stage(job, net)
+    _warn_where_seen(job, dense)
     taught_by, teacher_error = teacher_stage(job, teacher, dense, dense_error)
     start = start_of(job, dense, whole)
     fitted = fit_stage(job, start, taught_by, "checkpoint", job.plan)
@@ -206,8 +212,27 @@ def _split_off(data: Dataset) -> tuple[Dataset, tuple[Tensor, Tensor]]:
 
 
 def _held_count(data: Dataset) -> int:
-    """How many examples judge a target: a fifth where there are few."""
-    return min(max(1, len(data.train_x) // 5), max(data.held_out, FEW))
+    """How many examples judge a target: those that the user put aside, or a fifth where there are few."""
+    return data.put_aside or min(max(1, len(data.train_x) // 5), max(data.held_out, FEW))
+
+
+def _warn_where_seen(job: Job, dense: nn.Module) -> None:
+    """Warn where a given network knows the held-out examples that a rise is counted on from its training."""
+    data, target, metric = job.data, job.settings.target, job.data.likelihood.metric
+    if job.settings.dense.weights is None or target is None or target.max_bytes is not None or job.held is None:
+        return
+    if data.split_from:
+        return  # it may know those that it would be compared by, too
+    parts = (job.held, (data.test_x[:_COMPARED], data.test_y[:_COMPARED]))
+    held, test = (judge(dense, data.likelihood, held_out_batches(*part)) for part in parts)
+    if is_clearly_worse(test, held, min(len(part[1]) for part in parts)):
+        warnings.warn(
+            f"the network has {metric} {figure(metric, held.error)} on the {len(job.held[1]):,} held-out examples by "
+            f"which the target is judged, but {figure(metric, test.error)} on the test set: it was trained on them, "
+            f"too, so that less is allowed than it seems. Put examples aside that it has not seen (val_x and val_y, or "
+            f"a folder val), or give a target in bytes",
+            stacklevel=2,
+        )
 
 
 def _reached(job: Job, start: Start, dense: nn.Module, fitted: Fitted) -> Reached | None:

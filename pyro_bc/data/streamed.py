@@ -61,10 +61,6 @@ class Streamed:
         """The same, read onto a device."""
         return Streamed(self.read, self.rows, self.shape[1:], self.dtype, device)
 
-    def followed_by(self, other: "Streamed") -> "Streamed":
-        """These examples, and then others of what these are of, too."""
-        return self._of(torch.cat([self.rows, other.rows]))
-
     def split(self, sizes: int | Sequence[int]) -> "Parts":
         """Parts of a size, the last perhaps smaller, or of these sizes; they can be gone through again."""
         if isinstance(sizes, int):
@@ -101,3 +97,26 @@ class Parts(Sequence[Tensor]):
 
 #: inputs of a set: in memory, or read when they are asked for.
 Inputs = Tensor | Streamed
+
+
+def followed_by(first: Inputs, second: Inputs) -> Inputs:
+    """The examples of both, one after the other.
+
+    >>> import torch
+    >>> squares = Streamed(lambda rows: rows.float()[:, None] ** 2, torch.arange(3), (1,))
+    >>> cubes = Streamed(lambda rows: rows.float()[:, None] ** 3, torch.arange(3), (1,))
+    >>> followed_by(squares, cubes)[torch.tensor([5, 2])].flatten()
+    tensor([8., 4.])
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+
+    def read(rows: Tensor) -> Tensor:
+        found = torch.empty(len(rows), *first.shape[1:], dtype=first.dtype)
+        is_first = rows < len(first)
+        for part, own in ((first, rows[is_first]), (second, rows[~is_first] - len(first))):
+            if len(own):
+                found[is_first if part is first else ~is_first] = part[own].cpu()
+        return found
+
+    return Streamed(read, torch.arange(len(first) + len(second)), first.shape[1:], first.dtype, first.device)

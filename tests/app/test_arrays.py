@@ -79,6 +79,23 @@ def test_bytes_are_pictures_and_other_types_stay_numbers(tmp_path, x, shape, dty
     assert found.double().sum().item() == pytest.approx(x.astype(float).sum())
 
 
+@pytest.mark.parametrize("is_small", [True, False])
+def test_examples_that_were_put_aside_are_those_that_choices_are_made_on(tmp_path, monkeypatch, is_small):
+    monkeypatch.setattr("pyro_bc.app.examples._IN_MEMORY", 2**28 if is_small else 0)
+    held, test = X[:6] + 100, X[:9] - 100
+    arrays = {"x": X, "y": Y, "val_x": held, "val_y": Y[:6] + 0}
+    data = load_data(saved(tmp_path / "set.npz", **arrays, test_x=test, test_y=Y[:9]))
+    assert isinstance(data.train_x, torch.Tensor) is is_small and data.held_out == 6 and len(data.train_x) == 36
+    chosen = data.development()
+    assert sorted(chosen.test_x[:][:, 0].tolist()) == pytest.approx(sorted(held[:, 0])) and len(chosen.train_x) == 30
+    assert chosen.train_x[:].max() < 50 and data.test_x[:].max() < -50
+    alone = load_data(saved(tmp_path / "set.npz", **arrays))
+    assert sorted(alone.test_x[:][:, 0].tolist()) == pytest.approx(sorted(held[:, 0])) and len(alone.train_x) == 30
+    np.savez(tmp_path / "set.npz", x=X, y=Y, val_x=held, test_x=test, test_y=Y[:9])
+    with pytest.raises(DataError, match="y and val_y are not targets of one kind"):
+        load_data(str(tmp_path / "set.npz"))
+
+
 def test_channels_that_come_last_are_moved_pixel_by_pixel(tmp_path):
     x = RANDOM.integers(0, 256, (30, 4, 6, 3), dtype=np.uint8)
     data = load_data(saved(tmp_path / "set.npz", x=x, y=np.arange(30)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyro_bc
 from pyro_bc.app import examples
 from pyro_bc.app.cli import main
 from pyro_bc.app.own_data import load_data
+from pyro_bc.app.own_network import network
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SECTION = README.split("## Your own network and pictures")[1].split("\n## ")[0]
@@ -217,6 +219,34 @@ def test_new_data_are_measured_whole_in_the_classes_of_the_run(tmp_path, capsys)
     assert found["error_percent"] == pytest.approx(100 * wrong, abs=1e-4)
     (tmp_path / "out" / "metrics.json").unlink()
     assert evaluated(own)["n"] == 200 and "no metrics.json" in evaluated(own)["measured_on"]
+
+
+def test_a_network_that_was_trained_on_what_is_held_out_is_said_to_be(tmp_path, capsys):
+    torch.manual_seed(0)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef table():\n"
+        "    return nn.Sequential(nn.Linear(12, 200), nn.ReLU(), nn.Linear(200, 2))\n"
+    )
+    parts = {name: torch.randn(count, 12) for name, count in (("x", 300), ("val_x", 60), ("test_x", 200))}
+    labels = {name.replace("x", "y"): (x[:, 0] + 2 * torch.randn(len(x)) > 0).long() for name, x in parts.items()}
+    np.savez(tmp_path / "set.npz", **parts, **labels)
+    net = network(f"{tmp_path}/net.py:table")((12,), 2)
+    x, y = torch.cat([parts["x"], parts["val_x"]]), torch.cat([labels["y"], labels["val_y"]])
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    words = ("--net", f"{tmp_path}/net.py:table", "--weights", tmp_path / "net.safetensors", "--prior", "gnj")
+    words = (*words, "--data", tmp_path / "set.npz", "--epochs", 2, "--max-error-rise", 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(tmp_path, *words, out="out") == 0
+    said = capsys.readouterr().err
+    assert "360 training" not in said and "300 training, 60 held-out and 200 test examples" in said
+    assert "error % 0.00 on the 60 held-out examples by which the target is judged, but" in said
+    assert "on the test set: it was trained on them, too" in said
 
 
 def test_new_tables_may_lack_some_of_a_columns_texts(tmp_path, capsys):
