@@ -228,9 +228,9 @@ def _warn_where_seen(job: Job, dense: nn.Module) -> None:
     if is_clearly_worse(test, held, min(len(part[1]) for part in parts)):
         warnings.warn(
             f"the network has {metric} {figure(metric, held.error)} on the {len(job.held[1]):,} held-out examples by "
-            f"which the target is judged, but {figure(metric, test.error)} on the test set: it was trained on them, "
-            f"too, so that less is allowed than it seems. Put examples aside that it has not seen (val_x and val_y, or "
-            f"a folder val), or give a target in bytes",
+            f"which the target is judged, but {figure(metric, test.error)} on the test set: was it trained on them, "
+            f"too? Then less is allowed than it seems: put examples aside that it has not seen (val_x and val_y, or a "
+            f"folder val), or give a target in bytes",
             stacklevel=2,
         )
 

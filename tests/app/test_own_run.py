@@ -246,7 +246,7 @@ def test_a_network_that_was_trained_on_what_is_held_out_is_said_to_be(tmp_path, 
     said = capsys.readouterr().err
     assert "360 training" not in said and "300 training, 60 held-out and 200 test examples" in said
     assert "error % 0.00 on the 60 held-out examples by which the target is judged, but" in said
-    assert "on the test set: it was trained on them, too" in said
+    assert "on the test set: was it trained on them, too?" in said
 
 
 def test_new_tables_may_lack_some_of_a_columns_texts(tmp_path, capsys):
