@@ -25,6 +25,9 @@ from .normalised import Normalised, Scales
 # Deviations and means, in powers of two, from which on numbers are far from 1.
 _FAR = 3
 
+# How many times nearer weights are to their usual size, in squares of powers of two, where scales are moved out.
+_NEARER = 1.5
+
 # Operations that leave numbers as they are.
 _ARRANGEMENTS = ("flatten", "view", "reshape", "unsqueeze", "squeeze", "unflatten")
 
@@ -46,7 +49,7 @@ def in_usual_units(net: nn.Module, data: Dataset) -> nn.Module:
     if outputs is not None and not _is_far(outputs):
         outputs = None
     if not _is_far(inputs):
-        inputs = Scales(torch.zeros_like(inputs.mean), torch.ones_like(inputs.deviation))
+        inputs = _as_they_are(inputs)
         if outputs is None:
             return net
     x = data.train_x[:_EXAMPLES]
@@ -75,7 +78,8 @@ def _is_far(scales: Scales) -> bool:
 
 
 def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) -> nn.Module | None:
-    """The network inside scales that its weights were freed of; None where that is not the same function."""
+    """The network inside scales that its weights were freed of, where these are of a more usual size then; None where
+    that would not be the same function."""
     inner = copy.deepcopy(net)
     whole = nn.Sequential(inner)
     graph = read_graph(whole, x[:2])
@@ -87,10 +91,14 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
     if not all(_takes_means(node) for node in first):
         inputs = Scales(torch.zeros_like(inputs.mean), inputs.deviation)
     own = dict(whole.named_parameters())
-    for node in dict.fromkeys(first):
-        weight, bias = _parameters(graph, own, node)
+    found = [_parameters(graph, own, node) for node in dict.fromkeys(first)]
+    for weight, _ in found:
         if weight is None or inputs.mean.numel() not in (1, weight.shape[1]):
             return None
+    if not all(_is_more_usual(weight, 1, inputs.deviation) for weight, _ in found if weight is not None):
+        inputs, found = _as_they_are(inputs), []
+    for weight, bias in found:
+        assert weight is not None
         along = [1, -1, *[1] * (weight.dim() - 2)]
         if bias is not None:
             bias += (weight * inputs.mean.reshape(along)).flatten(1).sum(1)
@@ -101,17 +109,35 @@ def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) ->
         if weight is None or outputs.deviation.numel() not in (1, weight.shape[0]):
             return None
         deviation = outputs.deviation.reshape(-1)
+        if not _is_more_usual(weight, 0, 1 / deviation):
+            outputs = None
+    if outputs is not None:
+        assert weight is not None
         weight /= deviation.reshape(-1, *[1] * (weight.dim() - 1))
         if bias is None:
             outputs = Scales(torch.zeros_like(outputs.mean), outputs.deviation)
         else:
             bias -= outputs.mean.reshape(-1)
             bias /= deviation
+    if not found and outputs is None:
+        return net
     moved = Normalised(inner, inputs, outputs).to(x.device)
     with evaluating(net), evaluating(moved):
         before, after = net(x), moved(x)
     same = (before - after).abs().max() <= _APART * before.abs().max()
     return moved if bool(same) else None
+
+
+def _is_more_usual(weight: Tensor, dim: int, factors: Tensor) -> bool:
+    """Whether weights times factors along a dimension are nearer to the size that a new network's have."""
+    size = weight.transpose(0, dim).flatten(1).square().mean(1).sqrt() * weight[0].numel() ** 0.5
+    kept = size > 0
+    before, after = (own.log2()[kept].square().mean() for own in (size, size * factors.flatten()))
+    return bool(before > _NEARER * after)
+
+
+def _as_they_are(scales: Scales) -> Scales:
+    return Scales(torch.zeros_like(scales.mean), torch.ones_like(scales.deviation))
 
 
 def _of_all(scales: Scales) -> Scales:

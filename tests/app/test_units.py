@@ -93,6 +93,18 @@ def test_first_weights_are_of_a_usual_size_and_the_function_stays(build, layers,
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_one_column_of_many_is_enough():
+    x = torch.randn(300, 30, generator=torch.Generator().manual_seed(0))
+    x[:, 4] *= 1000
+    torch.manual_seed(0)
+    net = in_their_units(nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 2)).eval(), [], x)
+    with torch.no_grad():
+        net[0].weight[:, 4] /= 1024
+    moved = in_usual_units(net, paired(net, data_of(x, torch.arange(300) % 2)))
+    size = moved.net[0].weight.detach().square().mean(0)
+    assert float(size[4]) == pytest.approx(float(size.mean()), rel=0.5)
+
+
 @pytest.mark.parametrize("first", ["layer", "normalisation"])
 def test_targets_far_from_1_leave_the_last_weights(first):
     torch.manual_seed(0)
@@ -118,6 +130,9 @@ def test_usual_numbers_leave_a_network_as_it_is_and_what_cannot_be_moved_is_said
     for x in (torch.randn(300, 3), torch.rand(300, 3)):
         whole = nn.Sequential(net)
         assert in_usual_units(whole, paired(whole, data_of(x, torch.arange(300) % 2))) is whole
+    rare = (torch.rand(300, 12) < 0.004).float()  # columns that are almost always 0, and weights as any
+    whole = nn.Sequential(nn.Linear(12, 2))
+    assert in_usual_units(whole, paired(whole, data_of(rare, torch.arange(300) % 2))) is whole
     for own in (Divided(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 8), nn.Flatten())):  # scales of their own
         assert in_usual_units(own, paired(own.eval(), data_of(PIXELS, torch.arange(60) % 2))) is own
     residual = Residual()
