@@ -144,8 +144,9 @@ def _run(arguments: list[str], outputs: list[str]) -> None:
     for stream, name in enumerate(outputs, 1):
         os.dup2(os.open(name, os.O_WRONLY), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from pyro_bc.app import cli
+    from pyro_bc.app import cli, metrics
 
+    metrics._OPERATIONS = 1e6  # a few draws are exported and predict, as of a large network
     sys.exit(cli.main(arguments))
 
 

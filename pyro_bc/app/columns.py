@@ -82,7 +82,7 @@ def read_columns(
         y,
         classes=classes,
         columns=tuple(columns),
-        categories=levels,
+        categories=tuple(levels.items()),
         target=str(name),
     )
 

@@ -20,7 +20,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ class Dataset:
     :param has_targets: whether anyone knows the targets; they are 0 where not.
     :param class_names: where classes have names.
     :param columns: names, where inputs are columns.
-    :param categories: the texts that columns of a table held, by the column's name there.
+    :param categories: columns of a table that held texts, and the texts of each.
     :param target: name of a table's target column.
     :param is_own: whether it is a user's, and none of the sets above.
     :param split_from: by what a user's examples are known again, where the test part was split off them; else empty.
@@ -73,7 +73,7 @@ class Dataset:
     has_targets: bool = True
     class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    categories: tuple[tuple[str, tuple[str, ...]], ...] = ()
     target: str = ""
     is_own: bool = False
     split_from: str = ""

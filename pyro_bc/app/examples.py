@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ class Examples:
     :param test_x: None where the files have no part for that.
     :param classes: names, where classes have some.
     :param columns: names, where inputs are columns.
-    :param categories: the texts that columns of a table held, by the column's name there.
+    :param categories: columns of a table that held texts, and the texts of each.
     :param target: name of a table's target column.
     :param held_out: examples at the end of ``x`` that the user put aside for choices; the rest is in any order.
     """
@@ -46,7 +46,7 @@ class Examples:
     test_y: Tensor | None = None
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    categories: tuple[tuple[str, tuple[str, ...]], ...] = ()
     target: str = ""
     held_out: int = 0
 

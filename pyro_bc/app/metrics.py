@@ -78,7 +78,7 @@ def inputs_of(data: Dataset, net: nn.Module, held_out: int) -> dict[str, Any]:
             "what": data.what, "examples": parts,
             "likelihood": type(data.likelihood).__name__ if data.has_targets else None,
             "classes": list(data.class_names) or data.classes, "columns": list(data.columns), "normalisation": scales,
-            "categories": {name: list(levels) for name, levels in data.categories.items()},
+            "categories": {name: list(levels) for name, levels in data.categories},
             "target": data.target, "split_from": data.split_from,
         }
     }  # fmt: skip

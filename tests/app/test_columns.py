@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named(tmp_path, frame, options, message):
 
 
 def test_columns_of_texts_are_those_of_another_table_where_they_are_known_from_there(tmp_path):
-    known = load_data(table(tmp_path / "first.csv")).categories
+    known = dict(load_data(table(tmp_path / "first.csv")).categories)
     assert known == {"colour": ("blue", "green", "red"), "kind": ("a", "b")}
     some = FRAME[FRAME["colour"] != "blue"].assign(kind="b")
     data = load_data(table(tmp_path / "some.csv", some), categories=known)
