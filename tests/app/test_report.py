@@ -21,7 +21,9 @@ from pyro_bc.errors import PyroBCError, UsageError
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
     settings = Settings.of("lenet-300-100", "ghs", "digits", epochs=8, pretrain_epochs=10, finetune_epochs=4)
-    run(settings, folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_bc.app.metrics._OPERATIONS", 1e6)  # a few draws predict, as of a large network
+        run(settings, folder, progress=False)
     return folder
 
 
