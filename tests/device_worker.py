@@ -24,6 +24,7 @@ from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS
 from pyro_bc.app.settings import Settings
+from pyro_bc.inference import fit as fitting
 from pyro_bc.inspection import diagnostics
 from pyro_bc.runtime.random_state import random_state
 
@@ -407,6 +408,7 @@ def loaders():
 if __name__ == "__main__":
     accelerator.register(Path(sys.argv[1]))
     folder = Path(sys.argv[2])
+    fitting._BETWEEN_CHECKPOINTS = 0  # each epoch is written
     with accelerator.AsStrictAsAGpu():
         results = {
             "fits": fits(),

@@ -151,8 +151,8 @@ def fit(
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: on an argument out of range, an empty loader, inputs that do not fit the network or are not
         finite, or targets that do not fit the likelihood; every batch is looked at in the first epoch.
-    :raises NonFiniteLossError: where the loss or a parameter is NaN or infinite; names sites and layer. The checkpoint
-        of the last good epoch stays.
+    :raises NonFiniteLossError: where the loss or a parameter is NaN or infinite; names sites and layer. The last
+        checkpoint stays, of a good epoch.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
     schedule = (schedule or Schedule()).changed(changes)

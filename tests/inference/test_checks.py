@@ -144,7 +144,8 @@ class TurnsBad:
         return zip(x.split(16), Y.split(16), strict=True)
 
 
-def test_the_last_good_checkpoint_stays_and_resumes(tmp_path):
+def test_the_last_good_checkpoint_stays_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_bc.inference.fit._BETWEEN_CHECKPOINTS", 0)
     model = BayesianNetwork(small_net(), num_data=48)
     guide = FactorizedGuide(model)
     settings = {"epochs": 6, "progress": False, "checkpoint": tmp_path / "c"}
