@@ -76,9 +76,8 @@ def read_arrays(path: Path) -> Examples:
     )
     own_x, held_out = inputs_of["x"], inputs_of.get("val_x")
     if held_out is not None:
-        if (targets is None) != (held_targets is None) or (
-            targets is not None and held_targets is not None and targets.shape[1:] != held_targets.shape[1:]
-        ):
+        kinds = {None if own is None else own.shape[1:] for own in (targets, held_targets)}
+        if len(kinds) > 1:
             raise DataError(f"'{path}': y and val_y are not targets of one kind")
         own_x = followed_by(own_x, held_out)
         if targets is not None and held_targets is not None:

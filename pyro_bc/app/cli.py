@@ -251,11 +251,11 @@ def _compress(args: argparse.Namespace) -> None:
 def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) -> Dataset:
     """The data that the arguments name, which must be of the network's shape and outputs."""
     target, categories = table_beside(Path(args.file))
-    if args.target or Path(args.data).suffix not in TABLES:
-        target = args.target
+    if Path(args.data).suffix not in TABLES:
+        target = None
     data = load_data(
-        args.data, args.data_dir, likelihood=args.likelihood, target=target, input_shape=stored.input_shape,
-        categories=categories,
+        args.data, args.data_dir, likelihood=args.likelihood, target=args.target or target,
+        input_shape=stored.input_shape, categories=categories,
     )  # fmt: skip
     if args.development:
         data = data.development()

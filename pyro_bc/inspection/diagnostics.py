@@ -126,20 +126,9 @@ def pareto_k(log_ratios: np.ndarray) -> float:
     :param log_ratios: ``(draws,)``, up to a constant.
     """
     centred = log_ratios - log_ratios.max()
-    arviz = arviz_package()
     if np.ptp(centred) < _ALIKE:
         return 0.0  # there is no tail
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if is_before_1():
-            k = float(arviz.psislw(centred)[1])
-        else:
-            from arviz_stats.base import array_stats
-
-            try:
-                k = float(array_stats.psislw(-centred, axis=-1)[1])  # which takes log-likelihoods
-            except ValueError:
-                k = math.inf
-    return math.inf if math.isnan(k) else k  # the others are as good as zero beside the largest
+    return float(_smoothed(centred[None])[1][0])
 
 
 @dataclass(frozen=True)
@@ -201,19 +190,30 @@ def _smoothed(log_ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Where no tail can be fitted, weights stay as they are: k is 0 where all draws are alike, and infinite where all but
     a few are as good as zero beside the largest.
     """
-    arviz = arviz_package()
     with np.errstate(divide="ignore", invalid="ignore"):
-        if is_before_1():
-            weights, k = arviz.psislw(log_ratios)
-        else:
-            from arviz_stats.base import array_stats
-
-            weights, k = array_stats.psislw(-log_ratios, axis=-1)  # which takes log-likelihoods
-    weights, k = np.asarray(weights), np.asarray(k)
+        weights, k = _of_arviz(log_ratios)
     has_tail = np.isfinite(k) & ~np.isnan(weights).any(1)
     weights = np.where(has_tail[:, None], weights, log_ratios)
     without = np.where(np.ptp(log_ratios, axis=1) < _ALIKE, 0.0, np.inf)
     return weights - np.logaddexp.reduce(weights, axis=1, keepdims=True), np.where(has_tail, k, without)
+
+
+def _of_arviz(log_ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What ArviZ makes of every row; a k that is not finite where it fits no tail."""
+    arviz = arviz_package()
+    if is_before_1():
+        weights, k = arviz.psislw(log_ratios)
+        return np.asarray(weights), np.asarray(k)
+    from arviz_stats.base import array_stats
+
+    try:
+        weights, k = array_stats.psislw(-log_ratios, axis=-1)  # which takes log-likelihoods
+    except ValueError:  # of a row in which the others are as good as zero beside the largest
+        if len(log_ratios) == 1:
+            return log_ratios, np.array([np.inf])
+        rows = [_of_arviz(row[None]) for row in log_ratios]
+        weights, k = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return np.asarray(weights), np.asarray(k)
 
 
 @dataclass(frozen=True)
