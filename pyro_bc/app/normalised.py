@@ -43,6 +43,10 @@ class Scales:
         variance = squares / count - shift.square()
         return Scales(start + shift, variance.clamp(min=0).sqrt()).rounded()
 
+    def without_mean(self) -> "Scales":
+        """Deviations alone."""
+        return Scales(torch.zeros_like(self.mean), self.deviation)
+
     def rounded(self) -> "Scales":
         """The same in numbers of few bits."""
         is_constant = self.deviation <= 1e-7 * self.mean.abs()

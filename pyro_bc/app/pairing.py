@@ -121,7 +121,7 @@ def _output_scales(net: nn.Module, data: Dataset) -> Scales | None:
         if outputs_are_free(graph):
             return scales
         # A network that ends in an activation says which numbers it can give: they are not moved from there.
-        return Scales(torch.zeros_like(scales.mean), scales.deviation) if outputs_are_positive(graph) else None
+        return scales.without_mean() if outputs_are_positive(graph) else None
     mean = y.mean(0).clamp(min=1e-3).log()  # outputs are logarithms of rates
     return Scales((4 * mean).round() / 4, torch.ones_like(mean)) if outputs_are_free(graph) else None
 

@@ -46,22 +46,13 @@ def in_usual_units(net: nn.Module, data: Dataset) -> nn.Module:
         return net
     inputs = Scales.of(data.train_x)
     outputs = Scales.of(data.train_y) if data.has_targets and isinstance(data.likelihood, Normal) else None
-    if outputs is not None and not _is_far(outputs):
-        outputs = None
-    if not _is_far(inputs):
-        inputs = _as_they_are(inputs)
-        if outputs is None:
-            return net
-    x = data.train_x[:_EXAMPLES]
+    far = [scales.deviation.flatten() for scales in (inputs, outputs) if scales is not None and _is_far(scales)]
+    if not far:
+        return net
     with same_random_state(device_of(net)), torch.no_grad():
-        graph = read_graph(nn.Sequential(net), x[:2])
-        readers, is_rearranged = _readers(graph)
-        if not any(map(is_layer, readers)) and outputs is None:
-            return net  # which has scales of its own
-        moved = _moved(net, x, _of_all(inputs) if is_rearranged else inputs, outputs)
+        moved = _moved(net, data.train_x[:_EXAMPLES], inputs, outputs)
     if moved is None:
-        own = [inputs.deviation, *([] if outputs is None else [outputs.deviation])]
-        numbers = torch.cat([part.flatten() for part in own])
+        numbers = torch.cat(far)
         warnings.warn(
             f"the network was trained on numbers far from 1 (deviations of {float(numbers.min()):g} to "
             f"{float(numbers.max()):g}), and its first and last layers are none that could be brought to a usual size: "
@@ -78,54 +69,62 @@ def _is_far(scales: Scales) -> bool:
 
 
 def _moved(net: nn.Module, x: Tensor, inputs: Scales, outputs: Scales | None) -> nn.Module | None:
-    """The network inside scales that its weights were freed of, where these are of a more usual size then; None where
-    that would not be the same function."""
+    """The network inside scales that its weights were freed of, where these are of a more usual size then; itself where
+    none are; None where that would not be the same function."""
     inner = copy.deepcopy(net)
     whole = nn.Sequential(inner)
-    graph = read_graph(whole, x[:2])
-    first, _ = _readers(graph)
-    if bool((inputs.deviation == 1).all() and (inputs.mean == 0).all()):
-        first = []
-    if not all(_is_plain(node) for node in first):
-        return None
-    if not all(_takes_means(node) for node in first):
-        inputs = Scales(torch.zeros_like(inputs.mean), inputs.deviation)
-    own = dict(whole.named_parameters())
-    found = [_parameters(graph, own, node) for node in dict.fromkeys(first)]
-    for weight, _ in found:
-        if weight is None or inputs.mean.numel() not in (1, weight.shape[1]):
+    graph, own = read_graph(whole, x[:2]), dict(whole.named_parameters())
+    readers, is_rearranged = _readers(graph)
+    taken = given = None
+    if _is_far(inputs) and any(map(is_layer, readers)):  # else it has scales of its own
+        if not all(map(_is_plain, readers)):
             return None
-    if not all(_is_more_usual(weight, 1, inputs.deviation) for weight, _ in found if weight is not None):
-        inputs, found = _as_they_are(inputs), []
-    for weight, bias in found:
-        assert weight is not None
-        along = [1, -1, *[1] * (weight.dim() - 2)]
-        if bias is not None:
-            bias += (weight * inputs.mean.reshape(along)).flatten(1).sum(1)
-        weight *= inputs.deviation.reshape(along)
-    last = graph.nodes[-1]
-    if outputs is not None:
-        weight, bias = _parameters(graph, own, last) if is_layer(last) else (None, None)
-        if weight is None or outputs.deviation.numel() not in (1, weight.shape[0]):
+        found = [_parameters(graph, own, node) for node in dict.fromkeys(readers)]
+        layers = [layer for layer in found if layer is not None]
+        taken = _of_all(inputs) if is_rearranged else inputs
+        if not all(map(_takes_means, readers)):
+            taken = taken.without_mean()
+        if len(layers) < len(found) or any(taken.mean.numel() not in (1, weight.shape[1]) for weight, _ in layers):
             return None
-        deviation = outputs.deviation.reshape(-1)
-        if not _is_more_usual(weight, 0, 1 / deviation):
-            outputs = None
-    if outputs is not None:
-        assert weight is not None
-        weight /= deviation.reshape(-1, *[1] * (weight.dim() - 1))
-        if bias is None:
-            outputs = Scales(torch.zeros_like(outputs.mean), outputs.deviation)
-        else:
-            bias -= outputs.mean.reshape(-1)
-            bias /= deviation
-    if not found and outputs is None:
+        taken = _out_of_first(layers, taken)
+    if outputs is not None and _is_far(outputs):
+        last = _parameters(graph, own, graph.nodes[-1]) if is_layer(graph.nodes[-1]) else None
+        if last is None or outputs.mean.numel() not in (1, len(last[0])):
+            return None
+        given = _out_of_last(*last, outputs)
+    if taken is None and given is None:
         return net
-    moved = Normalised(inner, inputs, outputs).to(x.device)
+    moved = Normalised(inner, taken or _of_nothing(inputs), given).to(x.device)
     with evaluating(net), evaluating(moved):
         before, after = net(x), moved(x)
     same = (before - after).abs().max() <= _APART * before.abs().max()
     return moved if bool(same) else None
+
+
+def _out_of_first(layers: list[tuple[Tensor, Tensor | None]], inputs: Scales) -> Scales | None:
+    """Change layers that read inputs to read them without these scales; None, and no change, where weights would not be
+    of a more usual size."""
+    if not all(_is_more_usual(weight, 1, inputs.deviation) for weight, _ in layers):
+        return None
+    for weight, bias in layers:
+        along = [1, -1, *[1] * (weight.dim() - 2)]
+        if bias is not None:
+            bias += (weight * inputs.mean.reshape(along)).flatten(1).sum(1)
+        weight *= inputs.deviation.reshape(along)
+    return inputs
+
+
+def _out_of_last(weight: Tensor, bias: Tensor | None, outputs: Scales) -> Scales | None:
+    """The same of a layer that gives outputs: to give them without these scales."""
+    deviation = outputs.deviation.reshape(-1)
+    if not _is_more_usual(weight, 0, 1 / deviation):
+        return None
+    weight /= deviation.reshape(-1, *[1] * (weight.dim() - 1))
+    if bias is None:
+        return outputs.without_mean()
+    bias -= outputs.mean.reshape(-1)
+    bias /= deviation
+    return outputs
 
 
 def _is_more_usual(weight: Tensor, dim: int, factors: Tensor) -> bool:
@@ -136,7 +135,7 @@ def _is_more_usual(weight: Tensor, dim: int, factors: Tensor) -> bool:
     return bool(before > _NEARER * after)
 
 
-def _as_they_are(scales: Scales) -> Scales:
+def _of_nothing(scales: Scales) -> Scales:
     return Scales(torch.zeros_like(scales.mean), torch.ones_like(scales.deviation))
 
 
@@ -176,12 +175,9 @@ def _takes_means(node: Node) -> bool:
     return len(node.args) > 2 and isinstance(node.args[2], Named) and not is_padded
 
 
-def _parameters(graph: Graph, own: Mapping[str, Tensor], node: Node) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of the network that a layer of its graph has; no weight where that is computed."""
-    found = []
-    for argument in node.args[1:3]:
-        name = argument.name if isinstance(argument, Named) else ""
-        found.append(None if name in graph.turned else own.get(graph.origins.get(name, name)))
+def _parameters(graph: Graph, own: Mapping[str, Tensor], node: Node) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of the network that a layer of its graph has; None where one of them is computed."""
+    names = [argument.name for argument in node.args[1:3] if isinstance(argument, Named)]
+    found = [None if name in graph.turned else own.get(graph.origins.get(name, name)) for name in names]
     weight, bias = [*found, None][:2]
-    has_bias = len(node.args) > 2 and node.args[2] is not None
-    return (None, None) if has_bias and bias is None else (weight, bias)
+    return None if weight is None or (len(found) > 1 and bias is None) else (weight, bias)
