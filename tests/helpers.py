@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyro
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,10 @@ import pyro_bc
 from pyro_bc.file.compressed import CompressedNetwork
 from pyro_bc.file.contents import Integers, Selection
 from pyro_bc.graph.nodes import Named, Node, Value
+from pyro_bc.inference.step import has_compiler
 from pyro_bc.quantisation.fixed_point import FixedPoint
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 
 
 def two_of_six(n: int = 200) -> tuple[Tensor, Tensor]:

@@ -30,13 +30,17 @@ def train(model, guide, epochs=6, **options):
     return pyro_bc.fit(model, guide, pyro_bc.data.Batches(*problem(), 50), epochs=epochs, progress=False, **options)
 
 
-@pytest.mark.parametrize("prior", [pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(), pyro_bc.LogUniform()])
-def test_fit_learns_and_finds_the_inputs_that_matter(prior):
+@pytest.mark.parametrize(
+    ("prior", "epochs"),
+    [(pyro_bc.GroupNormalJeffreys(), 150), (pyro_bc.GroupHorseshoe(), 150), (pyro_bc.LogUniform(), 300)],
+)
+def test_fit_learns_and_finds_the_inputs_that_matter(prior, epochs):
     model, guide = fresh(prior=prior)
-    history = train(model, guide, epochs=150, learning_rate=1e-2, log_learning_rate=6e-2, kl_weight=0.3).history
+    rates = {"learning_rate": 1.5 / epochs, "log_learning_rate": 9 / epochs}
+    history = train(model, guide, epochs=epochs, kl_weight=0.3, **rates).history
     assert history[-1].error < 8
-    left = pyro_bc.compress(model, guide).tensors["0_inputs"].indices.tolist()
-    assert left[:2] == [0, 1] and len(left) <= 3  # of six; a weight without a scale for its input may miss its cut
+    small = pyro_bc.compress(model, guide)
+    assert small.tensors["0_inputs"].indices.tolist() == [0, 1]
 
 
 def test_the_kl_is_warmed_up_linearly_and_the_losses_add_up():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import fitted as fitted_net
-from helpers import set_up
+from helpers import needs_compiler, set_up
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
@@ -14,9 +14,7 @@ from pyro_bc.inference import fit as infer
 from pyro_bc.inference import step as training_step
 from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.inference.schedule import Schedule, trained_parameters
-from pyro_bc.inference.step import FlatParameters, compiled_step, eager_step, has_compiler
-
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+from pyro_bc.inference.step import FlatParameters, compiled_step, eager_step
 
 
 def small_net():
