@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -24,8 +25,10 @@ from pyro_bc.app.datasets import load_dataset
 from pyro_bc.app.job import run
 from pyro_bc.app.networks import NETWORKS
 from pyro_bc.app.settings import Settings
+from pyro_bc.file.onnx import to_int8
 from pyro_bc.inference import fit as fitting
 from pyro_bc.inspection import diagnostics
+from pyro_bc.posterior.judged import judge
 from pyro_bc.runtime.random_state import random_state
 
 DEVICE = accelerator.NAME
@@ -393,6 +396,36 @@ def runs(folder):
     return found
 
 
+def judged(folder):
+    """Targets, and all that judges or rounds by data that are there: networks of files are made on the CPU."""
+    found, on = {}, batches(DEVICE)
+    for net, prior, target in (
+        ("dense", pyro_bc.LearnedCode(), pyro_bc.Target(max_bytes=300)),
+        ("convolutional", PRIORS["gnj"], pyro_bc.Target(max_bytes=400)),
+    ):
+        model = pyro_bc.BayesianNetwork(NETS[net]().to(DEVICE), prior, num_data=N)
+        guide = pyro_bc.FactorizedGuide(model)
+        pyro_bc.fit(model, guide, on, target=target, held_out=on, epochs=4, learning_rate=1e-2, progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # so short a training
+            reached = pyro_bc.compress_to(model, guide, target, on, on, progress=False)
+        again = judge(reached.network.network(), model.likelihood, batches("cpu"))
+        found[net] = {"found": [reached.found.error, reached.found.loss], "again": [again.error, again.loss]}
+    by_curvature = pyro_bc.CurvatureGuide(model, on, progress=False)
+    rounding = {"nats_per_bit": 1e-6, "loader": on, "epochs": 1, "progress": False}
+    small = pyro_bc.compress(model, by_curvature, held_out=on, **rounding)
+    started = pyro_bc.CurvatureGuide(model.cpu(), batches("cpu"), progress=False)
+    here = {name: curvature.inputs[0] for name, curvature in started.curvature.items()}
+    found["curvature"] = {
+        "differences": [
+            float((own.inputs[0] - here[name]).abs().max()) for name, own in by_curvature.curvature.items()
+        ],
+        "file": len(small.to_bytes()),
+        "int8": to_int8(small, folder / "int8.onnx", [x for x, _ in on]),
+    }
+    return found
+
+
 def loaders():
     x, y = data(DEVICE)
     teacher = convolutional().to(DEVICE).eval()
@@ -420,6 +453,7 @@ if __name__ == "__main__":
             "by_hand": by_hand(folder),
             "wrong": wrong(),
             "loaders": loaders(),
+            "judged": judged(folder),
             "runs": runs(folder),
         }
     (folder / "results.json").write_text(json.dumps(results))

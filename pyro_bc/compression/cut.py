@@ -4,6 +4,7 @@ A layer holds only the outputs that it computes and the inputs that it reads, al
 stay: its result gets the zeros that are missing, and what it reads is selected before it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,11 +125,13 @@ def _part_of(layer: PrunedLayer, node: Node, outputs: Tensor, inputs: Tensor) ->
         kernel = layer.mask[0, 0].numel()
         rows = rows if pays(len(rows), len(outputs), len(inputs) * kernel) else outputs
         rows = rows if len(rows) else outputs[:1]
-        columns = inputs[mask[rows].any(0)[inputs]]
+        together = 1 if kind.spatial or not layer.codes else math.prod(layer.codes["weight"].grid)
+        grids = inputs.reshape(-1, together)  # of a convolution, a grid is a kernel
+        columns = grids[mask[rows].any(0)[grids].any(1)].flatten()
         # A selection of inputs takes time, and some bytes, more than zeros do where codes are cheap.
         if (kind.spatial or layer.codes) and not pays(len(columns), len(inputs), len(rows) * kernel):
             columns = inputs
-        return Part(rows, columns if len(columns) else inputs[:1], 1)
+        return Part(rows, columns if len(columns) else grids[0], 1)
     per_out, per_in = len(mask) // groups, mask.shape[1]
     chosen = []
     for group in range(groups):

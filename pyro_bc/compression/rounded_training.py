@@ -100,13 +100,14 @@ def train_rounded(
         if price is not None and (steps < _ENOUGH_STEPS or not layer.is_redundant):
             with torch.no_grad():
                 layer.condition_(price, others.get(f"{name}.bias"), nats_per_bit)
+    x, y = first_batch(loader)
+    network = network.to(y.device)
+    others = {name: parameter for name, parameter in network.named_parameters() if name in others}
+    for layer in layers.values():
+        layer.to_(y.device)
     groups = [{"params": [layer.values], "lr": _RATE * layer.spread} for layer in layers.values()]
     optimizer = torch.optim.Adam([*groups, {"params": list(others.values()), "lr": _OTHER_RATE}])
     rates = [group["lr"] for group in optimizer.param_groups]
-    x, y = first_batch(loader)
-    network = network.to(y.device)
-    for layer in layers.values():
-        layer.to_(y.device)
     with torch.no_grad():
         likelihood.check(network(*tensors_of(x)), y)
     with progress_bar("training, rounded", steps, shown=progress) as bar:
@@ -163,8 +164,8 @@ class _Layer:
         return bool(self.steps.mean() > _REDUNDANT * self.spread)
 
     def to_(self, device: torch.device) -> None:
-        """Move the layer to a device; the tensor that is trained stays the same."""
-        self.values.data = self.values.data.to(device)
+        """Move the layer to a device, before anything trains it."""
+        self.values = self.values.detach().to(device).requires_grad_()
         self.price, self.steps, self.codes = (t.to(device) for t in (self.price, self.steps, self.codes))
 
     @torch.no_grad()

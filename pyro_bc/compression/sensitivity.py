@@ -21,7 +21,7 @@ from ..model.network import BayesianNetwork
 from ..posterior.channels import without_channels
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import InPlace, coarser, network_with, pruned, rounded
-from ..posterior.judged import Judged, checked, figure, judge, rise
+from ..posterior.judged import Judged, checked, figure, judge, rise, where_they_are
 from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
@@ -246,11 +246,11 @@ def warn_where_worse(
             values = {f"{name}.weight": weight, f"{name}.bias": bias}
             tensors |= {key: value for key, value in values.items() if value is not None and key in tensors}
         net = GraphNetwork(graph.nodes, tensors, graph.buffers)
-        return judge(net.to(batches[0][1].device), likelihood, batches, sites)
+        return judge(where_they_are(net, batches), likelihood, batches, sites)
 
     if not batches:
         raise UsageError("there are no held-out examples to judge by")
-    found = judge(small.network().to(batches[0][1].device), likelihood, batches, sites)
+    found = judge(where_they_are(small.network(), batches), likelihood, batches, sites)
     mean = judged({})
     if is_clearly_worse(found, mean, sum(len(x) for x, _ in batches)):
         alone = {name: judged({name: own}) for name, own in left.items()}

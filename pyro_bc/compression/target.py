@@ -24,12 +24,13 @@ from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import network_with
-from ..posterior.judged import Judged, checked, computed, figure, judge, scored
+from ..posterior.judged import Judged, checked, computed, figure, judge, scored, where_they_are
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import summarize
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
+from ..runtime.devices import device_of
 from ..runtime.html import paragraph, picture
 from .compress import compress
 from .reading import Reading, read_posterior
@@ -313,7 +314,7 @@ def compress_to(
         except EmptyNetworkError as error:
             empty.append(error)
             return -math.inf if target.max_bytes is not None else math.inf
-        own = judge(small.network(), likelihood, held_out, fitted)
+        own = judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
         name = way if math.isnan(value) else f"{way} {value:.3g}"
         found = Judged(own.error, own.loss, len(small.to_bytes()), name)
         tried.append((found, small))
@@ -394,7 +395,7 @@ def _as_it_is(
     except EmptyNetworkError:
         return None
     is_trained = is_rounded or not has_codes  # what rounding costs codes that were never rounded, training makes up for
-    network = small.network() if is_trained else _At(model, fitted.centre())
+    network = where_they_are(small.network(), batches) if is_trained else _At(model, fitted.centre())
     return replace(judge(network, model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
 
 
@@ -498,7 +499,8 @@ def _by_curvature(
     model: BayesianNetwork, pruned: CompressedNetwork, loader: Iterable[Any], seed: int, progress: bool
 ) -> tuple[BayesianNetwork, Reading]:
     """What compression left as a model of its own, and its posterior by its curvature."""
-    left = BayesianNetwork(pruned.network(), StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
+    net = pruned.network().to(device_of(model.skeleton))
+    left = BayesianNetwork(net, StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
     with warnings.catch_warnings():
         # Of this model, which nobody made: the user's posterior is of more than has a curvature.
         warnings.filterwarnings("ignore", "left deterministic")

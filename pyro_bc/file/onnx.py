@@ -258,7 +258,7 @@ def _calibrated(model: Any, batches: Sequence[Any], floats: Sequence[str], per_c
             batch = next(self.batches, None)
             if batch is None:
                 return None
-            return {name: x.numpy() for name, x in zip(names, tensors_of(batch), strict=True)}
+            return {name: x.cpu().numpy() for name, x in zip(names, tensors_of(batch), strict=True)}
 
     with tempfile.TemporaryDirectory() as folder, quietly():
         given, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "int8"))

@@ -26,6 +26,21 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+@contextmanager
+def same_statistics(net: Any) -> Iterator[None]:
+    """A context that leaves the running statistics of a network as they are, whatever its modules do in training mode.
+
+    :param net: of anything else than a module nothing is kept.
+    """
+    buffers = net.buffers() if isinstance(net, nn.Module) else ()
+    held = [(buffer, buffer.clone()) for buffer in buffers if buffer.dim() < 2]  # others are frozen weights
+    try:
+        yield
+    finally:
+        for buffer, value in held:
+            buffer.copy_(value)
+
+
 class GraphNetwork(nn.Module):
     """Runs a graph: a network in evaluation mode that needs no class but this one.
 

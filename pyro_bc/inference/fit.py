@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..data.loaders import check_inputs, first_batch, loader_examples, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
+from ..graph.module import same_statistics
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.judged import figure
@@ -438,7 +439,7 @@ def _check(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> BatchChec
     if isinstance(model, BayesianNetwork):
         check_device("the first batch's inputs are", x, device_of(model.skeleton))
     check_device("the first batch's targets are", y, tensors_of(x)[0].device)
-    with running_on(x):
+    with running_on(x), same_statistics(model):
         if guide.prototype_trace is None:
             # A guide starts from what Pyro's store holds under its names, which may be another model's.
             with pyro.get_param_store().scope(), warnings.catch_warnings():

@@ -365,7 +365,7 @@ def tradeoff(
             small = compress(model, guide, thresholds=None if value is None else {layer: value})
         except PyroBCError:  # a layer with nothing left
             continue
-        found.append((len(small.to_bytes()), error_percent(small.network(), x, y)))
+        found.append((len(small.to_bytes()), error_percent(small.network().to(x.device), x, y)))
     (automatic, *others) = found
     others = sorted(others)
     ax.plot([size for size, _ in others], [error for _, error in others], "o-", color=KEPT, label="threshold moved")

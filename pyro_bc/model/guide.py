@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..errors import UnsupportedSiteError, UsageError
+from ..graph.module import same_statistics
 from ..priors.base import LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
@@ -110,7 +111,8 @@ class FactorizedGuide(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         forget_others(f"{self._pyro_name}.", self)
-        super()._setup_prototype(*args, **kwargs)
+        with same_statistics(self._source[0]):  # values of latents are no one's yet
+            super()._setup_prototype(*args, **kwargs)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.families = {name: _family(name, site["fn"]) for name, site in sites.items()}

@@ -102,14 +102,19 @@ def collect(
     :param seed: of the targets that are drawn; torch's global generator is left as it is.
     :raises UsageError: where the loader is empty, or its batches do not begin with tensors of finite numbers.
     """
-    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
+    inputs = _inputs(loader, examples)
+    first = next(inputs, None)
+    if first is None:
+        raise UsageError("there are no inputs to collect curvature from: the loader is empty")
+    device = tensors_of(first)[0].device
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).to(device)
     sums = {name: _Sums.of(node, graph, examples) for name, node in layer_nodes(graph).items()}
     of_layers = {f"{name}.{role}" for name in sums for role in ("weight", "bias")}
     others = {name: tensor for name, tensor in network.named_parameters() if name not in of_layers}
     squares = {name: torch.zeros(()) for name in others}
     seen = 0
-    with progress_bar("curvature", examples, shown=progress) as bar, seeded(seed, torch.device("cpu")):
-        for x in _inputs(loader, examples):
+    with progress_bar("curvature", examples, shown=progress) as bar, seeded(seed, device):
+        for x in itertools.chain([first], inputs):
             for name, gradient in zip(
                 others, _add(sums, network, graph, likelihood, x, list(others.values())), strict=True
             ):
@@ -119,8 +124,6 @@ def collect(
             seen += len(tensors_of(x)[0])
             bar(len(tensors_of(x)[0]))
         bar(total=seen)  # there may be fewer
-    if not seen:
-        raise UsageError("there are no inputs to collect curvature from: the loader is empty")
     found = {name: own.mean(seen) for name, own in sums.items()}
     known = {name: total / seen for name, total in squares.items()}
     processes.average_([tensor for own in found.values() for tensor in (*own.inputs, own.outputs, own.softened)])
@@ -157,7 +160,9 @@ def _add(
         # Of a table that is a fully connected layer, too, that says it.
         if is_layer(node) and node.op == sums[layer_name(node)].kind.op:
             source = node.args[0]
-            read = results[source.index] if isinstance(source, Value) else graph.tensors[source.name]
+            read = (
+                results[source.index] if isinstance(source, Value) else graph.tensors[source.name].to(inputs[0].device)
+            )
             reads.append((layer_name(node), node, read))
             computed.append(result)
         last = result

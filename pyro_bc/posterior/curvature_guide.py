@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.loaders import inputs_of
 from ..errors import UsageError
 from ..graph.interface import called
-from ..graph.module import evaluating
+from ..graph.module import evaluating, same_statistics
 from ..graph.nodes import layer_groups, layer_nodes
 from ..graph.read import graph_of_same
 from ..model.agreement import graph_names
@@ -90,7 +90,8 @@ class CurvatureGuide(AutoGuide):
         graph = graph_of_same(model.skeleton, x, model.output)
         with torch.no_grad(), evaluating(model.skeleton) as net:
             y = density_of(model.likelihood, called(net, x, model.output)).sample()
-        self._setup_prototype(x, y)
+        with same_statistics(model):
+            self._setup_prototype(x, y)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
@@ -120,7 +121,8 @@ class CurvatureGuide(AutoGuide):
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         for layer, (prior, densities, kind) in self.layers.items():
             for role, value in {**prior.initial_values(densities), **modules[layer].pretrained}.items():
-                self._loc[f"{layer}.{role}"] = value.detach().clone()
+                site = sites[f"{layer}.{role}"]["value"]
+                self._loc[f"{layer}.{role}"] = value.detach().to(site.device, copy=True)
             roles = {role: self._loc[f"{layer}.{role}"] for role in densities}
             scale = prior.scale(roles)
             if scale is not None:

@@ -13,6 +13,7 @@ from ..graph.interface import Output, called
 from ..graph.module import evaluating
 from ..model.likelihoods import Likelihood, density_at
 from ..model.network import BayesianNetwork
+from ..runtime.devices import check_device, device_of
 from ..runtime.inputs import Batch
 from ..runtime.messages import first_line
 from .guides import Posterior
@@ -84,6 +85,11 @@ def scored(outputs: Iterable[Any], batches: list[Any], likelihood: Likelihood, s
     return Judged(likelihood.summary(error / count), loss / count, resolution=resolution)
 
 
+def where_they_are(net: nn.Module, batches: list[Any]) -> nn.Module:
+    """A network of a file, which is on the CPU, moved to where batches are."""
+    return net.to(batches[0][1].device)
+
+
 def figure(metric: str, error: float) -> str:
     """An error as text, without its unit: two decimals of a percentage, four digits of what has a scale of its own.
 
@@ -116,6 +122,8 @@ def checked(held_out: Iterable[Any], model: BayesianNetwork) -> list[tuple[Any, 
             raise UsageError(f"{which} is a {type(batch).__name__}, no pair (inputs, targets): give [(x, y)]")
         x, y = batch
         check_inputs(x, f"the inputs of {which}")
+        check_device(f"the inputs of {which} are", x, device_of(net))
+        check_device(f"the targets of {which} are", y, device_of(net))
         if not bool(y.isfinite().all()):
             raise UsageError(f"the targets of {which} hold NaN or infinite numbers; clean the data")
         try:

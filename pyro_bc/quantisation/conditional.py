@@ -57,7 +57,7 @@ class CodeLengths:
         counts = torch.bincount(magnitudes, minlength=_MAGNITUDES + 1).double()
         at_least = counts.flip(0).cumsum(0).flip(0)
         more = (at_least[2:] + 0.5) / (at_least[1:-1] + 1)  # that a magnitude is above 1, 2, …
-        bits = torch.zeros(_MAGNITUDES + 1, dtype=torch.float64)
+        bits = torch.zeros(_MAGNITUDES + 1, dtype=torch.float64, device=codes.device)
         bits[2:] = -torch.log2(more).cumsum(0)
         bits[1:-1] -= torch.log2(1 - more)
         bits[0] = math.inf  # 0 has no such decision

@@ -180,3 +180,28 @@ def test_what_cannot_be_stored_is_said():
         codes["0.weight"].zero_()
     with pytest.raises(EmptyNetworkError, match="'0'"):
         pyro_bc.compress(model, guide)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 4), nn.Linear(64, 5), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(torch.cat([self.first(x), self.second(x)], 1).relu())
+
+
+def test_codes_of_which_only_biases_are_left_stay_on_their_grid():
+    model, guide, centres = coded(Branches(), 1, 8, 8)
+    with torch.no_grad():
+        centres["first.weight"].zero_()
+        centres["first.bias"].copy_(torch.tensor([3.0, 0.0, 5.0, -2.0]))
+    x = torch.rand(7, 1, 8, 8)
+    small = pyro_bc.compress(model, guide)
+    assert small.tensors["first.weight"].grid == (8, 8)
+    assert torch.allclose(small.network()(x), outputs(model, guide, x), atol=1e-5)
+    with torch.no_grad():
+        centres["second.weight"].zero_()
+    with pytest.raises(EmptyNetworkError, match="are 0"):
+        pyro_bc.compress(model, guide)

@@ -11,7 +11,16 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_bc import BayesianNetwork, FactorizedGuide, GroupHorseshoe, GroupNormalJeffreys, LogUniform, StandardNormal
+from pyro_bc import (
+    BayesianNetwork,
+    CurvatureGuide,
+    FactorizedGuide,
+    GroupHorseshoe,
+    GroupNormalJeffreys,
+    LogUniform,
+    StandardNormal,
+    fit,
+)
 from pyro_bc.errors import UnsupportedSiteError
 from pyro_bc.model.likelihoods import Normal
 from pyro_bc.priors.normal_jeffreys import NormalJeffreys
@@ -285,3 +294,20 @@ def test_a_latent_site_in_a_subsampled_plate_has_an_entry_per_datum():
 
     guide = FactorizedGuide(model)
     assert guide()["z"].shape == (5,) and guide.posterior()["z"].loc.shape == (20,)
+
+
+@pytest.mark.parametrize("what", ["a guide", "curvature", "what fit looks at first"])
+def test_what_is_only_looked_at_keeps_its_running_statistics(what):
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    model = BayesianNetwork(net, GroupNormalJeffreys(), num_data=6)
+    x, y = torch.randn(6, 4), torch.arange(6) % 2
+    if what == "a guide":
+        FactorizedGuide(model)(x, y)
+    elif what == "curvature":
+        CurvatureGuide(model, [x], progress=False)
+    else:
+        fit(model, FactorizedGuide(model), [(x, y)], epochs=1, progress=False)  # a step is one, and nothing else
+    counted = what == "what fit looks at first"
+    assert int(model.skeleton[1].num_batches_tracked) == counted
+    assert bool((model.skeleton[1].running_mean != 0).any()) == counted
+    assert model.skeleton[1].training

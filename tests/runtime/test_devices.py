@@ -142,5 +142,17 @@ def test_a_device_that_is_not_there_is_one_clear_error_before_anything_is_writte
     assert found["runs"]["nothing written"]
 
 
+@pytest.mark.parametrize("net", ["dense", "convolutional"])
+def test_a_target_is_found_there_by_networks_of_files(found, net):
+    there, here = (found["judged"][net][which] for which in ("found", "again"))
+    assert here == pytest.approx(there, rel=1e-4)
+
+
+def test_curvature_rounding_and_int8_read_data_that_are_there(found):
+    curvature = found["judged"]["curvature"]
+    assert max(curvature["differences"]) < 1e-5
+    assert curvature["file"] > 0 and set(curvature["int8"].values()) == {"int8"}
+
+
 def test_loaders_give_batches_where_their_data_are(found):
     assert found["loaders"] == [DEVICE]
