@@ -171,7 +171,10 @@ _OF_RUN = {
     "max-error-rise": "first", "max-loss-rise": "first", "max-bytes": "first", "widths": "fit",
     "residual-width": "fit", "widths-from": "fit",
 }  # fmt: skip
-_USAGE = "pyro-bc run --net NET --data DATA --prior PRIOR --out OUT [--max-error-rise POINTS] [other options]"
+#: where nobody names a prior.
+_PRIOR = "ghs"
+
+_USAGE = "pyro-bc run --net NET --data DATA --out OUT [--max-error-rise POINTS] [other options]"
 
 
 def _add_run(job: argparse.ArgumentParser) -> None:
@@ -180,7 +183,7 @@ def _add_run(job: argparse.ArgumentParser) -> None:
     first, data, cut = under["first"], under["data"], under["cut"]
     first.add_argument("--net", required=True, help=f"{', '.join(NETWORKS)}; or {_OWN_NETWORK}")
     first.add_argument("--data", required=True, help=_DATA)
-    first.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)}")
+    first.add_argument("--prior", help=f"prior over the weights: {', '.join(PRIORS)} (default: {_PRIOR})")
     first.add_argument("--out", required=True, help="folder for the results; must be new, unless --resume")
     first.add_argument("--resume", action="store_true", help="continue the run in --out")
     first.add_argument("--seed", type=int, default=0)
@@ -219,9 +222,7 @@ def _run(args: argparse.Namespace) -> None:
             thresholds[layer] = float(value)
         except ValueError:
             raise UsageError(f"--threshold takes LAYER=VALUE with a number, not '{item}'") from None
-    prior = args.prior or (LEARNED if args.objective == "rate" else None)
-    if prior is None:
-        raise UsageError(f"--prior is needed, ghs where you know no other: {', '.join(PRIORS)}")
+    prior = args.prior or (LEARNED if args.objective == "rate" else _PRIOR)
     if args.objective == "rate" and prior != LEARNED:
         raise UsageError(f"--objective rate is the prior {LEARNED}; leave out --prior {prior}")
     names = [own.metadata["option"].replace("-", "_") for _, own in options_of(Settings("", "", ""))]

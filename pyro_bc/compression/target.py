@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
+from ..file.contents import Floats
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
@@ -30,6 +31,7 @@ from ..posterior.standing import Standing
 from ..posterior.summary import summarize
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
+from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import device_of
 from ..runtime.html import paragraph, picture
 from .compress import compress
@@ -40,7 +42,8 @@ from .sensitivity import blame, is_clearly_worse, sensitivity
 # Prices of a bit at which groups are weighed, in nats of the fit's posterior; None is the rule of signal and noise.
 _GROUP_PRICES = (None, 0.02, 0.05, 0.1)
 
-# The same where none of these keeps a target: groups of many weak weights, that have a signal together, stay.
+# The same where none of these keeps a rise, or a size leaves a choice: groups of many weak weights, that have a signal
+# together, stay.
 _GENTLE_PRICES = (0.004, 0.0008)
 
 # Rounding noise of what is pruned and not yet rounded, and of a file about as large as the last, beside the posterior's
@@ -48,8 +51,12 @@ _GENTLE_PRICES = (0.004, 0.0008)
 _FINE, _COARSE = 1e-4, 0.8
 
 # Bytes of a file that are there before any weight, and about which part of the others a search leaves that has to. More
-# of a small file by the KL, and less of it by rounding, costs more error.
-_HEADER, _LEFT = 64, 0.55
+# of a small file by the KL, and less of it by rounding, costs more error. Of numbers without a posterior, such as gains
+# of normalisations, it leaves as many as say what their curvature knows.
+_HEADER, _LEFT, _LEFT_OF_FLOATS = 64, 0.55, 0.25
+
+# Bits of a number beyond which it is of a tensor that nothing is known of.
+_OF_FLOATS = 16
 
 # Where a search begins, by what is searched, and how often it tries.
 _FIRST_PRICE, _FIRST_NOISE, _EVALUATIONS = 1e-4, 0.2, 10
@@ -128,7 +135,7 @@ class Target:
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
-                size = found.file_bytes if has_codes else _searched(found.file_bytes)
+                size = found.file_bytes
                 # No smaller file is worth the loss of most of what the network knows.
                 if found.error > _lost_from(dense, before, batches, model.likelihood, fitted):
                     return Standing(-math.inf, found.error, size, False, cost=found.error)
@@ -331,7 +338,7 @@ def compress_to(
                 else:
                     _search(target, partial(try_, way, how), first)
             keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
-            if keeping or target.max_bytes is not None:
+            if keeping and target.max_bytes is None:
                 break
     if not tried:
         raise empty[-1]
@@ -396,12 +403,19 @@ def _as_it_is(
         return None
     is_trained = is_rounded or not has_codes  # what rounding costs codes that were never rounded, training makes up for
     network = where_they_are(small.network(), batches) if is_trained else _At(model, fitted.centre())
-    return replace(judge(network, model.likelihood, batches, fitted), file_bytes=len(coarse.to_bytes()))
+    return replace(
+        judge(network, model.likelihood, batches, fitted),
+        file_bytes=len(coarse.to_bytes()) if has_codes else _searched(coarse),
+    )
 
 
-def _searched(file_bytes: int) -> int:
-    """About how small a search can make a coarsely rounded file."""
-    return min(file_bytes, round(_HEADER + _LEFT * (file_bytes - _HEADER)))
+def _searched(coarse: CompressedNetwork) -> int:
+    """About how many bytes a search leaves of a coarsely rounded file."""
+    size = len(coarse.to_bytes())
+    stored = (own for own in coarse.tensors.values() if isinstance(own, Floats | FixedPoint))
+    floats = sum(own.codes.numel() * own.bits // 8 for own in stored if own.bits > _OF_FLOATS)
+    rest = max(0, size - _HEADER - floats)
+    return min(size, round(_HEADER + _LEFT * rest + _LEFT_OF_FLOATS * floats))
 
 
 class _At(nn.Module):

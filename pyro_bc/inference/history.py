@@ -13,7 +13,8 @@ class Epoch:
     """What one epoch came to. ``loss``, ``kl`` and ``negative_log_likelihood`` are in nats per training example.
 
     :param error: mean training error under sampled weights, in the unit of the likelihood's ``metric``.
-    :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer.
+    :param groups_left: groups (or weights, for per-weight priors) that would be kept now, by layer; as they were at the
+        last of 50 counts, where there are more epochs.
     :param kl_by_layer: parts of ``kl``; sites of no layer under their own name.
     :param learning_rates: at its end, by what is learned with them (:class:`~pyro_bc.inference.schedule.Trained`).
     :param slack: where compression was looked at after this epoch, and something is asked of it: the part of what is

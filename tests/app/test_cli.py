@@ -280,6 +280,17 @@ def test_the_version_is_said():
     assert done.returncode == 0 and done.stdout == f"pyro-bc {pyro_bc.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("more", "prior"), [((), "ghs"), (("--prior", "gnj"), "gnj"), (("--objective", "rate"), "learned")]
+)
+def test_the_prior_is_ghs_where_nobody_names_one(tmp_path, monkeypatch, more, prior):
+    seen = []
+    monkeypatch.setattr("pyro_bc.app.cli.run", lambda settings, *_, **__: seen.append(settings.prior) or {})
+    monkeypatch.setattr("pyro_bc.app.cli._tell", lambda *_: None)
+    main(["run", "--net", "lenet-300-100", "--data", "digits", *more, "--out", str(tmp_path / "out")])
+    assert seen == [prior]
+
+
 def test_help_begins_with_what_every_run_needs():
     text = parser()._subparsers._group_actions[0].choices["run"].format_help()
     first, *others = re.split(r"\n\n(?=\S[^\n]*:\n)", text.partition("what every run needs:\n")[2])

@@ -134,11 +134,6 @@ def test_a_run_that_was_cut_while_the_teacher_learned_resumes_to_the_same_file(t
     assert (tmp_path / "cut" / "network.pbc").read_bytes() == (tmp_path / "whole" / "network.pbc").read_bytes()
 
 
-def test_the_command_says_which_prior_is_missing(tmp_path):
-    done = command("run", "--net", "lenet-300-100", "--data", "digits", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2 and "--prior is needed" in done.stderr and len(done.stderr.splitlines()) == 1
-
-
 def normalised(picture_shape, classes):
     return nn.Sequential(
         nn.Conv2d(picture_shape[0], 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(),
