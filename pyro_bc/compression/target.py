@@ -55,6 +55,9 @@ _FINE, _COARSE = 1e-4, 0.8
 # of normalisations, it leaves as many as say what their curvature knows.
 _HEADER, _LEFT, _LEFT_OF_FLOATS = 64, 0.55, 0.25
 
+# Codes are trained to so much more than a size, as a search makes them smaller, and never larger.
+_SEARCHED = 1.04
+
 # Bits of a number beyond which it is of a tensor that nothing is known of.
 _OF_FLOATS = 16
 
@@ -128,7 +131,11 @@ class Target:
             fitted = posterior_of(guide)
             dense = scored(before, batches, model.likelihood, fitted)
             found = _as_it_is(model, guide, fitted, batches, is_rounded, None)
-            if self.max_bytes is None and not has_codes and (found is None or self.excess(found, dense) > 0):
+            lost = _lost_from(dense, before, batches, model.likelihood, fitted)
+            is_missed = found is None or (
+                found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
+            )
+            if not has_codes and is_missed:
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
                 gentle = _as_it_is(model, guide, fitted, batches, is_rounded, _GENTLE_PRICES[-1])
                 found = gentle if found is None or (gentle is not None and gentle.error < found.error) else found
@@ -137,10 +144,11 @@ class Target:
             if self.max_bytes is not None:
                 size = found.file_bytes
                 # No smaller file is worth the loss of most of what the network knows.
-                if found.error > _lost_from(dense, before, batches, model.likelihood, fitted):
+                if found.error > lost:
                     return Standing(-math.inf, found.error, size, False, cost=found.error)
-                slack = math.log2(max(size, 1) / self.max_bytes)
-                return Standing(slack, found.error, size, size <= self.max_bytes, cost=found.error)
+                allowed = self.max_bytes * (_SEARCHED if has_codes else 1)
+                slack = math.log2(max(size, 1) / allowed)
+                return Standing(slack, found.error, size, size <= allowed, cost=found.error)
             is_kept = self.excess(found, dense) <= 0
             # Half of what is allowed is left for rounding; a deviation of the estimate is the least that can be told.
             rise, least = found.error - dense.error, 0.0
