@@ -30,6 +30,7 @@ from ..quantisation.rounding import NOISE_RATIO, on_grid, to_fixed_point
 from ..runtime.devices import device_of, on_cpu
 from ..runtime.inputs import Batch, head, moved, names_of, tensors_of
 from .batch_norm import fold_into_posterior
+from .made_up import made_up
 from .pruned import PrunedLayer, PrunedNetwork, masked_layer, with_weights
 from .pruning import shrink
 from .ragged import with_parts
@@ -150,7 +151,8 @@ def compress(
         name: masked_layer(graph, name, f"{name}.bias" in graph.tensors, posterior, chosen) for name in read.loose
     }
     graph = with_weights(graph, transformed)
-    pruned = without_zero_rows(shrink(graph, posterior, chosen, batch_norm_loader))
+    pruned = made_up(shrink(graph, posterior, chosen, batch_norm_loader), graph, posterior, read.inputs)
+    pruned = without_zero_rows(pruned)
     shapes = {f"{name}.weight": graph.tensors[f"{name}.weight"].shape for name in names}
     dense_shapes = _dense_shapes(graph)
     dense_parameters = sum(p.numel() for p in net.parameters())

@@ -5,7 +5,7 @@ Reading traces the network and runs both; a search that compresses a posterior m
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..graph.read import graph_of_same, read_graph
 from ..graph.recurrent import cell_names
 from ..model.agreement import check_one_function, graph_names
 from ..model.network import BayesianNetwork
+from ..posterior.curvature import Curvature
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..runtime.devices import device_of
@@ -34,6 +35,8 @@ class Reading:
     :param names: of the layers in the graph, by their names in the model.
     :param channels: of channels that cross layers, by the name of their sites.
     :param loose: layers of the model whose weights no layer of the graph multiplies with as they are.
+    :param inputs: second moments of what layers read, by their names in the graph, where what pruning takes is to be
+        made up for (:mod:`pyro_bc.compression.made_up`).
     """
 
     fitted: Posterior
@@ -44,6 +47,7 @@ class Reading:
     names: Mapping[str, str]
     channels: Mapping[str, ChannelPosterior]
     loose: tuple[str, ...]
+    inputs: Mapping[str, Curvature] = field(default_factory=dict)
 
 
 def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Reading:

@@ -6,6 +6,7 @@ step is a search for one number, the price of a bit, at no training. Every netwo
 data, and all of them are the curve that is returned.
 """
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,16 +26,19 @@ from ..model.network import BayesianNetwork
 from ..posterior.curvature_guide import CurvatureGuide
 from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import network_with
+from ..posterior.in_place import pruned as pruned_in_place
 from ..posterior.judged import Judged, checked, computed, figure, judge, scored, where_they_are
 from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
-from ..posterior.summary import summarize
+from ..posterior.summary import ChannelPosterior, summarize
+from ..posterior.thresholds import choose_threshold
 from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import device_of
 from ..runtime.html import paragraph, picture
 from .compress import compress
+from .made_up import inputs_at_mean
 from .reading import Reading, read_posterior
 from .recoded import recoder
 from .sensitivity import blame, is_clearly_worse, sensitivity
@@ -317,8 +321,9 @@ def compress_to(
     dense = scored(at_first, held_out, likelihood, fitted)
     target.check_is_trained(at_first, held_out, likelihood, fitted)
     mean: Judged | None = None
-    if target.max_bytes is None and isinstance(guide, FactorizedGuide):
+    if isinstance(guide, FactorizedGuide):
         mean = judge(network_with(model, summarize(guide), {}), likelihood, held_out, fitted, model.output)
+    if mean is not None and target.max_bytes is None:
         _warn_where_untrained(dense, mean, sum(len(y) for _, y in held_out), likelihood.metric)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
@@ -335,12 +340,21 @@ def compress_to(
         tried.append((found, small))
         return target.excess(found, dense)
 
+    def costly(small: CompressedNetwork | None, group_price: float | None) -> dict[str, float]:
+        if mean is None:
+            return {}
+        if small is not None:
+            own = judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
+            if not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out)):
+                return {}
+        return _whole_where_costly(model, fitted, held_out, mean, group_price)
+
     empty: list[EmptyNetworkError] = []
     with warnings.catch_warnings():
         warnings.simplefilter("once")  # each network that is tried would say the same
         keeping: list[tuple[Judged, CompressedNetwork]] = []
         for prices in (None, _GENTLE_PRICES):
-            for way, first, how in _ways(model, fitted, loader, seed, progress, options, prices):
+            for way, first, how in _ways(model, fitted, loader, seed, progress, options, costly, prices):
                 if first is None:
                     try_(way, how, math.nan)
                 else:
@@ -370,6 +384,21 @@ def compress_to(
     return Reached(
         network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
     )
+
+
+def _whole_where_costly(
+    model: BayesianNetwork, fitted: Posterior, held_out: list[Any], mean: Judged, group_price: float | None
+) -> dict[str, float]:
+    """Thresholds that leave layers whole that make a network clearly worse than the posterior mean, pruned alone."""
+    layers, found = summarize(fitted), {}
+    for name, layer in layers.items():
+        if isinstance(layer, ChannelPosterior) or layer.statistic is None:
+            continue
+        left = {name: pruned_in_place(layer, choose_threshold(layer, None, group_price))}
+        alone = judge(network_with(model, layers, left), model.likelihood, held_out, fitted, model.output)
+        if is_clearly_worse(alone, mean, sum(len(y) for _, y in held_out)):
+            found[name.removeprefix("net.")] = math.inf
+    return found
 
 
 def _warn_where_untrained(dense: Judged, mean: Judged, examples: int, metric: str) -> None:
@@ -476,12 +505,15 @@ def _ways(
     seed: int,
     progress: bool,
     options: dict[str, Any],
+    costly: Callable[[CompressedNetwork | None, float | None], dict[str, float]],
     group_prices: tuple[float | None, ...] | None = None,
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
     Codes as they were trained are one network: there is nothing to search, and no beginning.
 
+    :param costly: of a network whose groups were weighed at a price, and that price, thresholds with which layers whose
+        cut alone costs much stay whole.
     :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
     """
     others = dict(options)
@@ -503,18 +535,24 @@ def _ways(
         return
     if group_prices is None:
         yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
+    with contextlib.suppress(UnsupportedNetworkError):
+        read = replace(read, inputs=inputs_at_mean(read.graph, read.posterior, model.likelihood, loader, seed))
+    given = others.pop("thresholds", None) or {}
     seen = set()
     for group_price in group_prices or _GROUP_PRICES:
-        try:
-            pruned = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=group_price, **others)
-            if pruned.architecture in seen:
-                continue
-            seen.add(pruned.architecture)
-            left, curvature = _by_curvature(model, pruned, loader, seed, progress)
-        except (EmptyNetworkError, UnsupportedNetworkError):
-            continue
         rule = "signal" if group_price is None else f"{group_price:g}"
-        yield f"groups by {rule}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
+        spared: dict[str, float] = {}
+        for way in (f"groups by {rule}", f"groups by {rule} where they cost little"):
+            pruned = None
+            cuts: dict[str, Any] = {"group_nats_per_bit": group_price, "thresholds": {**spared, **given} or None}
+            with contextlib.suppress(EmptyNetworkError, UnsupportedNetworkError):
+                pruned = compress(model, read, noise_ratio=_FINE, **cuts, **others)
+                if pruned.architecture not in seen:
+                    seen.add(pruned.architecture)
+                    left, curvature = _by_curvature(model, pruned, loader, seed, progress)
+                    yield f"{way}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
+            if spared or not (spared := costly(pruned, group_price)):
+                break
 
 
 def _by_curvature(
