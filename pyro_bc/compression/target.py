@@ -120,11 +120,15 @@ class Target:
         """The number."""
         return next(value for own in fields(self) if (value := getattr(self, own.name)) is not None)
 
-    def watch(self, model: BayesianNetwork, guide: Any, held_out: Iterable[Any]) -> Callable[[bool], Standing]:
+    def watch(
+        self, model: BayesianNetwork, guide: Any, held_out: Iterable[Any], examples: Iterable[Any] = ()
+    ) -> Callable[[bool], Standing]:
         """What looks at held-out data while the guide is fitted (:func:`~pyro_bc.fit`).
 
         :param held_out: batches ``(x, y)``, passed over often.
+        :param examples: some that are trained on, by which what pruning takes is made up for.
         """
+        examples = list(examples)
         batches, original = checked(held_out, model), model.original
         before = [computed(original, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
@@ -134,14 +138,14 @@ class Target:
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
             dense = scored(before, batches, model.likelihood, fitted)
-            found = _as_it_is(model, guide, fitted, batches, is_rounded, None)
+            found = _as_it_is(model, guide, fitted, batches, examples, is_rounded, None)
             lost = _lost_from(dense, before, batches, model.likelihood, fitted)
             is_missed = found is None or (
                 found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
             )
             if not has_codes and is_missed:
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
-                gentle = _as_it_is(model, guide, fitted, batches, is_rounded, _GENTLE_PRICES[-1])
+                gentle = _as_it_is(model, guide, fitted, batches, examples, is_rounded, _GENTLE_PRICES[-1])
                 found = gentle if found is None or (gentle is not None and gentle.error < found.error) else found
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
@@ -334,19 +338,18 @@ def compress_to(
         except EmptyNetworkError as error:
             empty.append(error)
             return -math.inf if target.max_bytes is not None else math.inf
-        own = judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
+        own = judged(small)
         name = way if math.isnan(value) else f"{way} {value:.3g}"
         found = Judged(own.error, own.loss, len(small.to_bytes()), name)
         tried.append((found, small))
         return target.excess(found, dense)
 
-    def costly(small: CompressedNetwork | None, group_price: float | None) -> dict[str, float]:
-        if mean is None:
+    def judged(small: CompressedNetwork) -> Judged:
+        return judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
+
+    def costly(own: Judged | None, group_price: float | None) -> dict[str, float]:
+        if mean is None or (own is not None and not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out))):
             return {}
-        if small is not None:
-            own = judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
-            if not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out)):
-                return {}
         return _whole_where_costly(model, fitted, held_out, mean, group_price)
 
     empty: list[EmptyNetworkError] = []
@@ -354,7 +357,7 @@ def compress_to(
         warnings.simplefilter("once")  # each network that is tried would say the same
         keeping: list[tuple[Judged, CompressedNetwork]] = []
         for prices in (None, _GENTLE_PRICES):
-            for way, first, how in _ways(model, fitted, loader, seed, progress, options, costly, prices):
+            for way, first, how in _ways(model, fitted, loader, seed, progress, options, judged, costly, prices):
                 if first is None:
                     try_(way, how, math.nan)
                 else:
@@ -422,7 +425,13 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
 
 
 def _as_it_is(
-    model: BayesianNetwork, guide: Any, fitted: Posterior, batches: list[Any], is_rounded: bool, price: float | None
+    model: BayesianNetwork,
+    guide: Any,
+    fitted: Posterior,
+    batches: list[Any],
+    examples: list[Any],
+    is_rounded: bool,
+    price: float | None,
 ) -> Judged | None:
     """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
 
@@ -434,16 +443,28 @@ def _as_it_is(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
             read = read_posterior(model, fitted)
-            small = compress(model, read, noise_ratio=_FINE, group_nats_per_bit=price)
-            coarse = small if has_codes else compress(model, read, noise_ratio=_COARSE, group_nats_per_bit=price)
+            readings = _made_up_or_not(read, model.likelihood, examples) if examples and not has_codes else [read]
+            tried = [compress(model, own, noise_ratio=_FINE, group_nats_per_bit=price) for own in readings]
+            coarse = tried[0] if has_codes else compress(model, read, noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
-    is_trained = is_rounded or not has_codes  # what rounding costs codes that were never rounded, training makes up for
-    network = where_they_are(small.network(), batches) if is_trained else _At(model, fitted.centre())
-    return replace(
-        judge(network, model.likelihood, batches, fitted),
-        file_bytes=len(coarse.to_bytes()) if has_codes else _searched(coarse),
-    )
+    # What rounding costs codes that were never rounded, training makes up for.
+    is_trained = is_rounded or not has_codes
+    networks = [small.network() for small in tried] if is_trained else [_At(model, fitted.centre())]
+    judged = [judge(where_they_are(own, batches), model.likelihood, batches, fitted) for own in networks]
+    return replace(min(judged, key=_rank), file_bytes=len(coarse.to_bytes()) if has_codes else _searched(coarse))
+
+
+def _made_up_or_not(read: Reading, likelihood: Likelihood, loader: Iterable[Any], seed: int = 0) -> list[Reading]:
+    """As it is, and with what pruning takes made up for, which of few examples with many outliers may be worse."""
+    with contextlib.suppress(UnsupportedNetworkError):
+        return [read, replace(read, inputs=inputs_at_mean(read.graph, read.posterior, likelihood, loader, seed))]
+    return [read]
+
+
+def _rank(own: Judged) -> tuple[float, float]:
+    """By which one network is better than another."""
+    return (own.error, own.loss) if math.isfinite(own.error) else (math.inf, math.inf)
 
 
 def _searched(coarse: CompressedNetwork) -> int:
@@ -505,15 +526,17 @@ def _ways(
     seed: int,
     progress: bool,
     options: dict[str, Any],
-    costly: Callable[[CompressedNetwork | None, float | None], dict[str, float]],
+    judged: Callable[[CompressedNetwork], Judged],
+    costly: Callable[[Judged | None, float | None], dict[str, float]],
     group_prices: tuple[float | None, ...] | None = None,
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
 
     Codes as they were trained are one network: there is nothing to search, and no beginning.
 
-    :param costly: of a network whose groups were weighed at a price, and that price, thresholds with which layers whose
-        cut alone costs much stay whole.
+    :param judged: a network on held-out data.
+    :param costly: of what was judged, groups weighed at a price, and that price, thresholds with which layers whose cut
+        alone costs much stay whole.
     :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
     """
     others = dict(options)
@@ -535,23 +558,23 @@ def _ways(
         return
     if group_prices is None:
         yield "noise", _FIRST_NOISE, lambda noise: compress(model, read, noise_ratio=noise, **others)
-    with contextlib.suppress(UnsupportedNetworkError):
-        read = replace(read, inputs=inputs_at_mean(read.graph, read.posterior, model.likelihood, loader, seed))
+    readings = _made_up_or_not(read, model.likelihood, loader, seed)
     given = others.pop("thresholds", None) or {}
     seen = set()
     for group_price in group_prices or _GROUP_PRICES:
         rule = "signal" if group_price is None else f"{group_price:g}"
         spared: dict[str, float] = {}
         for way in (f"groups by {rule}", f"groups by {rule} where they cost little"):
-            pruned = None
+            own = None
             cuts: dict[str, Any] = {"group_nats_per_bit": group_price, "thresholds": {**spared, **given} or None}
             with contextlib.suppress(EmptyNetworkError, UnsupportedNetworkError):
-                pruned = compress(model, read, noise_ratio=_FINE, **cuts, **others)
+                tried = [compress(model, reading, noise_ratio=_FINE, **cuts, **others) for reading in readings]
+                own, pruned = min(((judged(small), small) for small in tried), key=lambda item: _rank(item[0]))
                 if pruned.architecture not in seen:
                     seen.add(pruned.architecture)
                     left, curvature = _by_curvature(model, pruned, loader, seed, progress)
                     yield f"{way}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
-            if spared or not (spared := costly(pruned, group_price)):
+            if spared or not (spared := costly(own, group_price)):
                 break
 
 

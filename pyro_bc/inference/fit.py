@@ -73,8 +73,11 @@ _EPOCHS, _STEPS = 40, 4000
 class Constraint(Protocol):
     """What a network has to keep; :class:`~pyro_bc.Target` is one."""
 
-    def watch(self, model: Any, guide: Any, held_out: Iterable[Any]) -> Watch:
-        """What looks at held-out data after an epoch, for a guide that is set up and not yet trained."""
+    def watch(self, model: Any, guide: Any, held_out: Iterable[Any], examples: Iterable[Any]) -> Watch:
+        """What looks at held-out data after an epoch, for a guide that is set up and not yet trained.
+
+        :param examples: batches ``(x, y)`` that are trained on, some of them.
+        """
         ...
 
 
@@ -191,7 +194,7 @@ def fit(
     processes.draw_apart()
     watch = guard = on_training = None
     if held_out is not None:
-        watch = (watching if target is None else target.watch)(model, guide, held_out)
+        watch = watching(model, guide, held_out) if target is None else target.watch(model, guide, held_out, examples)
     has_codes = Cell in guide.families.values()
     most = schedule.kl_weight
     if most is None:
