@@ -396,6 +396,7 @@ def runs(folder):
     return found
 
 
+@mock.patch("pyro_bc.compression.target._EVALUATIONS", 3)  # a few of all networks
 def judged(folder):
     """Targets, and all that judges or rounds by data that are there: networks of files are made on the CPU."""
     found, on = {}, batches(DEVICE)
@@ -405,7 +406,7 @@ def judged(folder):
     ):
         model = pyro_bc.BayesianNetwork(NETS[net]().to(DEVICE), prior, num_data=N)
         guide = pyro_bc.FactorizedGuide(model)
-        pyro_bc.fit(model, guide, on, target=target, held_out=on, epochs=4, learning_rate=1e-2, progress=False)
+        pyro_bc.fit(model, guide, on, target=target, held_out=on, epochs=2, learning_rate=1e-2, progress=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # so short a training
             reached = pyro_bc.compress_to(model, guide, target, on, on, progress=False)

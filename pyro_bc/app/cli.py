@@ -28,7 +28,7 @@ from .metrics import test_error
 from .networks import NETWORKS
 from .observed import LIKELIHOODS
 from .own_data import load_data
-from .pairing import in_its_classes, inputs_beside, paired, table_beside
+from .pairing import in_its_classes, inputs_beside, likelihood_beside, paired, table_beside
 from .report import write_report
 from .settings import PRIORS, CompressSettings, Settings, options_of
 from .tables import error_key, in_words, markdown
@@ -254,8 +254,9 @@ def _data_for(args: argparse.Namespace, stored: compressed.CompressedNetwork) ->
     target, categories = table_beside(Path(args.file))
     if Path(args.data).suffix not in TABLES:
         target = None
+    likelihood = args.likelihood or (None if args.data in DATASETS else likelihood_beside(Path(args.file)))
     data = load_data(
-        args.data, args.data_dir, likelihood=args.likelihood, target=args.target or target,
+        args.data, args.data_dir, likelihood=likelihood, target=args.target or target,
         input_shape=stored.input_shape, categories=categories,
     )  # fmt: skip
     if args.development:

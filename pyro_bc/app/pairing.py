@@ -27,7 +27,7 @@ from ..runtime.messages import first_line
 from ..runtime.random_state import same_random_state
 from .datasets import Dataset
 from .normalised import Normalised, Scales
-from .observed import check_targets, fitting, scaled_to
+from .observed import LIKELIHOODS, check_targets, fitting, scaled_to
 from .recipes import Recipe
 
 
@@ -147,6 +147,13 @@ def table_beside(file: Path) -> tuple[str | None, Mapping[str, Sequence[str]]]:
         target if isinstance(target, str) and target else None,
         {name: levels for name, levels in held if isinstance(levels, list) and levels},
     )
+
+
+def likelihood_beside(file: Path) -> str | None:
+    """The name of the likelihood that a file's run had, where that lies beside it."""
+    found = inputs_beside(file).get("likelihood")
+    names = {own().__class__.__name__: name for name, own in LIKELIHOODS.items()}
+    return names.get(found) if isinstance(found, str) else None
 
 
 def in_its_classes(file: Path, data: Dataset) -> Dataset:

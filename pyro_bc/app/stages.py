@@ -203,6 +203,8 @@ def fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pla
         precision=plan.fit.arithmetic or "float32",
     )  # fmt: skip
     model.likelihood = job.data.likelihood  # whoever taught it, it is judged by labels
+    if start.stored_as is not None:
+        _take_trained_(start.stored_as, model.skeleton)
     name = "posterior.nc" if checkpoint == "checkpoint" else f"{checkpoint}.nc"
     processes.from_first(lambda: export_posterior(job.out / name, model, guide, job.data, result.history))
     thresholds = job.settings.thresholds if checkpoint == "checkpoint" else None
@@ -211,6 +213,15 @@ def fit_stage(job: Job, start: Start, taught_by: nn.Module, checkpoint: str, pla
         batch_norm_loader=start.collect,
     )  # fmt: skip
     return Fitted(model, guide, result.history, how)
+
+
+def _take_trained_(net: nn.Module, trained: nn.Module) -> None:
+    """What has no posterior as the fit left it, under the same names."""
+    there = trained.state_dict()
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name in there and there[name].shape == value.shape:
+                value.copy_(there[name])
 
 
 def _prior_of_rest(job: Job, net: nn.Module) -> Prior | ResidualWidth:

@@ -326,7 +326,7 @@ class _Pruner:
                     computes = torch.ones(layer_groups(node) * layer.mask.shape[1], dtype=torch.bool)
                 elif name in self.shared:
                     computes = torch.ones_like(computes)
-                elif layer.bias is not None:
+                elif layer.bias is not None and (*node.args, None, None)[2] is not None:  # a table has none
                     computes = computes | (layer.bias != 0)
                 outputs[index] = computes
         entries = Patterns(with_weights(self.graph, self.layers), outputs, self.constants)

@@ -300,8 +300,9 @@ def outputs_of(graph: Graph, posterior: Mapping[str, LayerPosterior], x: Batch) 
             if f"{name}.bias" in tensors:
                 tensors[f"{name}.bias"] = tensors[f"{name}.bias"] * ~removed[name]
     graph = without_pruned_shifts(replace(graph, tensors=tensors), removed)
-    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers)
-    parts = zip(*(part.split(_PART) for part in tensors_of(x)), strict=True)
+    network = GraphNetwork(graph.nodes, graph.tensors, graph.buffers).float()  # as files compute
+    inputs = (part.float() if part.is_floating_point() else part for part in tensors_of(x))
+    parts = zip(*(part.split(_PART) for part in inputs), strict=True)
     return torch.cat([network(*part) for part in parts])
 
 

@@ -26,6 +26,7 @@ from ..posterior.summary import ChannelPosterior, LayerPosterior, summarize
 from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
 from ..runtime.html import table
+from ..runtime.inputs import names_of
 
 # Steps beside those that the posterior asks for, in octaves, and parts of the groups beside those that it keeps.
 _COARSER = (0, 1, 2, 3)
@@ -245,14 +246,14 @@ def warn_where_worse(
             weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)
             values = {f"{name}.weight": weight, f"{name}.bias": bias}
             tensors |= {key: value for key, value in values.items() if value is not None and key in tensors}
-        net = GraphNetwork(graph.nodes, tensors, graph.buffers)
+        net = GraphNetwork(graph.nodes, tensors, graph.buffers, names_of(batches[0][0]))
         return judge(where_they_are(net, batches), likelihood, batches, sites)
 
     if not batches:
         raise UsageError("there are no held-out examples to judge by")
     found = judge(where_they_are(small.network(), batches), likelihood, batches, sites)
     mean = judged({})
-    if is_clearly_worse(found, mean, sum(len(x) for x, _ in batches)):
+    if is_clearly_worse(found, mean, sum(len(y) for _, y in batches)):
         alone = {name: judged({name: own}) for name, own in left.items()}
         worst = max(alone, key=lambda name: (alone[name].error, alone[name].loss))
         warnings.warn(blame(found, mean, worst, alone[worst].error, likelihood.metric), stacklevel=4)

@@ -128,6 +128,7 @@ class Target:
         :param held_out: batches ``(x, y)``, passed over often.
         :param examples: some that are trained on, by which what pruning takes is made up for.
         """
+        _check_single(model)
         examples = list(examples)
         batches, original = checked(held_out, model), model.original
         before = [computed(original, x, model.output) for x, _ in batches]
@@ -317,6 +318,7 @@ def compress_to(
         raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
     if not isinstance(target, Target):
         raise UsageError(f"a target is a pyro_bc.Target, such as Target(max_error_rise=0.5), not {target!r}")
+    _check_single(model)
     held_out = checked(held_out, model)
     fitted = posterior_of(guide)
     likelihood = model.likelihood
@@ -389,6 +391,16 @@ def compress_to(
     )
 
 
+def _check_single(model: BayesianNetwork) -> None:
+    """:raises UsageError: where the network is in another precision than what is judged, which comes from files."""
+    types = {str(p.dtype) for p in (*model.skeleton.parameters(), *model.skeleton.buffers()) if p.is_floating_point()}
+    if others := types - {"torch.float32"}:
+        raise UsageError(
+            f"a target is searched with networks in single precision, as files are, and this one has {min(others)}: "
+            f"make the model of net.float(), with torch's default dtype float32, or give no target"
+        )
+
+
 def _whole_where_costly(
     model: BayesianNetwork, fitted: Posterior, held_out: list[Any], mean: Judged, group_price: float | None
 ) -> dict[str, float]:
@@ -418,7 +430,7 @@ def _warn_where_untrained(dense: Judged, mean: Judged, examples: int, metric: st
 def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: list[Any], thresholds: Any) -> str:
     """Which layer makes a network clearly worse than the posterior mean; empty where it is not."""
     table = sensitivity(model, fitted, held_out, thresholds=thresholds)
-    if not is_clearly_worse(found, table.mean, sum(len(x) for x, _ in held_out)):
+    if not is_clearly_worse(found, table.mean, sum(len(y) for _, y in held_out)):
         return ""
     said = blame(found, table.mean, table.worst.layer, table.worst.error, table.metric)
     return f"{said[:1].upper()}{said[1:]}."
@@ -483,8 +495,8 @@ class _At(nn.Module):
         super().__init__()
         self.model, self.values = [model], values
 
-    def forward(self, x: Tensor) -> Any:
-        return outputs(self.model[0], self.values, x)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        return outputs(self.model[0], self.values, named or (inputs if len(inputs) > 1 else inputs[0]))
 
 
 def _has_codes(fitted: Posterior) -> bool:

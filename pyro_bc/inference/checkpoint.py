@@ -179,7 +179,13 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
 
     :raises OutputError: where it cannot be written.
     """
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, Tensor] = {}
+    held = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        where = own.untyped_storage().data_ptr()
+        contiguous[name] = own.clone() if where in held else own  # tied weights are one tensor, and a file has two
+        held.add(where)
     header = {"pyro_bc": json.dumps(metadata)}
     write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
 

@@ -14,7 +14,7 @@ from ..graph.module import evaluating
 from ..model.likelihoods import Likelihood, density_at
 from ..model.network import BayesianNetwork
 from ..runtime.devices import check_device, device_of
-from ..runtime.inputs import Batch
+from ..runtime.inputs import Batch, tensors_of
 from ..runtime.messages import first_line
 from .guides import Posterior
 
@@ -86,8 +86,26 @@ def scored(outputs: Iterable[Any], batches: list[Any], likelihood: Likelihood, s
 
 
 def where_they_are(net: nn.Module, batches: list[Any]) -> nn.Module:
-    """A network of a file, which is on the CPU, moved to where batches are."""
-    return net.to(batches[0][1].device)
+    """A network of a file, which is on the CPU and of single precision, moved to where batches are and taking them."""
+    x, y = batches[0]
+    given, held = (
+        {part.dtype for part in parts if part.is_floating_point()} for parts in (tensors_of(x), net.parameters())
+    )
+    return (net if given <= {torch.float32} or torch.float64 in held else _InSingle(net)).to(y.device)
+
+
+class _InSingle(nn.Module):
+    """A network that takes inputs of any precision."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        def single(x: Tensor) -> Tensor:
+            return x.float() if x.is_floating_point() else x
+
+        return self.net(*map(single, inputs), **{name: single(x) for name, x in named.items()})
 
 
 def figure(metric: str, error: float) -> str:

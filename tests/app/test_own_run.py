@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
@@ -285,3 +286,37 @@ def test_targets_that_are_all_the_same_are_refused_at_once(tmp_path, capsys, y):
     assert run(tmp_path, *words, out="out") == 2
     assert "training targets of" in (said := capsys.readouterr().err) and "are the same (" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_posterior_is_stored_as_trained_and_evaluate_knows_the_runs_likelihood(tmp_path, capsys):
+    torch.manual_seed(0)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef normed():\n"
+        "    return nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1))\n"
+    )
+    x = torch.randn(200, 3)
+    np.savez(tmp_path / "counts.npz", x=x.numpy(), y=torch.poisson(x[:, 0].exp()).numpy())
+    words = ("--net", f"{tmp_path}/net.py:normed", "--data", tmp_path / "counts.npz", "--likelihood", "poisson")
+    assert run(tmp_path, *words, "--prior", "learned", "--pretrain-epochs", 5, "--epochs", 12, out="out") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    capsys.readouterr()
+    file = str(tmp_path / "out" / "network.pbc")
+    assert main(["evaluate", file, "--data", str(tmp_path / "counts.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rmse"] == pytest.approx(metrics["compressed"]["rmse"], rel=1e-6)
+    dense = safetensors.torch.load_file(tmp_path / "out" / "dense.safetensors")
+    before = [value for name, value in dense.items() if name.endswith("1.weight") and value.dim() == 1]
+    stored = [own.values() for name, own in pyro_bc.read(file).tensors.items() if own.values().shape == (8,)]
+    assert before and not any(torch.equal(before[0], own) for own in stored)
+
+
+def test_tied_weights_go_from_the_command_to_a_file(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Tied(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.e, self.o = nn.Embedding(9, 6), nn.Linear(6, 9)\n        self.o.weight = self.e.weight\n\n"
+        "    def forward(self, x):\n        return self.o(self.e(x).mean(1))\n"
+    )
+    x = torch.randint(9, (200, 4))
+    np.savez(tmp_path / "words.npz", x=x.numpy(), y=x[:, 0].numpy())
+    words = ("--net", f"{tmp_path}/net.py:Tied", "--data", tmp_path / "words.npz", "--epochs", 2)
+    assert run(tmp_path, *words, "--pretrain-epochs", 2, "--kl-weight", 0.01, out="out") == 0

@@ -352,3 +352,19 @@ def test_whatever_is_pruned_leaves_a_network_or_none():
                 if part == "nothing":
                     stack.enter_context(pytest.raises(EmptyNetworkError, match="layer 'embed'"))
                 assert "beside" in [layer.name for layer in pyro_bc.compress(model, guide).layers]
+
+
+def test_a_table_tied_to_an_output_layer_with_a_bias_is_pruned_with_it():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.h, self.o = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9)
+            self.o.weight = self.e.weight
+
+        def forward(self, x):
+            return self.o(self.h(self.e(x)).relu().mean(1))
+
+    x = torch.randint(9, (5, 4))
+    model, guide = set_up(Tied(), x, pyro_bc.GroupHorseshoe(), num_data=5)
+    small = pyro_bc.compress(model, guide, thresholds={"h": 1e9, "o": 1e9})
+    assert small.network()(x).shape == (5, 9)

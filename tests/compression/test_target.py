@@ -338,3 +338,33 @@ def test_a_number_is_no_target_and_a_generator_is_gone_through_once(classes):
         model, guide, loader, epochs=2, target=Target(max_error_rise=1.0), held_out=batches, progress=False
     ).history
     assert history[-1].held_out_error is not None
+
+
+def test_several_inputs_have_a_target_with_codes_and_are_compared_by_examples():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p, self.q = nn.Linear(3, 4), nn.Linear(3, 2)
+
+        def forward(self, a, b):
+            return self.q(torch.cat([self.p(a).relu()[:, :2], b[:, :1]], 1))
+
+    torch.manual_seed(0)
+    a, b, y = torch.randn(60, 3), torch.randn(60, 3), torch.arange(60) % 2
+    for x in ((a, b), {"a": a, "b": b}):
+        model = pyro_bc.BayesianNetwork(Sum(), pyro_bc.LearnedCode(), num_data=60)
+        guide = pyro_bc.FactorizedGuide(model)
+        target = Target(max_bytes=200)
+        pyro_bc.fit(model, guide, [(x, y)], target=target, held_out=[(x, y)], epochs=3, progress=False)
+        found = compress_to(model, guide, target, [(x, y)], [(x, y)], progress=False)
+        small = pyro_bc.compress(model, guide, held_out=[(x, y)])
+        assert found.network.further_inputs and small.further_inputs
+
+
+def test_a_target_in_double_precision_is_refused_before_it_trains():
+    model = pyro_bc.BayesianNetwork(nn.Linear(3, 2), pyro_bc.GroupNormalJeffreys(), num_data=6)
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, y)
+    with pytest.raises(UsageError, match="single precision"):
+        compress_to(model.double(), guide, Target(max_bytes=200), [(x, y)], [(x, y)])

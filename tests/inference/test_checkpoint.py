@@ -112,3 +112,10 @@ def test_a_checkpoint_of_other_content_is_one_error(tmp_path, change):
     save_checkpoint(tmp_path / "c", tensors, change(tensors, metadata))
     with pytest.raises(CheckpointError, match=r"/c' "):
         restore_fit(tmp_path / "c", *trained(1), SETTINGS)
+
+
+def test_tied_tensors_are_written_once_each(tmp_path):
+    one = torch.arange(6.0).reshape(2, 3)
+    save_checkpoint(tmp_path / "tied", {"a": one, "b": one, "row": one[1]}, {})
+    found, _ = load_checkpoint(tmp_path / "tied")
+    assert torch.equal(found["a"], one) and torch.equal(found["b"], one) and torch.equal(found["row"], one[1])
