@@ -158,13 +158,15 @@ def start_of(job: Job, dense: nn.Module, whole: Any) -> Start:
     if job.widths:
         graph = narrowed(whole, job.widths)
     else:
+        # A graph holds the matrices of recurrent cells, and no module that has a posterior.
+        is_recurrent = any(isinstance(module, nn.RNNBase) for module in dense.modules())
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in dense.modules()):
-            if job.settings.batch_norm == "keep":
+            if job.settings.batch_norm == "keep" or is_recurrent:
                 dense.train()
                 collect = job.data.train_x[:2000].split(job.plan.fit.batch_size or 1)
             else:
                 dense = fold_batch_norm(dense, job.data.train_x[:2])
-        if collect is not None or not has_codes(job.settings):
+        if collect is not None or is_recurrent or not has_codes(job.settings):
             return Start(dense, None, None, collect)
         graph = read_graph(dense, job.data.train_x[:2])
     net = GraphNetwork(arranged(graph.nodes), graph.tensors, graph.buffers).to(device)

@@ -349,6 +349,13 @@ def compress_to(
     def judged(small: CompressedNetwork) -> Judged:
         return judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
 
+    def is_worth_rounding(own: Judged) -> bool:
+        """Whether what pruning left may become better than what there is, as rounding makes it no better."""
+        if target.max_bytes is None:
+            return True  # the search ends soon where a rise is missed already
+        best = min((item[0].error for item in tried if target.excess(item[0], dense) <= 0), default=math.inf)
+        return own.error <= best + max(dense.resolution, _LEVEL * best)
+
     def costly(own: Judged | None, group_price: float | None) -> dict[str, float]:
         if mean is None or (own is not None and not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out))):
             return {}
@@ -359,7 +366,9 @@ def compress_to(
         warnings.simplefilter("once")  # each network that is tried would say the same
         keeping: list[tuple[Judged, CompressedNetwork]] = []
         for prices in (None, _GENTLE_PRICES):
-            for way, first, how in _ways(model, fitted, loader, seed, progress, options, judged, costly, prices):
+            for way, first, how in _ways(
+                model, fitted, loader, seed, progress, options, judged, is_worth_rounding, costly, prices
+            ):
                 if first is None:
                     try_(way, how, math.nan)
                 else:
@@ -539,6 +548,7 @@ def _ways(
     progress: bool,
     options: dict[str, Any],
     judged: Callable[[CompressedNetwork], Judged],
+    is_worth_rounding: Callable[[Judged], bool],
     costly: Callable[[Judged | None, float | None], dict[str, float]],
     group_prices: tuple[float | None, ...] | None = None,
 ) -> Iterator[tuple[str, float | None, Any]]:
@@ -547,6 +557,7 @@ def _ways(
     Codes as they were trained are one network: there is nothing to search, and no beginning.
 
     :param judged: a network on held-out data.
+    :param is_worth_rounding: whether something of a network so judged is to be searched.
     :param costly: of what was judged, groups weighed at a price, and that price, thresholds with which layers whose cut
         alone costs much stay whole.
     :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
@@ -582,7 +593,7 @@ def _ways(
             with contextlib.suppress(EmptyNetworkError, UnsupportedNetworkError):
                 tried = [compress(model, reading, noise_ratio=_FINE, **cuts, **others) for reading in readings]
                 own, pruned = min(((judged(small), small) for small in tried), key=lambda item: _rank(item[0]))
-                if pruned.architecture not in seen:
+                if pruned.architecture not in seen and is_worth_rounding(own):
                     seen.add(pruned.architecture)
                     left, curvature = _by_curvature(model, pruned, loader, seed, progress)
                     yield f"{way}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
