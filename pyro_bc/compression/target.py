@@ -350,11 +350,14 @@ def compress_to(
         return judge(where_they_are(small.network(), held_out), likelihood, held_out, fitted)
 
     def is_worth_rounding(own: Judged) -> bool:
-        """Whether what pruning left may become better than what there is, as rounding makes it no better."""
+        """Whether what pruning left may become better than what there is, as rounding seldom makes it better."""
         if target.max_bytes is None:
             return True  # the search ends soon where a rise is missed already
-        best = min((item[0].error for item in tried if target.excess(item[0], dense) <= 0), default=math.inf)
-        return own.error <= best + max(dense.resolution, _LEVEL * best)
+        keeping = [item[0] for item in tried if target.excess(item[0], dense) <= 0]
+        if not keeping:
+            return True
+        best = replace(min(keeping, key=_rank), resolution=dense.resolution)
+        return not is_clearly_worse(own, best, sum(len(y) for _, y in held_out))
 
     def costly(own: Judged | None, group_price: float | None) -> dict[str, float]:
         if mean is None or (own is not None and not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out))):
