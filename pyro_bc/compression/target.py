@@ -359,10 +359,17 @@ def compress_to(
         best = replace(min(keeping, key=_rank), resolution=dense.resolution)
         return not is_clearly_worse(own, best, sum(len(y) for _, y in held_out))
 
+    def is_costly(own: Judged) -> bool:
+        """Whether a network is clearly worse than the posterior mean, or misses a rise that the mean keeps."""
+        assert mean is not None
+        if is_clearly_worse(own, mean, sum(len(y) for _, y in held_out)):
+            return True
+        return target.max_bytes is None and target.excess(mean, dense) <= 0 < target.excess(own, dense)
+
     def costly(own: Judged | None, group_price: float | None) -> dict[str, float]:
-        if mean is None or (own is not None and not is_clearly_worse(own, mean, sum(len(y) for _, y in held_out))):
+        if mean is None or (own is not None and not is_costly(own)):
             return {}
-        return _whole_where_costly(model, fitted, held_out, mean, group_price)
+        return _whole_where_costly(model, fitted, held_out, is_costly, group_price)
 
     empty: list[EmptyNetworkError] = []
     with warnings.catch_warnings():
@@ -414,16 +421,16 @@ def _check_single(model: BayesianNetwork) -> None:
 
 
 def _whole_where_costly(
-    model: BayesianNetwork, fitted: Posterior, held_out: list[Any], mean: Judged, group_price: float | None
+    model: BayesianNetwork, fitted: Posterior, held_out: list[Any], is_costly: Any, group_price: float | None
 ) -> dict[str, float]:
-    """Thresholds that leave layers whole that make a network clearly worse than the posterior mean, pruned alone."""
+    """Thresholds that leave layers whole of which the cut alone costs too much."""
     layers, found = summarize(fitted), {}
     for name, layer in layers.items():
         if isinstance(layer, ChannelPosterior) or layer.statistic is None:
             continue
         left = {name: pruned_in_place(layer, choose_threshold(layer, None, group_price))}
         alone = judge(network_with(model, layers, left), model.likelihood, held_out, fitted, model.output)
-        if is_clearly_worse(alone, mean, sum(len(y) for _, y in held_out)):
+        if is_costly(alone):
             found[name.removeprefix("net.")] = math.inf
     return found
 
