@@ -24,7 +24,7 @@ from ..model.likelihoods import Likelihood
 from ..posterior.curvature import Curvature, collect
 from ..posterior.summary import LayerPosterior
 from ..runtime.devices import on_cpu
-from .pruned import PrunedLayer, PrunedNetwork
+from .pruned import PrunedLayer, PrunedNetwork, with_values
 
 # The part of its inputs' mean square by which each of them is taken to vary alone: some are constant, or others' sums.
 _RIDGE = 1e-3
@@ -39,11 +39,7 @@ def inputs_at_mean(
     :param posterior: of its layers.
     :param loader: as for :func:`~pyro_bc.posterior.curvature.collect`.
     """
-    tensors = dict(graph.tensors)
-    for name, layer in posterior.items():
-        values = {f"{name}.weight": layer.weight_mean, f"{name}.bias": layer.bias_mean}
-        tensors |= {key: value for key, value in values.items() if value is not None and key in tensors}
-    at_mean = replace(graph, tensors=tensors)
+    at_mean = with_values(graph, {name: (own.weight_mean, own.bias_mean) for name, own in posterior.items()})
     return collect(at_mean, likelihood, loader, seed=seed, progress=False).layers
 
 

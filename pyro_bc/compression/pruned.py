@@ -55,6 +55,16 @@ class PrunedNetwork:
     parts: Mapping[str, str] = field(default_factory=dict)
 
 
+def with_values(graph: Graph, values: Mapping[str, tuple[Tensor, Tensor | None]]) -> Graph:
+    """The graph with other weights and biases of layers, by name, where it has tensors of these names."""
+    tensors = dict(graph.tensors)
+    for name, own in values.items():
+        for role, value in zip(("weight", "bias"), own, strict=True):
+            if value is not None and f"{name}.{role}" in tensors:
+                tensors[f"{name}.{role}"] = value
+    return replace(graph, tensors=tensors)
+
+
 def with_weights(graph: Graph, layers: Mapping[str, PrunedLayer]) -> Graph:
     tensors = dict(graph.tensors)
     for name, layer in layers.items():

@@ -27,6 +27,7 @@ from ..posterior.thresholds import Threshold, choose_threshold
 from ..quantisation.rounding import NOISE_RATIO, RULES
 from ..runtime.html import table
 from ..runtime.inputs import names_of
+from .pruned import with_values
 
 # Steps beside those that the posterior asks for, in octaves, and parts of the groups beside those that it keeps.
 _COARSER = (0, 1, 2, 3)
@@ -240,13 +241,9 @@ def warn_where_worse(
     batches = list(held_out)
 
     def judged(changed: Mapping[str, InPlace]) -> Judged:
-        tensors = dict(graph.tensors)
-        for name, layer in posterior.items():
-            own = changed.get(name)
-            weight, bias = (layer.weight_mean, layer.bias_mean) if own is None else (own.weight, own.bias)
-            values = {f"{name}.weight": weight, f"{name}.bias": bias}
-            tensors |= {key: value for key, value in values.items() if value is not None and key in tensors}
-        net = GraphNetwork(graph.nodes, tensors, graph.buffers, names_of(batches[0][0]))
+        at_mean = {name: (layer.weight_mean, layer.bias_mean) for name, layer in posterior.items()}
+        whole = with_values(graph, at_mean | {name: (own.weight, own.bias) for name, own in changed.items()})
+        net = GraphNetwork(whole.nodes, whole.tensors, whole.buffers, names_of(batches[0][0]))
         return judge(where_they_are(net, batches), likelihood, batches, sites)
 
     if not batches:

@@ -139,14 +139,15 @@ class Target:
         def look(is_rounded: bool) -> Standing:
             fitted = posterior_of(guide)
             dense = scored(before, batches, model.likelihood, fitted)
-            found = _as_it_is(model, guide, fitted, batches, examples, is_rounded, None)
+            readings = _read_now(model, fitted, [] if has_codes else examples)
+            found = _as_it_is(model, readings, batches, is_rounded, None)
             lost = _lost_from(dense, before, batches, model.likelihood, fitted)
             is_missed = found is None or (
                 found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
             )
             if not has_codes and is_missed:
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
-                gentle = _as_it_is(model, guide, fitted, batches, examples, is_rounded, _GENTLE_PRICES[-1])
+                gentle = _as_it_is(model, readings, batches, is_rounded, _GENTLE_PRICES[-1])
                 found = gentle if found is None or (gentle is not None and gentle.error < found.error) else found
             if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
@@ -329,8 +330,9 @@ def compress_to(
     mean: Judged | None = None
     if isinstance(guide, FactorizedGuide):
         mean = judge(network_with(model, summarize(guide), {}), likelihood, held_out, fitted, model.output)
+    count = sum(len(y) for _, y in held_out)
     if mean is not None and target.max_bytes is None:
-        _warn_where_untrained(dense, mean, sum(len(y) for _, y in held_out), likelihood.metric)
+        _warn_where_untrained(dense, mean, count, likelihood.metric)
     tried: list[tuple[Judged, CompressedNetwork]] = []
 
     def try_(way: str, how: Any, value: float) -> float:
@@ -357,19 +359,19 @@ def compress_to(
         if not keeping:
             return True
         best = replace(min(keeping, key=_rank), resolution=dense.resolution)
-        return not is_clearly_worse(own, best, sum(len(y) for _, y in held_out))
+        return not is_clearly_worse(own, best, count)
 
     def is_costly(own: Judged) -> bool:
         """Whether a network is clearly worse than the posterior mean, or misses a rise that the mean keeps."""
         assert mean is not None
-        if is_clearly_worse(own, mean, sum(len(y) for _, y in held_out)):
+        if is_clearly_worse(own, mean, count):
             return True
         return target.max_bytes is None and target.excess(mean, dense) <= 0 < target.excess(own, dense)
 
-    def costly(own: Judged | None, group_price: float | None) -> dict[str, float]:
+    def costly(own: Judged | None, group_price: float | None) -> list[str]:
         if mean is None or (own is not None and not is_costly(own)):
-            return {}
-        return _whole_where_costly(model, fitted, held_out, is_costly, group_price)
+            return []
+        return _costly_layers(model, fitted, held_out, is_costly, group_price)
 
     empty: list[EmptyNetworkError] = []
     with warnings.catch_warnings():
@@ -420,18 +422,22 @@ def _check_single(model: BayesianNetwork) -> None:
         )
 
 
-def _whole_where_costly(
-    model: BayesianNetwork, fitted: Posterior, held_out: list[Any], is_costly: Any, group_price: float | None
-) -> dict[str, float]:
-    """Thresholds that leave layers whole of which the cut alone costs too much."""
-    layers, found = summarize(fitted), {}
+def _costly_layers(
+    model: BayesianNetwork,
+    fitted: Posterior,
+    held_out: list[Any],
+    is_costly: Callable[[Judged], bool],
+    group_price: float | None,
+) -> list[str]:
+    """Layers of which the cut alone costs too much, by their names in the model."""
+    layers, found = summarize(fitted), []
     for name, layer in layers.items():
         if isinstance(layer, ChannelPosterior) or layer.statistic is None:
             continue
         left = {name: pruned_in_place(layer, choose_threshold(layer, None, group_price))}
         alone = judge(network_with(model, layers, left), model.likelihood, held_out, fitted, model.output)
         if is_costly(alone):
-            found[name.removeprefix("net.")] = math.inf
+            found.append(name)
     return found
 
 
@@ -456,27 +462,22 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
 
 
 def _as_it_is(
-    model: BayesianNetwork,
-    guide: Any,
-    fitted: Posterior,
-    batches: list[Any],
-    examples: list[Any],
-    is_rounded: bool,
-    price: float | None,
+    model: BayesianNetwork, readings: list[Reading], batches: list[Any], is_rounded: bool, price: float | None
 ) -> Judged | None:
     """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
 
     :param price: of a bit, at which groups are weighed; None for the rule of signal and noise.
     :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
     """
+    fitted = readings[0].fitted
     has_codes = _has_codes(fitted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
-            read = read_posterior(model, fitted)
-            readings = _made_up_or_not(read, model.likelihood, examples) if examples and not has_codes else [read]
             tried = [compress(model, own, noise_ratio=_FINE, group_nats_per_bit=price) for own in readings]
-            coarse = tried[0] if has_codes else compress(model, read, noise_ratio=_COARSE, group_nats_per_bit=price)
+            coarse = tried[0]
+            if not has_codes:
+                coarse = compress(model, readings[0], noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
     # What rounding costs codes that were never rounded, training makes up for.
@@ -484,6 +485,14 @@ def _as_it_is(
     networks = [small.network() for small in tried] if is_trained else [_At(model, fitted.centre())]
     judged = [judge(where_they_are(own, batches), model.likelihood, batches, fitted) for own in networks]
     return replace(min(judged, key=_rank), file_bytes=len(coarse.to_bytes()) if has_codes else _searched(coarse))
+
+
+def _read_now(model: BayesianNetwork, fitted: Posterior, examples: list[Any]) -> list[Reading]:
+    """A posterior in the middle of its training, as :func:`_made_up_or_not` where there are examples."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the guide was set up
+        read = read_posterior(model, fitted)
+        return _made_up_or_not(read, model.likelihood, examples) if examples else [read]
 
 
 def _made_up_or_not(read: Reading, likelihood: Likelihood, loader: Iterable[Any], seed: int = 0) -> list[Reading]:
@@ -559,7 +568,7 @@ def _ways(
     options: dict[str, Any],
     judged: Callable[[CompressedNetwork], Judged],
     is_worth_rounding: Callable[[Judged], bool],
-    costly: Callable[[Judged | None, float | None], dict[str, float]],
+    costly: Callable[[Judged | None, float | None], list[str]],
     group_prices: tuple[float | None, ...] | None = None,
 ) -> Iterator[tuple[str, float | None, Any]]:
     """What can be searched along: its name, where the search begins, and the network at a price.
@@ -568,8 +577,7 @@ def _ways(
 
     :param judged: a network on held-out data.
     :param is_worth_rounding: whether something of a network so judged is to be searched.
-    :param costly: of what was judged, groups weighed at a price, and that price, thresholds with which layers whose cut
-        alone costs much stay whole.
+    :param costly: of what was judged, groups weighed at a price, and that price, the layers whose cut alone costs much.
     :param group_prices: at which groups are weighed; None for all ways that there are at the usual ones.
     """
     others = dict(options)
@@ -607,7 +615,9 @@ def _ways(
                     seen.add(pruned.architecture)
                     left, curvature = _by_curvature(model, pruned, loader, seed, progress)
                     yield f"{way}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
-            if spared or not (spared := costly(own, group_price)):
+            names = [] if spared else [read.names[name] for name in costly(own, group_price)]
+            spared = {name: math.inf for name in names if name in read.posterior}
+            if not spared:
                 break
 
 

@@ -368,3 +368,29 @@ def test_a_target_in_double_precision_is_refused_before_it_trains():
     guide(x, y)
     with pytest.raises(UsageError, match="single precision"):
         compress_to(model.double(), guide, Target(max_bytes=200), [(x, y)], [(x, y)])
+
+
+def test_a_recurrent_layer_whose_cut_costs_much_stays_whole_under_its_name_in_the_graph():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = nn.GRU(3, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    x = torch.randn(80, 5, 3)
+    y = (x[:, -1, 0] > 0).long()
+    net = Last()
+    optimizer = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=80)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=2.0)  # no group has more signal than noise
+    guide(x, y)
+    target = Target(max_error_rise=5.0)
+    found = compress_to(model, guide, target, [(x, y)], [(x, y)], progress=False)
+    assert any("where they cost little" in own.way for own in found.curve) and found.is_met
