@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
@@ -28,7 +28,6 @@ from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import network_with
 from ..posterior.in_place import pruned as pruned_in_place
 from ..posterior.judged import Judged, checked, computed, figure, judge, scored, where_they_are
-from ..posterior.predictive import outputs
 from ..posterior.standing import Standing
 from ..posterior.summary import ChannelPosterior, summarize
 from ..posterior.thresholds import choose_threshold
@@ -38,6 +37,7 @@ from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import device_of
 from ..runtime.html import paragraph, picture
 from .compress import compress
+from .look import Look
 from .made_up import inputs_at_mean
 from .reading import Reading, read_posterior
 from .recoded import recoder
@@ -122,7 +122,7 @@ class Target:
 
     def watch(
         self, model: BayesianNetwork, guide: Any, held_out: Iterable[Any], examples: Iterable[Any] = ()
-    ) -> Callable[[bool], Standing]:
+    ) -> Callable[[Look], Standing]:
         """What looks at held-out data while the guide is fitted (:func:`~pyro_bc.fit`).
 
         :param held_out: batches ``(x, y)``, passed over often.
@@ -134,22 +134,28 @@ class Target:
         before = [computed(original, x, model.output) for x, _ in batches]
         self.check_is_trained(before, batches, model.likelihood, posterior_of(guide))
         count = sum(len(y) for _, y in batches)
-        has_codes = Cell in guide.families.values()
 
-        def look(is_rounded: bool) -> Standing:
-            fitted = posterior_of(guide)
+        def look(now: Look) -> Standing:
+            fitted, has_codes = now.fitted, now.has_codes
             dense = scored(before, batches, model.likelihood, fitted)
-            readings = _read_now(model, fitted, [] if has_codes else examples)
-            found = _as_it_is(model, readings, batches, is_rounded, None)
             lost = _lost_from(dense, before, batches, model.likelihood, fitted)
-            is_missed = found is None or (
-                found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
-            )
-            if not has_codes and is_missed:
+
+            def is_missed(found: Judged) -> bool:
+                return found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
+
+            found: Judged | None = None
+            if has_codes:
+                found = now.judged(batches)
+            else:
+                readings = [now.reading]
+                if examples:
+                    readings = _made_up_or_not(now.reading, model.likelihood, examples)
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
-                gentle = _as_it_is(model, readings, batches, is_rounded, _GENTLE_PRICES[-1])
-                found = gentle if found is None or (gentle is not None and gentle.error < found.error) else found
-            if found is None:
+                for price in (None, _GENTLE_PRICES[-1]):
+                    if found is None or is_missed(found):
+                        at = _as_it_is(model, readings, batches, price)
+                        found = min((own for own in (found, at) if own is not None), key=_rank, default=None)
+            if found is None or not found.file_bytes:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
                 size = found.file_bytes
@@ -462,37 +468,22 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
 
 
 def _as_it_is(
-    model: BayesianNetwork, readings: list[Reading], batches: list[Any], is_rounded: bool, price: float | None
+    model: BayesianNetwork, readings: list[Reading], batches: list[Any], price: float | None
 ) -> Judged | None:
     """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
 
     :param price: of a bit, at which groups are weighed; None for the rule of signal and noise.
-    :param is_rounded: whether codes are, that prune by themselves; until then the network computes with their centres.
     """
-    fitted = readings[0].fitted
-    has_codes = _has_codes(fitted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
             tried = [compress(model, own, noise_ratio=_FINE, group_nats_per_bit=price) for own in readings]
-            coarse = tried[0]
-            if not has_codes:
-                coarse = compress(model, readings[0], noise_ratio=_COARSE, group_nats_per_bit=price)
+            coarse = compress(model, readings[0], noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
-    # What rounding costs codes that were never rounded, training makes up for.
-    is_trained = is_rounded or not has_codes
-    networks = [small.network() for small in tried] if is_trained else [_At(model, fitted.centre())]
-    judged = [judge(where_they_are(own, batches), model.likelihood, batches, fitted) for own in networks]
-    return replace(min(judged, key=_rank), file_bytes=len(coarse.to_bytes()) if has_codes else _searched(coarse))
-
-
-def _read_now(model: BayesianNetwork, fitted: Posterior, examples: list[Any]) -> list[Reading]:
-    """A posterior in the middle of its training, as :func:`_made_up_or_not` where there are examples."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the guide was set up
-        read = read_posterior(model, fitted)
-        return _made_up_or_not(read, model.likelihood, examples) if examples else [read]
+    networks = [where_they_are(small.network(), batches) for small in tried]
+    judged = [judge(own, model.likelihood, batches, readings[0].fitted) for own in networks]
+    return replace(min(judged, key=_rank), file_bytes=_searched(coarse))
 
 
 def _made_up_or_not(read: Reading, likelihood: Likelihood, loader: Iterable[Any], seed: int = 0) -> list[Reading]:
@@ -514,17 +505,6 @@ def _searched(coarse: CompressedNetwork) -> int:
     floats = sum(own.codes.numel() * own.bits // 8 for own in stored if own.bits > _OF_FLOATS)
     rest = max(0, size - _HEADER - floats)
     return min(size, round(_HEADER + _LEFT * rest + _LEFT_OF_FLOATS * floats))
-
-
-class _At(nn.Module):
-    """A model's outputs with its sites at fixed values."""
-
-    def __init__(self, model: BayesianNetwork, values: Any):
-        super().__init__()
-        self.model, self.values = [model], values
-
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        return outputs(self.model[0], self.values, named or (inputs if len(inputs) > 1 else inputs[0]))
 
 
 def _has_codes(fitted: Posterior) -> bool:

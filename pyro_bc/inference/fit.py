@@ -24,6 +24,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..compression.look import Look
 from ..data.loaders import check_inputs, first_batch, loader_examples, loader_steps
 from ..errors import CheckpointError, UnsupportedNetworkError, UsageError
 from ..graph.module import same_statistics
@@ -200,10 +201,10 @@ def fit(
     if most is None:
         most = usual_weight(model.num_data, weights_of(guide))
         if target is None and isinstance(model, BayesianNetwork) and not has_codes:
-            guard = guarding(model, guide, examples)
+            guard = guarding(examples)
     before = None
     if target is not None and held_out is not None:
-        on_training = training_error(model, guide, examples)
+        on_training = training_error(examples)
         before = errors_before(model, guide, examples, held_out)
     guide.kl_weight = float(most)
     warmup = schedule.warmup(epochs, has_codes)
@@ -318,16 +319,17 @@ def fit(
                 weights_trained=now.weights,
             )
             if is_looked_at(epoch, epochs) and (watch is not None or guard is not None):
+                look = Look(model, guide, is_rounding)
                 if watch is not None:
-                    standing = watch(is_rounding)
+                    standing = watch(look)
                     if _is_collapse(standing.slack) and not _was_collapse(history):
                         _say_collapse(standing, model.likelihood.metric, epoch)
                     record = replace(_asked(record, standing), held_out_error=standing.error,
                                      file_bytes=standing.file_bytes)  # fmt: skip
                 if on_training is not None:
-                    record = replace(record, train_error=on_training(is_rounding))
+                    record = replace(record, train_error=on_training(look))
                 if guard is not None:
-                    standing = guard(is_rounding)
+                    standing = guard(look)
                     record = replace(_asked(record, standing), train_error=standing.error,
                                      file_bytes=record.file_bytes or standing.file_bytes)  # fmt: skip
                 if _to_go_back_to([*history, record], epochs, rounded_from) == epoch:

@@ -39,6 +39,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from ..compression.look import Look
 from ..posterior.standing import Standing
 from .history import Epoch
 
@@ -79,9 +80,9 @@ class Errors(NamedTuple):
 
 
 class Watch(Protocol):
-    """Looks at held-out data with the guide as it is now; ``is_rounded`` says whether codes are."""
+    """Judges a fit as it is now."""
 
-    def __call__(self, is_rounded: bool) -> Standing: ...
+    def __call__(self, now: Look) -> Standing: ...
 
 
 def is_looked_at(epoch: int, epochs: int) -> bool:

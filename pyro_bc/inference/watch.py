@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compression.look import Look
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
 from ..posterior.guides import posterior_of
-from ..posterior.in_place import all_compressed_in_place, file_bytes, network_with
 from ..posterior.judged import checked, judge
 from ..posterior.standing import Standing
-from ..posterior.summary import code_bytes, summarize
-from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.inputs import tensors_of
 from .multiplier import Errors, Watch
@@ -36,18 +34,15 @@ def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Wat
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"held-out batches are looked at with a BayesianNetwork, not with a {type(model).__name__}")
     batches = checked(held_out, model)
-    has_codes = Cell in guide.families.values()
 
-    def look(is_rounded: bool) -> Standing:
-        net, changed, _ = _compressed(model, guide, has_codes and not is_rounded)
-        found = judge(net, model.likelihood, batches, posterior_of(guide), model.output)
-        size = code_bytes(guide) if has_codes else file_bytes(model, net, changed, batches[0][0])
-        return Standing(None, found.error, round(size), None)
+    def look(now: Look) -> Standing:
+        found = now.judged(batches)
+        return Standing(None, found.error, found.file_bytes, None)
 
     return look
 
 
-def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any]) -> Watch:
+def guarding(examples: Iterable[Any]) -> Watch:
     """What compares the network that :func:`~pyro_bc.compress` would make of the guide with the posterior mean, on
     examples that it is trained on: both know them alike.
 
@@ -56,36 +51,27 @@ def guarding(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[
     :param examples: batches ``(x, y)``, passed over often.
     """
     batches = list(examples)
-    has_codes = Cell in guide.families.values()
 
-    def look(is_rounded: bool) -> Standing:
-        net, changed, layers = _compressed(model, guide, has_codes and not is_rounded)
-        mean, fitted = network_with(model, layers, {}), posterior_of(guide)
-        found, whole = (judge(own, model.likelihood, batches, fitted, model.output) for own in (net, mean))
+    def look(now: Look) -> Standing:
+        found, whole = now.judged(batches), now.judged_mean(batches)
         cost = (found.loss - whole.loss) / _NATS
         if whole.resolution:  # who is sure of what it learned by heart loses nats, and errs no more
             cost = min(cost, (found.error - whole.error) / max(_POINTS, whole.resolution))
         costs = processes.gathered(cost)
         slack = 1 - sum(costs) / len(costs)
-        size = processes.from_first(lambda: file_bytes(model, net, changed, batches[0][0]))
+        size = found.file_bytes
         return Standing(slack, _mean(found.error), size, slack >= 0, cost=size)
 
     return look
 
 
-def training_error(model: BayesianNetwork, guide: FactorizedGuide, examples: Iterable[Any]) -> Callable[[bool], float]:
+def training_error(examples: Iterable[Any]) -> Callable[[Look], float]:
     """What judges the network that compression would make of the guide, on examples that it is trained on.
 
     :param examples: as for :func:`guarding`.
     """
     batches = list(examples)
-    has_codes = Cell in guide.families.values()
-
-    def look(is_rounded: bool) -> float:
-        net, _, _ = _compressed(model, guide, has_codes and not is_rounded)
-        return _mean(judge(net, model.likelihood, batches, posterior_of(guide), model.output).error)
-
-    return look
+    return lambda now: _mean(now.judged(batches).error)
 
 
 def errors_before(
@@ -115,13 +101,3 @@ def some_examples(loader: Iterable[Any]) -> list[tuple[Any, Tensor]]:
         if examples >= _EXAMPLES or numbers >= _NUMBERS:
             break
     return found
-
-
-def _compressed(model: BayesianNetwork, guide: FactorizedGuide, is_mean: bool) -> tuple[nn.Module, Any, Any]:
-    """What compression would make of the network, and of each layer; and the layers as they are.
-
-    :param is_mean: whether nothing is compressed yet.
-    """
-    layers = summarize(guide)
-    left, changed = (layers, {}) if is_mean else all_compressed_in_place(layers)
-    return network_with(model, left, changed), changed, layers

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.interface import called
 from ..model.network import BayesianNetwork
 from ..priors.shared import along
 from ..quantisation.fixed_point import FixedPoint
 from ..quantisation.rounding import NOISE_RATIO, RULES, to_fixed_point
 from ..runtime.devices import on_cpu
-from ..runtime.inputs import Batch
 from .channels import without_channels
 from .summary import ChannelPosterior, LayerPosterior
 from .thresholds import Threshold, choose_threshold, removed_outputs, weight_mask
@@ -40,16 +38,12 @@ class InPlace:
     mask: Tensor
     codes: Mapping[str, FixedPoint] = field(default_factory=dict)
 
-    def code_bytes(self, rows: Tensor | None = None, columns: Tensor | None = None) -> float:
-        """Bytes of the weight's codes at their own entropy; 0 where nothing is rounded.
-
-        :param rows: boolean, of the weight's first dimension, to count; None for those that have a weight left.
-        :param columns: likewise of the second.
-        """
+    def code_bytes(self) -> float:
+        """Bytes of the weight's codes at their own entropy, of rows and columns that have a weight left; 0 where
+        nothing is rounded."""
         if "weight" not in self.codes:
             return 0.0
-        rows = self.mask.flatten(1).any(1) if rows is None else rows
-        columns = self.mask.transpose(0, 1).flatten(1).any(1) if columns is None else columns
+        rows, columns = self.mask.flatten(1).any(1), self.mask.transpose(0, 1).flatten(1).any(1)
         left = self.codes["weight"].codes[rows][:, columns].flatten()
         counts = left.unique(return_counts=True)[1].double()
         return float(-(counts * (counts / counts.sum()).log2()).sum()) / 8
@@ -166,26 +160,3 @@ def _places(model: BayesianNetwork, net: nn.Module) -> Callable[[str, str], tupl
         return parameters[path], turned
 
     return place_of
-
-
-def file_bytes(model: BayesianNetwork, net: nn.Module, changed: Mapping[str, InPlace], x: Batch) -> int:
-    """About how large the file of a network would be, that computes with these layers.
-
-    What the outputs do not depend on would be cut: weights whose gradient is 0 for these inputs.
-
-    :param net: of :func:`network_with`.
-    :param changed: all layers that it has, by their names in the model.
-    """
-    with torch.enable_grad():
-        net.zero_grad()
-        called(net, x, model.output).square().sum().backward()
-    total, place_of = 0.0, _places(model, net)
-    for name, own in changed.items():
-        parameter, turned = place_of(name, "weight")
-        gradient = parameter.grad.T if turned and parameter.grad is not None else parameter.grad
-        reached = own.mask if gradient is None else own.mask & (gradient != 0).cpu()
-        rows, columns = reached.flatten(1).any(1), reached.transpose(0, 1).flatten(1).any(1)
-        total += own.code_bytes(rows, columns)
-        if "bias" in own.codes:
-            total += own.codes["bias"].bits * int(rows.sum()) / 8
-    return round(total)

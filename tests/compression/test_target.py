@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyro_bc
+from pyro_bc.compression.look import Look
 from pyro_bc.compression.target import Target, compress_to
 from pyro_bc.errors import UsageError
 from pyro_bc.posterior.judged import Judged, held_out_batches, judge
@@ -139,10 +140,10 @@ def test_what_has_lost_nearly_all_is_a_collapse_for_a_size_too(classes):
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
     guide(x, y)
     look = Target(max_bytes=100).watch(model, guide, held)
-    assert look(False).slack > 0
+    assert look(Look(model, guide, False)).slack > 0
     with torch.no_grad():
         guide.locs.net.get_submodule("2").weight.mul_(-1)
-    found = look(False)
+    found = look(Look(model, guide, False))
     assert found.slack == -math.inf and found.error > 70 and not found.is_kept
 
 
@@ -257,7 +258,7 @@ def test_a_loss_before_and_after_is_that_under_the_same_noise():
     for precision in (1.0, 1e4):
         with torch.no_grad():
             guide.locs.precision.fill_(math.log(precision))
-        assert look(False).slack == pytest.approx(1.0, abs=0.05)
+        assert look(Look(model, guide, False)).slack == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_rise_above_a_network_that_says_nothing_is_refused_before_any_training(classes):
