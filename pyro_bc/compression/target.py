@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
 from ..file.contents import Floats
+from ..graph.interface import Output
 from ..model.guide import FactorizedGuide
 from ..model.likelihoods import Likelihood
 from ..model.network import BayesianNetwork
@@ -413,9 +414,26 @@ def compress_to(
             f"Nor is the posterior mean, with {figure(likelihood.metric, mean.error)}. Where the network was trained "
             f"on these held-out examples, too, what it makes of them is no measure: give others. {blamed}"
         ).rstrip()
-    return Reached(
-        network, found, dense, tuple(judged for judged, _ in tried), bool(keeping), blamed, likelihood.metric
+    curve = tuple(judged for judged, _ in tried)
+    result = Reached(network, found, dense, curve, bool(keeping), blamed, likelihood.metric)
+    if result.is_met or target.max_bytes is not None or options.get("thresholds"):
+        return result  # whoever says where to prune gets that
+    with warnings.catch_warnings(), contextlib.suppress(UnsupportedNetworkError, EmptyNetworkError):
+        warnings.simplefilter("once")
+        left, curvature = _by_curvature(model, original, model.output, loader, seed, progress)
+        at = partial(_rounded, left, curvature, None)
+        _search(target, partial(try_, "the network before the fit, price", at), _FIRST_PRICE)
+    keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
+    if not keeping:
+        return result
+    found, network = min(keeping, key=lambda item: item[0].file_bytes)
+    warnings.warn(
+        f"no network of this fit keeps the target; what does is the network before the fit, rounded by its "
+        f"curvature to {found.file_bytes:,} bytes. {result.obstacle}",
+        stacklevel=2,
     )
+    curve = tuple(judged for judged, _ in tried)
+    return replace(result, network=network, found=found, curve=curve, is_met=True, blamed="")
 
 
 def _check_single(model: BayesianNetwork) -> None:
@@ -571,7 +589,7 @@ def _ways(
             stored = compress(model, read, **others)
             yield "codes", None, lambda _: stored
             try:
-                left, curvature = _by_curvature(model, stored, loader, seed, progress)
+                left, curvature = _by_curvature(model, stored.network(), None, loader, seed, progress)
             except UnsupportedNetworkError:
                 return
             at = recoder(curvature, stored.tensors, model.num_data)
@@ -593,7 +611,7 @@ def _ways(
                 own, pruned = min(((judged(small), small) for small in tried), key=lambda item: _rank(item[0]))
                 if pruned.architecture not in seen and is_worth_rounding(own):
                     seen.add(pruned.architecture)
-                    left, curvature = _by_curvature(model, pruned, loader, seed, progress)
+                    left, curvature = _by_curvature(model, pruned.network(), None, loader, seed, progress)
                     yield f"{way}, price", _FIRST_PRICE, partial(_rounded, left, curvature, pruned)
             names = [] if spared else [read.names[name] for name in costly(own, group_price)]
             spared = {name: math.inf for name in names if name in read.posterior}
@@ -602,16 +620,18 @@ def _ways(
 
 
 def _by_curvature(
-    model: BayesianNetwork, pruned: CompressedNetwork, loader: Iterable[Any], seed: int, progress: bool
+    model: BayesianNetwork, net: nn.Module, output: Output, loader: Iterable[Any], seed: int, progress: bool
 ) -> tuple[BayesianNetwork, Reading]:
-    """What compression left as a model of its own, and its posterior by its curvature."""
-    net = pruned.network().to(device_of(model.skeleton))
-    left = BayesianNetwork(net, StandardNormal(), num_data=model.num_data, likelihood=model.likelihood)
+    """A network of what a model observes, as a model of its own, and its posterior by its curvature."""
+    net = net.to(device_of(model.skeleton))
+    left = BayesianNetwork(net, StandardNormal(), num_data=model.num_data, likelihood=model.likelihood, output=output)
     with warnings.catch_warnings():
         # Of this model, which nobody made: the user's posterior is of more than has a curvature.
         warnings.filterwarnings("ignore", "left deterministic")
         return left, read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
 
 
-def _rounded(left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork, price: float) -> Any:
+def _rounded(
+    left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork | None, price: float
+) -> CompressedNetwork:
     return compress(left, curvature, nats_per_bit=price, dense=pruned)

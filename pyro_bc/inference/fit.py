@@ -345,8 +345,10 @@ def fit(
         save()
     if target is not None or guard is not None:
         end, best = history[-1], best_look(history, epochs, rounded_from)
-        if best is None and _is_collapse(end.slack):
-            best = nearest_look(history)
+        if best is None and (near := nearest_look(history)) is not None:
+            # What kept a target is gone back to however early it was; what cost little at the start may know nothing.
+            is_early = target is not None and history[near].is_kept
+            best = near if is_early or _is_collapse(end.slack) else None
         if best is not None and (not end.is_kept or _is_clearly_less(history[best].cost, end.cost)):
             put_back(kept, model, guide)
             end = history[best]

@@ -12,6 +12,7 @@ from pyro_bc.compression.look import Look
 from pyro_bc.errors import UsageError
 from pyro_bc.inference.watch import guarding
 from pyro_bc.posterior.judged import judge
+from pyro_bc.posterior.standing import Standing
 
 
 def fit(guide_of, **options):
@@ -95,3 +96,24 @@ def test_the_history_shows_itself(capsys):
     shown = pyro_bc.FitResult(history)._repr_html_()
     assert shown.count("<tr>") == 7 and f"{history[-1].file_bytes:,}" in shown and "<svg" in shown
     assert "compressed network" in shown
+
+
+@pytest.mark.parametrize("kept_at", [0, 4])
+def test_a_fit_goes_back_to_what_kept_its_target_however_early_that_was(kept_at):
+    """Of looks in the first half those that were kept count where no later one was."""
+    states = []
+
+    class Kept:
+        def watch(self, model, guide, held_out, examples):
+            def look(now):
+                states.append({name: value.clone() for name, value in guide.state_dict().items()})
+                is_kept = len(states) == 1 + kept_at
+                return Standing(0.5 if is_kept else -0.5, 1.0, 100, is_kept, cost=100)
+
+            return look
+
+    guide, history = fit(fresh(two_layers()), held_out=[two_of_six()], target=Kept())
+    assert len(states) == len(history) == 6
+    end = guide.state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in states[kept_at].items())
+    assert not all(torch.equal(value, end[name]) for name, value in states[-1].items())
