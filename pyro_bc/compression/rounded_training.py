@@ -28,6 +28,7 @@ from ..posterior.summary import LayerPosterior
 from ..quantisation.conditional import CodeLengths, cheapest_entries
 from ..quantisation.fixed_point import STEPS_PER_OCTAVE
 from ..runtime import processes
+from ..runtime.gradients import check_differentiates
 from ..runtime.inputs import tensors_of
 from ..runtime.progress import progress_bar
 from .rate import CodedRows, Entries, Priced, conditioned, entries_of, stored_rows
@@ -85,6 +86,7 @@ def train_rounded(
     :raises UsageError: where the loader has no length or gives no pairs, or targets do not fit the likelihood.
     :raises NonFiniteLossError: where the loss is not finite.
     """
+    check_differentiates("training with rounded weights")
     nodes = layer_nodes(graph)
     layers = {
         name: _Layer(posterior[name].layer_type, layer_groups(nodes[name]), posterior[name].weight_mean.shape,
@@ -110,7 +112,7 @@ def train_rounded(
     rates = [group["lr"] for group in optimizer.param_groups]
     with torch.no_grad():
         likelihood.check(network(*tensors_of(x)), y)
-    with progress_bar("training, rounded", steps, shown=progress) as bar:
+    with torch.enable_grad(), progress_bar("training, rounded", steps, shown=progress) as bar:
         for step, (x, y) in enumerate(chain.from_iterable(repeat(loader, epochs))):
             done = step / steps
             rising = nats_per_bit * _FIRST_PRICE ** max(0.0, 1 - done / _RISES)

@@ -36,6 +36,7 @@ from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import device_of
+from ..runtime.gradients import check_differentiates
 from ..runtime.html import paragraph, picture
 from .compress import compress
 from .look import Look
@@ -81,6 +82,9 @@ _APART = 1.05
 
 # The factor between prices until the target lies between two of them, and how close a file comes to the bytes allowed.
 _STRIDE, _CLOSE, _NEAR = 8.0, 0.98, 0.97
+
+# Options of compress that say what is compressed; how far is what a target is for.
+_OPTIONS = {"net", "thresholds", "precision", "dense", "batch_norm_loader"}
 
 # The part of an error by which one that is larger is not.
 _LEVEL = 0.01
@@ -191,7 +195,11 @@ class Target:
                 "the held-out targets are all the same, so that they tell no network from another: hold out examples "
                 "of all kinds, in a mixed order"
             )
-        if self.max_bytes is not None or (constant := _of_one_prediction(outputs, batches, likelihood, sites)) is None:
+        if (
+            self.max_bytes is not None
+            or sum(len(y) for _, y in batches) == 1
+            or (constant := _of_one_prediction(outputs, batches, likelihood, sites)) is None
+        ):
             return
         own = scored(outputs, batches, likelihood, sites)
         if own.error < _LITTLE * constant.error:
@@ -317,11 +325,18 @@ def compress_to(
         was made of.
     :param seed: of the targets that the curvature draws.
     :param progress: whether to show a progress bar for it.
-    :param options: of :func:`~pyro_bc.compress`, for all networks that are tried.
+    :param options: of :func:`~pyro_bc.compress`, for all networks that are tried: ``net``, ``thresholds``,
+        ``precision``, ``dense`` and ``batch_norm_loader``.
     :raises EmptyNetworkError: where nothing is left at any price.
     :raises UsageError: as :func:`~pyro_bc.compress`, where there are no held-out batches, and where a rise is counted
         from a network that says nothing about its inputs.
     """
+    check_differentiates("compress_to")
+    if found_by_itself := set(options) - _OPTIONS:
+        raise UsageError(
+            f"compress_to takes {', '.join(sorted(_OPTIONS))} of compress, and not {min(found_by_itself)}: how far to "
+            f"prune and to round is what it finds"
+        )
     if not isinstance(model, BayesianNetwork):
         raise UsageError(f"a target is that of a BayesianNetwork, not of a {type(model).__name__}")
     if not isinstance(target, Target):

@@ -37,6 +37,7 @@ from ..posterior.thresholds import choose_threshold
 from ..priors.cells import Cell
 from ..runtime import processes
 from ..runtime.devices import check_device, device_of
+from ..runtime.gradients import check_differentiates
 from ..runtime.inputs import Batch, tensors_of
 from ..runtime.messages import first_line
 from ..runtime.progress import progress_bar
@@ -160,6 +161,7 @@ def fit(
         checkpoint stays, of a good epoch.
     :raises CheckpointError: where the checkpoint exists and ``resume`` is off, or belongs to another run.
     """
+    check_differentiates("fit")
     schedule = (schedule or Schedule()).changed(changes)
     if epochs is not None and not (isinstance(epochs, int) and epochs > 0):
         raise UsageError(f"epochs must be a positive integer, not {epochs!r}")
@@ -229,7 +231,10 @@ def fit(
     if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
     whole = Training.of(model, guide, schedule)
-    with pyro.validation_enabled(False), whole.flat, progress_bar("epoch", epochs, shown=progress) as bar:
+    with (
+        pyro.validation_enabled(False), torch.enable_grad(), whole.flat,
+        progress_bar("epoch", epochs, shown=progress) as bar,
+    ):  # fmt: skip
         history: list[Epoch] = []
         kept: dict[str, Tensor] = {}
         left: Left | None = None

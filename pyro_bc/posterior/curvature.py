@@ -31,6 +31,7 @@ from ..graph.module import GraphNetwork
 from ..graph.nodes import Graph, Node, Value, is_layer, layer_arguments, layer_groups, layer_name, layer_nodes
 from ..model.likelihoods import Likelihood
 from ..runtime import processes
+from ..runtime.gradients import check_differentiates
 from ..runtime.inputs import Batch, head, tensors_of
 from ..runtime.progress import progress_bar
 from ..runtime.random_state import seeded
@@ -102,6 +103,7 @@ def collect(
     :param seed: of the targets that are drawn; torch's global generator is left as it is.
     :raises UsageError: where the loader is empty, or its batches do not begin with tensors of finite numbers.
     """
+    check_differentiates("curvature")
     inputs = _inputs(loader, examples)
     first = next(inputs, None)
     if first is None:
@@ -113,7 +115,7 @@ def collect(
     others = {name: tensor for name, tensor in network.named_parameters() if name not in of_layers}
     squares = {name: torch.zeros(()) for name in others}
     seen = 0
-    with progress_bar("curvature", examples, shown=progress) as bar, seeded(seed, device):
+    with progress_bar("curvature", examples, shown=progress) as bar, seeded(seed, device), torch.enable_grad():
         for x in itertools.chain([first], inputs):
             for name, gradient in zip(
                 others, _add(sums, network, graph, likelihood, x, list(others.values())), strict=True

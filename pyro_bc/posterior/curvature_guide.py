@@ -23,7 +23,9 @@ from ..priors.base import base_distribution, find_layers
 from ..priors.kronecker_normal import KroneckerNormal
 from ..priors.learned_code import code_of
 from ..priors.shared import find_shared
+from ..runtime.devices import device_of
 from ..runtime.inputs import Batch, head, tensors_of, with_tensors
+from ..runtime.random_state import seeded
 from .curvature import EXAMPLES, Curvature, collect, density_of
 from .guides import Posterior, point_at, posterior_of
 
@@ -56,7 +58,7 @@ class CurvatureGuide(AutoGuide):
     :param loader: batches of inputs like those that the network will see, alone or as the first of a tuple; several
         inputs are a dictionary, or a tuple in that place.
     :param examples: that are read of them.
-    :param seed: of the targets that are drawn from the network's predictions.
+    :param seed: of the targets that are drawn from the network's predictions; torch's global generator stays as it is.
     :param progress: whether to show a progress bar.
     :raises UnsupportedNetworkError: where the network is none that :func:`~pyro_bc.compress` can handle.
     :raises UsageError: where the model is no :class:`~pyro_bc.BayesianNetwork`, its weights are learned codes, or the
@@ -88,10 +90,11 @@ class CurvatureGuide(AutoGuide):
         super().__init__(InitMessenger(init_to_feasible)(model))
         self._source = (model,)
         graph = graph_of_same(model.skeleton, x, model.output)
-        with torch.no_grad(), evaluating(model.skeleton) as net:
-            y = density_of(model.likelihood, called(net, x, model.output)).sample()
-        with same_statistics(model):
-            self._setup_prototype(x, y)
+        with seeded(seed, device_of(model.skeleton)):  # what is drawn to be set up with is no one else's noise
+            with torch.no_grad(), evaluating(model.skeleton) as net:
+                y = density_of(model.likelihood, called(net, x, model.output)).sample()
+            with same_statistics(model):
+                self._setup_prototype(x, y)
         assert self.prototype_trace is not None
         sites = dict(self.prototype_trace.iter_stochastic_nodes())
         self.layers = find_layers({name: site["fn"] for name, site in sites.items()})
@@ -120,7 +123,9 @@ class CurvatureGuide(AutoGuide):
         self._loc = {name: site["value"].detach().clone() for name, site in sites.items()}
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         for layer, (prior, densities, kind) in self.layers.items():
-            for role, value in {**prior.initial_values(densities), **modules[layer].pretrained}.items():
+            with seeded(seed, device_of(model.skeleton)):
+                initial = prior.initial_values(densities)
+            for role, value in {**initial, **modules[layer].pretrained}.items():
                 site = sites[f"{layer}.{role}"]["value"]
                 self._loc[f"{layer}.{role}"] = value.detach().to(site.device, copy=True)
             roles = {role: self._loc[f"{layer}.{role}"] for role in densities}

@@ -66,11 +66,16 @@ def forms(x: Any) -> tuple[Any, ...]:
 
 
 def random_like(x: Any, examples: int) -> Any:
-    """A batch of the same form of so many examples, numbers random; integers are those that there are."""
+    """A batch of the same form of so many examples, numbers random; integers are those that there are.
+
+    The numbers are always the same, and torch's global generator stays as it is.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def other(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
-            return torch.rand(examples, *tensor.shape[1:], dtype=tensor.dtype).to(tensor.device)
+            numbers = torch.rand(examples, *tensor.shape[1:], dtype=tensor.dtype, device="cpu", generator=generator)
+            return numbers.to(tensor.device)
         return torch.cat([tensor] * examples)[:examples]
 
     return with_tensors(x, [other(tensor) for tensor in tensors_of(x)])

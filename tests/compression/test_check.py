@@ -228,3 +228,16 @@ def test_a_network_in_double_precision_is_checked_as_it_is_stored():
         assert pyro_bc.check(net, torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])).problems == ()
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_reading_a_network_and_a_posterior_moves_no_ones_noise():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+    x, y = torch.ones(5, 4), torch.arange(5) % 3
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.StandardNormal(), num_data=20)
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, y)
+    before = torch.get_rng_state()
+    pyro_bc.check(net, x, prior=pyro_bc.GroupNormalJeffreys())
+    pyro_bc.compress(model, guide).to_bytes()
+    pyro_bc.sensitivity(model, guide, [(x, y)])
+    assert torch.equal(before, torch.get_rng_state())

@@ -411,3 +411,40 @@ def test_a_recurrent_layer_whose_cut_costs_much_stays_whole_under_its_name_in_th
     target = Target(max_error_rise=5.0)
     found = compress_to(model, guide, target, [(x, y)], [(x, y)], progress=False)
     assert any("where they cost little" in own.way for own in found.curve) and found.is_met
+
+
+def test_what_differentiates_does_so_where_torch_allows_it(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    with torch.no_grad():
+        pyro_bc.fit(model, guide, [(x, y)], epochs=2, progress=False)
+        assert compress_to(model, guide, Target(max_error_rise=3.0), [(x, y)], held, progress=False).is_met
+        pyro_bc.compress(model, guide, nats_per_bit=1e-5, epochs=1, loader=[(x, y)], progress=False)
+    with torch.inference_mode():
+        for needs in (
+            lambda: pyro_bc.fit(model, guide, [(x, y)], epochs=2, progress=False),
+            lambda: compress_to(model, guide, Target(max_bytes=99), [(x, y)], held, progress=False),
+            lambda: pyro_bc.CurvatureGuide(model, [x], progress=False),
+        ):
+            with pytest.raises(UsageError, match=r"needs gradients: call it outside of torch.inference_mode"):
+                needs()
+
+
+def test_options_are_those_that_say_what_is_compressed(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    guide(x, y)
+    for name in ("epochs", "noise_ratio", "nats_per_bit", "nose"):
+        with pytest.raises(UsageError, match=f"and not {name}: how far to prune"):
+            compress_to(model, guide, Target(max_bytes=99), [x], held, progress=False, **{name: 1})
+
+
+def test_one_held_out_example_that_is_right_is_enough(classes):
+    net, x, y, _ = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    guide(x, y)
+    right = [(x[:1], net(x[:1]).argmax(1))]
+    assert compress_to(model, guide, Target(max_error_rise=1.0), [x], right, progress=False).is_met

@@ -342,3 +342,14 @@ def test_other_parameters_are_stored_as_finely_as_they_are_known():
         )
         assert float(divergence) < 100 * price
     assert sizes[0] > 1.3 * sizes[1] > 1.3**2 * sizes[2]
+
+
+def test_setting_it_up_moves_no_ones_noise():
+    model = pyro_bc.BayesianNetwork(nn.Sequential(nn.Linear(4, 3)), num_data=20)
+    before = torch.get_rng_state()
+    guides = [pyro_bc.CurvatureGuide(model, [torch.ones(5, 4)], progress=False)]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(7)
+    guides.append(pyro_bc.CurvatureGuide(model, [torch.ones(5, 4)], progress=False))
+    one, other = (guide.median()["net.0.weight"] for guide in guides)
+    assert torch.equal(one, other)
