@@ -56,6 +56,9 @@ _GENTLE_PRICES = (0.004, 0.0008)
 # variance.
 _FINE, _COARSE = 1e-4, 0.8
 
+# Rounding noise that is tried while a network is trained, until an error is kept.
+_NOISES = (0.8, 0.2, 0.05, 0.0125, _FINE)
+
 # Bytes of a file that are there before any weight, and about which part of the others a search leaves that has to. More
 # of a small file by the KL, and less of it by rounding, costs more error. Of numbers without a posterior, such as gains
 # of normalisations, it leaves as many as say what their curvature knows.
@@ -155,11 +158,23 @@ class Target:
                 readings = [now.reading]
                 if examples:
                     readings = _made_up_or_not(now.reading, model.likelihood, examples)
+                looks: list[Judged] = []
                 # What stands in the way may be where groups are cut, and that is for the search to choose.
                 for price in (None, _GENTLE_PRICES[-1]):
-                    if found is None or is_missed(found):
-                        at = _as_it_is(model, readings, batches, price)
-                        found = min((own for own in (found, at) if own is not None), key=_rank, default=None)
+                    cut = _cut_now(model, readings, batches, price)
+                    if cut is None:
+                        continue
+                    left, noise = cut.judged, _COARSE
+                    if self.max_bytes is None and not is_missed(left):
+                        size, noise = cut.kept(lambda own: not is_missed(own))
+                        left = replace(left, file_bytes=size)
+                    looks.append(left)
+                    if not is_missed(left) and noise >= _FIRST_NOISE:
+                        break
+                kept = [own.file_bytes for own in looks if not is_missed(own)]
+                found = min(looks, key=_rank, default=None)
+                if found is not None and kept:
+                    found = replace(found, file_bytes=min(kept))
             if found is None or not found.file_bytes:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
@@ -500,23 +515,56 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
     return f"{said[:1].upper()}{said[1:]}."
 
 
-def _as_it_is(
-    model: BayesianNetwork, readings: list[Reading], batches: list[Any], price: float | None
-) -> Judged | None:
-    """What pruning would leave of a network now, before anything is rounded; None where that is nothing.
+@dataclass(frozen=True)
+class _Cut:
+    """What pruning would leave of a network now.
+
+    :param judged: before anything is rounded, with about the bytes that a search for a size would come to.
+    :param compressed: the network with so much noise of rounding.
+    """
+
+    judged: Judged
+    compressed: Callable[[float], tuple[Judged, int]]
+
+    def kept(self, is_kept: Callable[[Judged], bool]) -> tuple[int, float]:
+        """Bytes of the file with the most noise of rounding, of a few steps, that keeps a target, and that noise."""
+        size = self.judged.file_bytes
+        coarsest = 0.0
+        for noise in _NOISES:
+            own, size = self.compressed(noise)
+            if is_kept(own):
+                coarsest = noise
+                break
+        return size, coarsest
+
+
+def _cut_now(model: BayesianNetwork, readings: list[Reading], batches: list[Any], price: float | None) -> _Cut | None:
+    """What pruning would leave of a network now; None where that is nothing.
 
     :param price: of a bit, at which groups are weighed; None for the rule of signal and noise.
     """
-    try:
+
+    def judged(reading: Reading, noise: float) -> tuple[Judged, CompressedNetwork]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the guide was set up
-            tried = [compress(model, own, noise_ratio=_FINE, group_nats_per_bit=price) for own in readings]
+            small = compress(model, reading, noise_ratio=noise, group_nats_per_bit=price)
+        return judge(where_they_are(small.network(), batches), model.likelihood, batches, reading.fitted), small
+
+    def compressed(noise: float) -> tuple[Judged, int]:
+        try:
+            own, small = judged(best, noise)
+        except EmptyNetworkError:
+            return replace(pruned, error=math.inf, loss=math.inf), 0
+        return own, len(small.to_bytes())
+
+    try:
+        pruned, best = min(((judged(own, _FINE)[0], own) for own in readings), key=lambda item: _rank(item[0]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             coarse = compress(model, readings[0], noise_ratio=_COARSE, group_nats_per_bit=price)
     except EmptyNetworkError:
         return None
-    networks = [where_they_are(small.network(), batches) for small in tried]
-    judged = [judge(own, model.likelihood, batches, readings[0].fitted) for own in networks]
-    return replace(min(judged, key=_rank), file_bytes=_searched(coarse))
+    return _Cut(replace(pruned, file_bytes=_searched(coarse)), compressed)
 
 
 def _made_up_or_not(read: Reading, likelihood: Likelihood, loader: Iterable[Any], seed: int = 0) -> list[Reading]:
