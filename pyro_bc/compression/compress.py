@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loaders import loader_steps
-from ..errors import EmptyNetworkError, UsageError
+from ..errors import EmptyNetworkError, UnsupportedNetworkError, UsageError
 from ..file.compressed import CompressedNetwork
 from ..file.contents import Floats, Input, Numbers, Selection, Stored, integers_of
 from ..graph.interface import Output
@@ -42,6 +42,9 @@ from .sensitivity import warn_where_worse
 
 # Inputs on which a compressed network must not always compute the same.
 _EXAMPLES = 32
+
+# By how much outputs may differ in single precision, as a part of their spread.
+_SAME = 0.02
 
 
 def compress(
@@ -93,7 +96,8 @@ def compress(
     :param held_out: batches ``(x, y)`` that no training saw, to compare the network with the posterior mean: where it
         is clearly worse, a warning names the layer that did it. :func:`~pyro_bc.sensitivity` has the whole table.
     :raises EmptyNetworkError: where a layer is left without any weight, or the output no longer depends on the input.
-    :raises UnsupportedNetworkError: where the network is no fixed graph of known operations.
+    :raises UnsupportedNetworkError: where the network is no fixed graph of known operations, or cutting would change
+        what its codes compute.
     :raises UsageError: where layers and network do not fit, a threshold names no layer, or there are ``epochs``
         without a ``loader`` or a price of codes.
     """
@@ -180,6 +184,9 @@ def compress(
         thresholds={**chosen, **of_channels},
     )
     _check_not_constant(small, pruned, example)
+    is_as_trained = nats_per_bit is None and batch_norm_loader is None
+    if is_as_trained and any(layer.codes for layer in posterior.values()):
+        _check_same(small, graph, posterior, example)
     if held_out is not None:
         alone = {
             name: rounded(layer, pruned_in_place(layer, chosen[name]), noise_ratio, precision)
@@ -289,6 +296,26 @@ def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example
         f"{which} in the precision that the posterior asks for: its noise is larger than its weights. Give the KL less "
         f"weight (kl_weight), or take smaller steps (noise_ratio)"
     )
+
+
+@on_cpu
+def _check_same(
+    small: CompressedNetwork, graph: Graph, posterior: Mapping[str, LayerPosterior], example: Batch
+) -> None:
+    """Whether cutting left what codes compute, as it has to where they were trained, and nothing is rounded any more.
+
+    :raises UnsupportedNetworkError: where it has not.
+    """
+    x = moved(head(example, _EXAMPLES), "cpu")
+    expected = outputs_of(graph, posterior, x)
+    with torch.no_grad():
+        outputs = small.network()(*(part.float() if part.is_floating_point() else part for part in tensors_of(x)))
+    spread = float(expected.double().std()) if expected.numel() > 1 else 0.0
+    if bool(expected.isfinite().all()) and float((outputs - expected).abs().max()) > _SAME * max(spread, 1.0):
+        raise UnsupportedNetworkError(
+            "cutting what its codes leave unused changes what this network computes, which is a fault of pyro_bc's: "
+            "please report the network; a prior without learned codes, or another guide, may be stored meanwhile"
+        )
 
 
 def _is_constant(network: nn.Module, x: tuple[Tensor, ...]) -> bool:

@@ -203,6 +203,10 @@ class _Pruner:
             absorbed = torch.from_numpy(~np.isnan(known)) & mask.any(2).any(0)
             if not absorbed.any():
                 continue
+            read = _grouped(absorbed, kind.by_output(layer.mask), layer_groups(node))
+            left = _of_whole_grids(layer, ~read.movedim((0, 1), (kind.output_axis, kind.input_axis)))
+            if torch.equal(left, layer.mask):
+                continue
             changed = True
             values = torch.from_numpy(np.nan_to_num(known)) * absorbed
             shift = torch.einsum("oc,c->o", weight.sum(2).double(), values).float()
@@ -211,8 +215,6 @@ class _Pruner:
                 bias = shift if layer.bias is None else layer.bias + shift
                 layer = replace(layer, bias=bias, bias_variance=variance)
                 self._give_bias(indices[0])
-            read = _grouped(absorbed, kind.by_output(layer.mask), layer_groups(node))
-            left = layer.mask & ~read.movedim((0, 1), (kind.output_axis, kind.input_axis))
             self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
         return changed
 
@@ -353,7 +355,7 @@ class _Pruner:
             if zero is None:
                 continue
             unread = _grouped(zero, kind.by_output(layer.mask), layer_groups(self._node(indices[0])))
-            left = layer.mask & ~unread.movedim((0, 1), (kind.output_axis, kind.input_axis))
+            left = _of_whole_grids(layer, ~unread.movedim((0, 1), (kind.output_axis, kind.input_axis)))
             if not torch.equal(left, layer.mask):
                 self.layers[name] = replace(layer, mask=left, weight=layer.weight * left)
                 changed = True
@@ -594,6 +596,14 @@ class _Pruner:
                 if dim in axes and dim in source:
                     found.append((node, source[dim], axes[dim]))
         return found
+
+
+def _of_whole_grids(layer: PrunedLayer, left: Tensor) -> Tensor:
+    """What of a layer's mask stays; coefficients of a grid say something of all its weights, and go together."""
+    cells = math.prod(layer.codes["weight"].grid) if layer.codes else 1
+    if cells > 1:
+        left = left.reshape(-1, cells).any(1, keepdim=True).expand(-1, cells).reshape(left.shape)
+    return layer.mask & left
 
 
 def _by_input(weight: Tensor, groups: int) -> Tensor:

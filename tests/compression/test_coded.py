@@ -113,6 +113,58 @@ def test_grids_that_no_file_takes_are_left_out():
     assert spatial_grids(read_graph(large, torch.rand(2, 1, 66, 66))) == {"0.weight": (3, 3)}
 
 
+def test_heads_and_features_are_no_places():
+    class Read(nn.Module):
+        def __init__(self, read):
+            super().__init__()
+            self.conv, self.read, self.head = nn.Conv2d(1, 4, 3, padding=1), read, nn.Linear(64, 2)
+
+        def forward(self, x):
+            return self.head(self.read(self.conv(x)))
+
+    x = torch.rand(2, 1, 4, 4)
+    for read, expected in (
+        (lambda h: h.flatten(1), (4, 4)),
+        (lambda h: h.relu().flatten(1), (4, 4)),
+        (lambda h: h.permute(0, 2, 3, 1).flatten(1), None),  # channels come last
+        (lambda h: h.flatten(2).transpose(1, 2).flatten(1), None),
+    ):
+        assert spatial_grids(read_graph(Read(read), x)).get("head.weight") == expected
+    attention = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    assert spatial_grids(read_graph(attention, torch.rand(2, 5, 8))) == {}
+
+
+@pytest.mark.parametrize("grid", [(4,), ()])
+def test_coefficients_of_a_grid_stay_while_one_of_its_weights_reads_something(grid):
+    """Two of the four features that a grid is over are 0, and may not be taken from its coefficients."""
+
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = torch.cat([self.first(x)[:, :2], self.second(x)[:, 1:3]], 1)
+            return self.head(h.relu())
+
+    model = pyro_bc.BayesianNetwork(Features(), pyro_bc.LearnedCode(grids={"head.weight": grid}), num_data=8)
+    guide = pyro_bc.FactorizedGuide(model)
+    x, y = torch.randn(8, 3), torch.arange(8) % 2
+    guide(x, y)
+    with torch.no_grad():
+        for name in ("first", "second"):
+            weight, bias = (guide.parameters_of(f"net.{name}.{role}")[0] for role in ("weight", "bias"))
+            weight.copy_(torch.arange(-5, 7).reshape(4, 3)), bias.fill_(1.0)
+        guide.parameters_of("net.first.weight")[0][0] = 0
+        guide.parameters_of("net.first.bias")[0][0] = -3  # and what comes of it
+        guide.parameters_of("net.second.weight")[0][1] = 0
+        guide.parameters_of("net.second.bias")[0][1] = -3
+        guide.parameters_of("net.head.weight")[0].copy_(torch.tensor([[5.0, 3, -2, 1], [-4.0, 1, 0, 2]]))
+    settle_codes_(guide)
+    small = pyro_bc.compress(model, guide)
+    assert torch.allclose(small.network()(x), outputs(model, guide, x), atol=1e-5)
+
+
 def test_a_sigmoid_of_nothing_is_something():
     model, guide, codes = coded(nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), 4)
     with torch.no_grad():
