@@ -61,9 +61,10 @@ def test_every_prior_goes_from_digits_to_a_report(tmp_path, request, prior):
 
 
 @pytest.mark.usefixtures("no_pages")
-def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path):
+def test_finetuning_continues_with_what_was_left_against_the_dense_network(tmp_path, without_report):
     base = {"epochs": 15, "pretrain_epochs": 20, "kl_weight": 1.0, "development": True}
-    plain = run(Settings.of("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
+    with without_report():
+        plain = run(Settings.of("lenet-300-100", "ghs", "digits", **base), tmp_path / "plain", progress=False)
     said: list[str] = []
     again = Settings.of("lenet-300-100", "ghs", "digits", **base, finetune_epochs=15, finetune_kl_weight=0.0)
     metrics = run(again, tmp_path / "again", progress=False, say=said.append)
@@ -164,7 +165,8 @@ def test_folders_in_use_are_left_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.txt"]
 
 
-def test_a_target_is_one_number_and_all_else_is_found(tmp_path, request):
+def test_a_target_is_one_number_and_all_else_is_found(tmp_path, request, monkeypatch):
+    monkeypatch.setattr("pyro_bc.compression.target._EVALUATIONS", 4)  # a few of all networks
     few = {"epochs": 10, "pretrain_epochs": 30, "max_error_rise": 5.0}
     settings = Settings.of("lenet-300-100", "ghs", "digits", **few)
     said: list[str] = []
