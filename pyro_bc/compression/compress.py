@@ -125,7 +125,7 @@ def compress(
     graph = with_scales(read, {name: left.pop(name) for name in read.channels})
     posterior, chosen = left, cuts(left)
     names = [layer_name(node) for node in graph.nodes if is_layer(node)]
-    steps: dict[str, float] = {}
+    steps = dict(read.steps)
     if nats_per_bit is not None or fitted.curvature is not None:
         num_data = int(getattr(model, "num_data", len(tensors_of(example)[0])))
         graph, posterior, prices = _prices(graph, posterior, fitted, read.names, num_data)
@@ -184,7 +184,7 @@ def compress(
         thresholds={**chosen, **of_channels},
     )
     _check_not_constant(small, pruned, example)
-    is_as_trained = nats_per_bit is None and batch_norm_loader is None
+    is_as_trained = nats_per_bit is None and batch_norm_loader is None and not steps
     if is_as_trained and any(layer.codes for layer in posterior.values()):
         _check_same(small, graph, posterior, example)
     if held_out is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import EmptyNetworkError
+from ..file.compressed import CompressedNetwork
 from ..graph.interface import Output
 from ..model.guide import FactorizedGuide
 from ..model.network import BayesianNetwork
@@ -61,14 +62,21 @@ class Look:
         return network_with(self.model, self.layers, {})
 
     @cached_property
-    def stored(self) -> tuple[nn.Module, Output, int]:
-        """What would be stored, which of its outputs counts, and bytes of its file: 0 where nothing is left."""
-        own = self.model.output
+    def compressed(self) -> CompressedNetwork | None:
+        """What would be stored; None where nothing is left."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                small = compress(self.model, self.reading)
+                return compress(self.model, self.reading)
         except EmptyNetworkError:
+            return None
+
+    @cached_property
+    def stored(self) -> tuple[nn.Module, Output, int]:
+        """What would be stored, which of its outputs counts, and bytes of its file: 0 where nothing is left."""
+        own = self.model.output
+        small = self.compressed
+        if small is None:
             return network_with(self.model, *all_compressed_in_place(self.layers)), own, 0
         size = len(small.to_bytes())
         if self.has_codes and not self.is_rounded:

@@ -37,6 +37,8 @@ class Reading:
     :param loose: layers of the model whose weights no layer of the graph multiplies with as they are.
     :param inputs: second moments of what layers read, by their names in the graph, where what pruning takes is to be
         made up for (:mod:`pyro_bc.compression.made_up`).
+    :param steps: to which tensors of no layer are rounded, by their names in the graph; those that are not there keep
+        the precision that they have.
     """
 
     fitted: Posterior
@@ -48,6 +50,7 @@ class Reading:
     channels: Mapping[str, ChannelPosterior]
     loose: tuple[str, ...]
     inputs: Mapping[str, Curvature] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_posterior(model: Any, guide: Any, net: nn.Module | None = None) -> Reading:

@@ -19,7 +19,7 @@ from ..posterior.summary import LayerPosterior
 from ..quantisation.cosine import fits_integers, to_cosines
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import on_cpu
-from .rate import Priced, by_blocks, conditioned, costs_of
+from .rate import Priced, by_blocks, conditioned, costs_of, step_of
 from .reading import Reading
 
 
@@ -29,7 +29,7 @@ def recoder(read: Reading, stored: Mapping[str, Stored], num_data: int) -> Calla
     :param read: the posterior by its curvature of a network that computes with these codes.
     :param stored: its tensors as a file holds them, by name.
     :param num_data: size of the training set.
-    :returns: the same reading, with codes for all layers that have them.
+    :returns: the same reading, with codes for all layers that have them, and steps of what belongs to no layer.
     """
     nodes = layer_nodes(read.graph)
     layers = {}
@@ -44,8 +44,9 @@ def recoder(read: Reading, stored: Mapping[str, Stored], num_data: int) -> Calla
         posterior = dict(read.posterior)
         for name, layer in layers.items():
             posterior[name] = replace(posterior[name], codes=layer.rounded(posterior[name], nodes[name], nats_per_bit))
-        # The codes are all that is rounded: nothing is left that the curvature has to say.
-        return replace(read, posterior=posterior, fitted=replace(read.fitted, curvature=None))
+        steps = {name: step_of(num_data * known, nats_per_bit) for name, known in read.fitted.others.items()}
+        # Codes are rounded, and what belongs to no layer will be: nothing is left that the curvature has to say.
+        return replace(read, posterior=posterior, fitted=replace(read.fitted, curvature=None), steps=steps)
 
     return at
 

@@ -154,6 +154,9 @@ class Target:
             found: Judged | None = None
             if has_codes:
                 found = now.judged(batches)
+                if now.compressed is not None:  # codes are as they will be; what has none is rounded by the search
+                    size = found.file_bytes - round((1 - _LEFT_OF_FLOATS) * _floats(now.compressed))
+                    found = replace(found, file_bytes=size)
             else:
                 readings = [now.reading]
                 if examples:
@@ -581,11 +584,15 @@ def _rank(own: Judged) -> tuple[float, float]:
 
 def _searched(coarse: CompressedNetwork) -> int:
     """About how many bytes a search leaves of a coarsely rounded file."""
-    size = len(coarse.to_bytes())
-    stored = (own for own in coarse.tensors.values() if isinstance(own, Floats | FixedPoint))
-    floats = sum(own.codes.numel() * own.bits // 8 for own in stored if own.bits > _OF_FLOATS)
+    size, floats = len(coarse.to_bytes()), _floats(coarse)
     rest = max(0, size - _HEADER - floats)
     return min(size, round(_HEADER + _LEFT * rest + _LEFT_OF_FLOATS * floats))
+
+
+def _floats(small: CompressedNetwork) -> int:
+    """Bytes of numbers that nothing is known of."""
+    stored = (own for own in small.tensors.values() if isinstance(own, Floats | FixedPoint))
+    return sum(own.codes.numel() * own.bits // 8 for own in stored if own.bits > _OF_FLOATS)
 
 
 def _has_codes(fitted: Posterior) -> bool:

@@ -449,3 +449,24 @@ def test_one_held_out_example_that_is_right_is_enough(classes):
     guide(x, y)
     right = [(x[:1], net(x[:1]).argmax(1))]
     assert compress_to(model, guide, Target(max_error_rise=1.0), [x], right, progress=False).is_met
+
+
+def test_what_belongs_to_no_layer_is_rounded_beside_codes(classes):
+    """Gains and shifts of a normalisation took most of such a file."""
+    _, x, y, held = classes
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40), nn.LayerNorm(40), nn.ReLU(), nn.Linear(40, 5))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.LearnedCode(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model)
+    pyro_bc.fit(model, guide, [(x, y)], epochs=60, kl_weight=0.1, progress=False)
+    stored = pyro_bc.compress(model, guide)
+    assert len(stored.to_bytes()) > 4 * 80  # a gain and a shift of 40 units each
+    reached = compress_to(model, guide, Target(max_error_rise=1.0), [(x, y)], held, progress=False)
+    assert reached.is_met and reached.found.file_bytes < 0.6 * len(stored.to_bytes())
+    again = judge(reached.network.network(), model.likelihood, held)
+    assert again.error == reached.found.error
