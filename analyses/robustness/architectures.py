@@ -30,6 +30,7 @@ from removal import remove_normalisation_
 import pyro_bc
 from pyro_bc.errors import EmptyNetworkError
 from pyro_bc.graph.module import evaluating
+from pyro_bc.inference.straight_through import settle_codes_
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 PRIORS = (pyro_bc.GroupNormalJeffreys(), pyro_bc.GroupHorseshoe(1.0), pyro_bc.LogUniform())
@@ -187,11 +188,8 @@ def _extra(rng: np.random.Generator, channels: int) -> nn.Module:
     return kinds[rng.integers(len(kinds))]
 
 
-def compare(seed: int, onnx: bool = False, tail: bool = True) -> tuple[str, float]:
-    """What became of a seed's architecture (``pruned``, ``empty``, …), and the largest difference.
-
-    :param tail: whether seven in ten networks have a :class:`Tail`.
-    """
+def _drawn(seed: int, tail: bool) -> tuple[np.random.Generator, Network, Tensor]:
+    """What draws on, a seed's network, and inputs."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     of_tail = np.random.default_rng([seed, 2])
@@ -203,7 +201,51 @@ def compare(seed: int, onnx: bool = False, tail: bool = True) -> tuple[str, floa
             for values in (module.weight.data, module.bias.data, module.running_mean):
                 values.copy_(torch.randn_like(values))
             module.running_var.uniform_(0.3, 2.0)
-    x = torch.randn(6, *net.input_shape)
+    return rng, net, torch.randn(6, *net.input_shape)
+
+
+def compare_codes(seed: int) -> tuple[str, float]:
+    """The same of learned codes, most of them 0, whole rows and columns too: the model with its rounded codes, and what
+    is stored."""
+    rng, net, x = _drawn(seed, True)
+    pyro.clear_param_store()
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.LearnedCode(), num_data=6)
+    guide = pyro_bc.FactorizedGuide(model)
+    with evaluating(model):
+        guide(x, torch.zeros(6, dtype=torch.long))
+    if guide.obstacle is not None:
+        return f"refused: {guide.obstacle[:60]}", 0.0
+    with torch.no_grad():
+        for name in guide.posterior():
+            (centre,) = guide.parameters_of(name)
+            codes = torch.from_numpy(rng.integers(-4, 5, centre.shape)).to(centre)
+            codes *= torch.from_numpy(rng.random(centre.shape) < rng.choice([0.3, 0.6, 1.0])).to(centre)
+            for axis in range(min(2, centre.dim())):
+                left = rng.random(centre.shape[axis]) > rng.choice([0.0, 0.2, 0.5])
+                codes *= torch.from_numpy(left).to(centre).reshape(-1, *[1] * (centre.dim() - 1 - axis))
+            centre.copy_(codes)
+    settle_codes_(guide)
+    with torch.no_grad():
+        values = {name: q.centre.round() for name, q in guide.posterior().items()}
+        with evaluating(model):
+            outputs = pyro.poutine.condition(model, values)(x)
+    try:
+        small = pyro_bc.compress(model, guide)
+    except EmptyNetworkError:
+        spread = float((outputs - outputs[:1]).abs().max())
+        return ("empty", 0.0) if spread <= 1e-5 * float(outputs.abs().max()) else ("wrongly empty", spread)
+    with torch.no_grad():
+        stored = pyro_bc.CompressedNetwork.from_bytes(small.to_bytes()).network()(x)
+    difference = float((stored - outputs).abs().max()) / max(1.0, float(outputs.abs().max()))
+    return ("pruned" if difference < TOLERANCE else "differs"), difference
+
+
+def compare(seed: int, onnx: bool = False, tail: bool = True) -> tuple[str, float]:
+    """What became of a seed's architecture (``pruned``, ``empty``, …), and the largest difference.
+
+    :param tail: whether seven in ten networks have a :class:`Tail`.
+    """
+    rng, net, x = _drawn(seed, tail)
     prior = PRIORS[rng.integers(len(PRIORS))]
     pyro.clear_param_store()
     model = pyro_bc.BayesianNetwork(net, prior, num_data=6)

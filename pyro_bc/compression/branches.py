@@ -29,10 +29,13 @@ def without_constant_branches(graph: Graph, constants: Sequence[Constant]) -> Gr
             at = 0 if sides[1] is None else 1
             number, other = sides[at], node.args[1 - at]
             assert number is not None
+            shape = graph.shape(index) or ()
+            theirs = (graph.shape(other.index) if isinstance(other, Value) else None) or ()
+            if not _gives_all(theirs, shape, axis=len(shape) - number.dim()):
+                continue  # examples or places of the result are those of the branch alone, which numbers do not have
             neutral = _NEUTRAL[node.op]
             commutes = node.op in ("add", "mul") or at == 1
-            same_shape = isinstance(other, Value) and graph.shape(other.index) == graph.shape(index)
-            if neutral is not None and commutes and same_shape and bool((number == neutral).all()):
+            if neutral is not None and commutes and theirs == shape and bool((number == neutral).all()):
                 replaced[index] = other.index
                 continue
             name = f"constant{index}"
@@ -45,6 +48,13 @@ def without_constant_branches(graph: Graph, constants: Sequence[Constant]) -> Gr
     buffers = graph.buffers | (tensors.keys() - graph.tensors.keys())
     graph = replace(graph, nodes=tuple(nodes), tensors=tensors, buffers=frozenset(buffers))
     return without_dead_code(without_nodes(graph, _ends(replaced)))
+
+
+def _gives_all(shape: tuple[Any, ...], result: tuple[Any, ...], axis: int) -> bool:
+    """Whether one side of a result has the sizes of all of its axes, but for that of the other side's numbers."""
+    return len(shape) == len(result) and all(
+        own == of_result or at == axis for at, (own, of_result) in enumerate(zip(shape, result, strict=True))
+    )
 
 
 def _ends(replaced: dict[int, int]) -> dict[int, int]:

@@ -38,7 +38,7 @@ from ..graph.nodes import (
     layer_arguments,
     layer_groups,
     layer_name,
-    reads_input,
+    reads_numbers,
 )
 from ..graph.normal_form import in_normal_form
 from ..graph.operations import operation
@@ -86,7 +86,7 @@ def shrink(
         graph = without_pruned_shifts(graph, removed)
     graph, layers = without_unmet(*fold_batch_norms(graph, layers))
     while True:
-        if not reads_input(graph.nodes):
+        if not reads_numbers(graph.nodes):
             raise _empty([*dead, *_without_weights(layers), *layers])
         pruner = _Pruner(graph, layers)
         pruner.settle()

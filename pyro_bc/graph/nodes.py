@@ -152,17 +152,25 @@ def _as_list(argument: Any) -> Any:
     return list(argument) if isinstance(argument, tuple) else argument
 
 
-def of_input(nodes: Sequence[Node]) -> list[bool]:
-    """Which of these nodes depend on an input."""
+def of_input(nodes: Sequence[Node], but: str = "") -> list[bool]:
+    """Which of these nodes depend on an input.
+
+    :param but: an operation through which none is looked for.
+    """
     found: list[bool] = []
     for node in nodes:
-        found.append(any(index < 0 or found[index] for index in node.values()))
+        found.append(node.op != but and any(index < 0 or found[index] for index in node.values()))
     return found
 
 
 def reads_input(nodes: Sequence[Node]) -> bool:
     """Whether the last of these nodes, the output, depends on an input."""
     return any(of_input(nodes)[-1:])
+
+
+def reads_numbers(nodes: Sequence[Node]) -> bool:
+    """Whether the output depends on what an input holds, and not on its size alone."""
+    return any(of_input(nodes, but="size")[-1:])
 
 
 def last_reads(nodes: Sequence[Node]) -> list[list[int]]:

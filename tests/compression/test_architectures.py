@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from architectures import compare
+from architectures import compare, compare_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,3 +23,20 @@ def test_seeds_that_failed_once(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert compare(seed, onnx=True, tail=False)[0] in ("pruned", "empty")
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 2**31))
+def test_codes_are_what_is_stored_of_them(seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        what, difference = compare_codes(seed)
+    assert what in ("pruned", "empty"), (what, difference)
+
+
+# A gate behind which a constant branch gives the places.
+@pytest.mark.parametrize("seed", [27, 201])
+def test_seeds_of_codes_that_failed_once(seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert compare_codes(seed)[0] in ("pruned", "empty")

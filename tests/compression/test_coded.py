@@ -165,6 +165,28 @@ def test_coefficients_of_a_grid_stay_while_one_of_its_weights_reads_something(gr
     assert torch.allclose(small.network()(x), outputs(model, guide, x), atol=1e-5)
 
 
+def test_a_constant_branch_stays_where_it_gives_the_places():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gate = nn.Conv2d(1, 3, 1), nn.Linear(1, 3)
+            self.b, self.head = nn.Conv2d(3, 2, 3, padding=1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            gate = torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+            return self.head(self.b(self.a(x).tanh() * gate).relu().mean((2, 3)))
+
+    model, guide, codes = coded(Gated(), 1, 4, 4)
+    with torch.no_grad():
+        for name, centre in codes.items():
+            centre.copy_(torch.arange(1, centre.numel() + 1).reshape(centre.shape) % 4 - 1.0)
+            centre.mul_(name != "a.weight")
+    x = 100 * torch.randn(5, 1, 4, 4)
+    expected = outputs(model, guide, x)
+    assert (expected - expected[:1]).abs().max() > 1e-3
+    assert torch.allclose(pyro_bc.compress(model, guide).network()(x), expected, atol=1e-5)
+
+
 def test_a_sigmoid_of_nothing_is_something():
     model, guide, codes = coded(nn.Sequential(nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), 4)
     with torch.no_grad():
