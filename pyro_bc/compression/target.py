@@ -430,9 +430,9 @@ def compress_to(
                 break
     if not tried:
         raise empty[-1]
+    lost = _lost_from(dense, at_first, held_out, likelihood, fitted)
     if not keeping:
-        most = _lost_from(dense, at_first, held_out, likelihood, fitted)
-        know = [item for item in tried if item[0].error <= most]
+        know = [item for item in tried if item[0].error <= lost]
         found, network = min(know or tried, key=lambda item: target.excess(item[0], dense))
     elif target.max_bytes is None:
         found, network = min(keeping, key=lambda item: item[0].file_bytes)
@@ -449,6 +449,13 @@ def compress_to(
         ).rstrip()
     curve = tuple(judged for judged, _ in tried)
     result = Reached(network, found, dense, curve, bool(keeping), blamed, likelihood.metric)
+    if keeping and found.error > lost:
+        errors_of = ", and ".join(figure(likelihood.metric, own.error) for own in (found, dense))
+        warnings.warn(
+            f"{found.file_bytes:,} bytes keep little of what the network knew: {likelihood.metric} {errors_of} before, "
+            f"on held-out data. Allow more bytes",
+            stacklevel=2,
+        )
     if result.is_met or target.max_bytes is not None or options.get("thresholds"):
         return result  # whoever says where to prune gets that
     with warnings.catch_warnings(), contextlib.suppress(UnsupportedNetworkError, EmptyNetworkError):

@@ -470,3 +470,15 @@ def test_what_belongs_to_no_layer_is_rounded_beside_codes(classes):
     assert reached.is_met and reached.found.file_bytes < 0.6 * len(stored.to_bytes())
     again = judge(reached.network.network(), model.likelihood, held)
     assert again.error == reached.found.error
+
+
+def test_a_size_that_leaves_little_of_what_a_network_knew_is_said(classes):
+    net, x, y, held = classes
+    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
+    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
+    guide(x, y)
+    with torch.no_grad():
+        guide.locs.net.get_submodule("2").weight.mul_(-1)
+    with pytest.warns(UserWarning, match="bytes keep little of what the network knew: error % .*, and .* before"):
+        reached = compress_to(model, guide, Target(max_bytes=4000), [x], held, progress=False)
+    assert reached.is_met and reached.found.error > 50
