@@ -185,8 +185,10 @@ def compress(
     )
     _check_not_constant(small, pruned, example)
     is_as_trained = nats_per_bit is None and batch_norm_loader is None and not steps
-    if is_as_trained and any(layer.codes for layer in posterior.values()):
-        _check_same(small, graph, posterior, example)
+    if is_as_trained and all(layer.codes for layer in posterior.values()):
+        left_of = {name: pruned_in_place(layer, chosen[name]).codes for name, layer in posterior.items()}
+        as_chosen = {name: replace(layer, codes=left_of[name]) for name, layer in posterior.items()}
+        _check_same(small, graph, as_chosen, example)
     if held_out is not None:
         alone = {
             name: rounded(layer, pruned_in_place(layer, chosen[name]), noise_ratio, precision)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import EmptyNetworkError
+from ..errors import EmptyNetworkError, UnsupportedNetworkError
 from ..file.compressed import CompressedNetwork
 from ..graph.interface import Output
 from ..model.guide import FactorizedGuide
@@ -28,7 +28,7 @@ class Look:
     :param model: that is fitted.
     :param guide: as it is now.
     :param is_rounded: whether codes are, that prune by themselves; until then their network computes with their
-        centres, as training makes up for what rounding would cost it.
+        centres, as training makes up for what rounding would cost it, unless nothing would be left of it.
     """
 
     def __init__(self, model: BayesianNetwork, guide: FactorizedGuide, is_rounded: bool):
@@ -63,17 +63,17 @@ class Look:
 
     @cached_property
     def compressed(self) -> CompressedNetwork | None:
-        """What would be stored; None where nothing is left."""
+        """What would be stored; None where nothing is left, or no file can hold it, which is no reason to end a fit."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return compress(self.model, self.reading)
-        except EmptyNetworkError:
+        except (EmptyNetworkError, UnsupportedNetworkError):
             return None
 
     @cached_property
     def stored(self) -> tuple[nn.Module, Output, int]:
-        """What would be stored, which of its outputs counts, and bytes of its file: 0 where nothing is left."""
+        """What would be stored, which of its outputs counts, and bytes of its file: 0 where there is none."""
         own = self.model.output
         small = self.compressed
         if small is None:

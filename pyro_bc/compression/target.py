@@ -268,8 +268,8 @@ def _lost_from(
 class Reached:
     """What a search came to.
 
-    :param network: the smallest that keeps the target; where none does, the one that comes closest, of those that know
-        something where there are such.
+    :param network: the smallest that keeps the target, the network before the fit, rounded, where none of the fit keeps
+        an error; where none does, the one that comes closest, of those that know something where there are such.
     :param found: how it was judged.
     :param dense: how the dense network was.
     :param curve: of all networks that were tried.
@@ -332,6 +332,8 @@ def compress_to(
     **options: Any,
 ) -> Reached:
     """Prune and round as far as a target allows.
+
+    Where no network of the fit keeps an error, the one before it is rounded by its curvature, and a warning says so.
 
     :param model: that was fitted.
     :param guide: its fitted guide, or a :class:`~pyro_bc.CurvatureGuide`.
@@ -456,12 +458,13 @@ def compress_to(
             f"on held-out data. Allow more bytes",
             stacklevel=2,
         )
-    if result.is_met or target.max_bytes is not None or options.get("thresholds"):
+    is_of_before = fitted.curvature is not None and before is None
+    if result.is_met or target.max_bytes is not None or options.get("thresholds") or is_of_before:
         return result  # whoever says where to prune gets that
     with warnings.catch_warnings(), contextlib.suppress(UnsupportedNetworkError, EmptyNetworkError):
         warnings.simplefilter("once")
         left, curvature = _by_curvature(model, original, model.output, loader, seed, progress)
-        at = partial(_rounded, left, curvature, None)
+        at = partial(_rounded, left, curvature, options.get("dense"))
         _search(target, partial(try_, "the network before the fit, price", at), _FIRST_PRICE)
     keeping = [item for item in tried if target.excess(item[0], dense) <= 0]
     if not keeping:
@@ -701,14 +704,17 @@ def _by_curvature(
 ) -> tuple[BayesianNetwork, Reading]:
     """A network of what a model observes, as a model of its own, and its posterior by its curvature."""
     net = net.to(device_of(model.skeleton))
-    left = BayesianNetwork(net, StandardNormal(), num_data=model.num_data, likelihood=model.likelihood, output=output)
     with warnings.catch_warnings():
         # Of this model, which nobody made: the user's posterior is of more than has a curvature.
-        warnings.filterwarnings("ignore", "left deterministic")
+        for said in ("left deterministic", "a bias that is frozen"):
+            warnings.filterwarnings("ignore", said)
+        left = BayesianNetwork(
+            net, StandardNormal(), num_data=model.num_data, likelihood=model.likelihood, output=output
+        )
         return left, read_posterior(left, CurvatureGuide(left, loader, seed=seed, progress=progress))
 
 
 def _rounded(
-    left: BayesianNetwork, curvature: Reading, pruned: CompressedNetwork | None, price: float
+    left: BayesianNetwork, curvature: Reading, dense: CompressedNetwork | nn.Module | None, price: float
 ) -> CompressedNetwork:
-    return compress(left, curvature, nats_per_bit=price, dense=pruned)
+    return compress(left, curvature, nats_per_bit=price, dense=dense)

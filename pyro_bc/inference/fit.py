@@ -197,7 +197,7 @@ def fit(
     processes.draw_apart()
     watch = guard = on_training = None
     if held_out is not None:
-        watch = watching(model, guide, held_out) if target is None else target.watch(model, guide, held_out, examples)
+        watch = watching(model, held_out) if target is None else target.watch(model, guide, held_out, examples)
     has_codes = Cell in guide.families.values()
     most = schedule.kl_weight
     if most is None:
@@ -352,7 +352,9 @@ def fit(
         end, best = history[-1], best_look(history, epochs, rounded_from)
         if best is None and (near := nearest_look(history)) is not None:
             # What kept a target is gone back to however early it was; what cost little at the start may know nothing.
-            is_early = target is not None and history[near].is_kept
+            # Codes that are not rounded yet say nothing of a file.
+            is_stored = not has_codes or near >= rounded_from
+            is_early = target is not None and is_stored and history[near].is_kept
             best = near if is_early or _is_collapse(end.slack) else None
         if best is not None and (not end.is_kept or _is_clearly_less(history[best].cost, end.cost)):
             put_back(kept, model, guide)
@@ -463,7 +465,7 @@ def _check(model: Any, guide: FactorizedGuide, x: Batch, y: Tensor) -> BatchChec
         outputs = pyro.poutine.replay(model, trace=guide_trace)(x, y)
     model.likelihood.check(outputs, y)
     if isinstance(x, Tensor) and x.is_floating_point():
-        torch.rand(3, *x.shape[1:], dtype=x.dtype)  # drawn here before: a seed gives what it gave in earlier versions
+        torch.rand(3, *x.shape[1:], dtype=x.dtype)  # as earlier versions drew: a seed gives what it gave, but for codes
     if guide.obstacle is not None:
         raise UnsupportedNetworkError(guide.obstacle)
     return BatchCheck(model.likelihood, outputs, x)

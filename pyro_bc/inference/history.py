@@ -22,7 +22,7 @@ class Epoch:
         cost where no weight of the KL was given.
     :param held_out_error: where held-out data were looked at, the error of what compression would have left then, in
         the unit of the likelihood's ``metric``.
-    :param file_bytes: about the size of its file.
+    :param file_bytes: size of its file, about that where a target searches for it.
     :param is_kept: whether it kept what is asked for; None where nothing is.
     :param cost: what was to be as small as could be, of what keeps that; None where nothing is asked for.
     :param train_error: its error on some examples that it is trained on; None where nobody asks.

@@ -23,8 +23,8 @@ _NATS, _POINTS = 0.01, 0.3
 _EXAMPLES, _NUMBERS = 1000, 2**25
 
 
-def watching(model: Any, guide: FactorizedGuide, held_out: Iterable[Any]) -> Watch:
-    """What judges the network that :func:`~pyro_bc.compress` would make of the guide as it is; the guide stays.
+def watching(model: Any, held_out: Iterable[Any]) -> Watch:
+    """What judges the network that :func:`~pyro_bc.compress` would make of the guide as it is.
 
     Until codes are rounded, the network computes with their centres.
 

@@ -117,3 +117,39 @@ def test_a_fit_goes_back_to_what_kept_its_target_however_early_that_was(kept_at)
     end = guide.state_dict()
     assert all(torch.equal(value, end[name]) for name, value in states[kept_at].items())
     assert not all(torch.equal(value, end[name]) for name, value in states[-1].items())
+
+
+def test_codes_that_are_not_rounded_are_nothing_to_go_back_to():
+    looks = []
+
+    class KeptUntilRounded:
+        def watch(self, model, guide, held_out, examples):
+            def look(now):
+                looks.append(now.is_rounded)
+                return Standing(-0.1 if now.is_rounded else 0.5, 1.0, 100, not now.is_rounded, cost=100)
+
+            return look
+
+    guide, history = fit(fresh(two_layers(), pyro_bc.LearnedCode()), held_out=[two_of_six()], target=KeptUntilRounded())
+    assert set(looks) == {True, False} and guide.kl_weight == history[-1].kl_weight
+
+
+def test_networks_that_no_file_holds_are_fitted_and_looked_at():
+    x, y = two_of_six()
+    net = nn.Linear(6, 2)  # a layer without a name
+    _, history = fit(fresh(net), held_out=[(x, y)])
+    assert all(record.held_out_error is not None and record.file_bytes == 0 for record in history)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda name, layer: pyro_bc.LearnedCode() if name.endswith("2") else pyro_bc.GroupHorseshoe(),
+        pyro_bc.GroupNormalJeffreys(weights=pyro_bc.LearnedCode()),
+    ],
+    ids=["some", "under scales"],
+)
+def test_codes_beside_other_priors_are_looked_at_and_stored(prior):
+    model, guide = fresh(two_layers(), prior)
+    guide, history = fit((model, guide), held_out=[two_of_six(400)], kl_weight=0.3)
+    assert history[-1].file_bytes == len(pyro_bc.compress(model, guide).to_bytes())
