@@ -358,7 +358,7 @@ def runs(folder):
     NETWORKS["small"] = small_and_normalised
     base = {"epochs": 2, "pretrain_epochs": 6, "kl_weight": 0.02, "batch_size": 40, "train_limit": 400,
             "pretrain_learning_rate": 5e-3}  # fmt: skip
-    coded = base | {"epochs": 5, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
+    coded = base | {"epochs": 8, "affine": 0.2, "passes": 2, "teacher_share": 0.7}
     jobs = {
         "keep": Settings.of("small", "ghs", "digits", **base, batch_norm="keep", thresholds={"0": 5.0}),
         "coded": Settings.of("lenet-300-100", "learned", "digits", **coded, widths="24-16", teacher="small"),

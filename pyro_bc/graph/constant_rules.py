@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..runtime.shapes import on_axis
 from .nodes import Graph, Named, Node, Value, arguments, leaves
@@ -156,25 +157,34 @@ def through_moves(node: Node, graph: Graph, constants: list[Constant], index: in
     if any(graph.shape(reference.index) is None for reference in references):
         return None  # a size that depends on the batch
 
-    def filled(leaf: Any) -> Any:
-        if not isinstance(leaf, Value):
-            return graph.tensors[leaf.name] if isinstance(leaf, Named) else leaf
-        shape = [size if isinstance(size, int) else 2 for size in graph.shape(leaf.index) or ()]
-        known = _known(constants, leaf)
-        if known is None:
-            return torch.full(shape, np.nan, dtype=torch.float64)
-        return on_axis(torch.tensor(known[1]), known[0], len(shape)).expand(shape)
+    def moved(values_of: Callable[[Tensor], Tensor]) -> Tensor:
+        def filled(leaf: Any) -> Any:
+            if not isinstance(leaf, Value):
+                return graph.tensors[leaf.name] if isinstance(leaf, Named) else leaf
+            shape = [size if isinstance(size, int) else 2 for size in graph.shape(leaf.index) or ()]
+            known = _known(constants, leaf)
+            if known is None:
+                return torch.full(shape, np.nan, dtype=torch.float64)
+            return on_axis(values_of(torch.tensor(known[1])), known[0], len(shape)).expand(shape)
 
-    args, kwargs = arguments(node, filled)
-    result = compute(*args, **kwargs)
-    best: Constant = None
-    for axis, size in enumerate(graph.shape(index) or ()):
-        if isinstance(size, int):
-            own = result.movedim(axis, 0).flatten(1)
-            values = own[:, 0].where((own == own[:, :1]).all(1), torch.tensor(np.nan, dtype=torch.float64)).numpy()
-            if best is None or np.isfinite(values).mean() > np.isfinite(best[1]).mean():
-                best = axis, values
-    return best
+        args, kwargs = arguments(node, filled)
+        return compute(*args, **kwargs)
+
+    result = moved(lambda values: values)
+    # Where constants are all alike, only numbers that are not say along which axis they are.
+    for numbers in (moved(lambda values: values * 0 + torch.arange(len(values))), result):
+        axes = [axis for axis, size in enumerate(graph.shape(index) or ()) if isinstance(size, int)]
+        along = {axis: np.isfinite(_same_along(numbers, axis)).mean() for axis in axes}
+        axis = max(axes, key=lambda own: along[own], default=None)  # the first of those that are level
+        if axis is not None and along[axis] > 0:
+            return axis, _same_along(result, axis)
+    return None
+
+
+def _same_along(numbers: Tensor, axis: int) -> np.ndarray:
+    """What is the same at all places of an axis's entries, NaN where it is not."""
+    own = numbers.movedim(axis, 0).flatten(1)
+    return own[:, 0].where((own == own[:, :1]).all(1), torch.tensor(np.nan, dtype=torch.float64)).numpy()
 
 
 def through_repeat(node: Node, graph: Graph, constants: list[Constant], index: int, compute: Compute) -> Constant:

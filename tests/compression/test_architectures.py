@@ -25,6 +25,13 @@ def test_seeds_that_failed_once(seed):
         assert compare(seed, onnx=True, tail=False)[0] in ("pruned", "empty")
 
 
+# Eight channels of eight by eight: all alike, constants do not say along which axis they are.
+def test_constants_are_along_the_axis_that_moved():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert compare(362880)[0] in ("pruned", "empty")
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**31))
 def test_codes_are_what_is_stored_of_them(seed):
