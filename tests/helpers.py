@@ -63,6 +63,15 @@ def fitted(net: nn.Module, x: Tensor, y: Tensor, prior=None, batch: int = 50, lo
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
 
 
+def train(net: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 1e-2) -> None:
+    """Train a network that classifies, on all data at once."""
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
 def random_network(seed: int) -> CompressedNetwork:
     """A chain of layers, some without a bias, with inputs that are selected, and arguments of every kind."""
     rng = np.random.default_rng(seed)

@@ -186,8 +186,9 @@ def compress(
     _check_not_constant(small, pruned, example)
     is_as_trained = nats_per_bit is None and batch_norm_loader is None and not steps
     if is_as_trained and all(layer.codes for layer in posterior.values()):
-        left_of = {name: pruned_in_place(layer, chosen[name]).codes for name, layer in posterior.items()}
-        as_chosen = {name: replace(layer, codes=left_of[name]) for name, layer in posterior.items()}
+        as_chosen = {
+            name: replace(layer, codes=pruned_in_place(layer, chosen[name]).codes) for name, layer in posterior.items()
+        }
         _check_same(small, graph, as_chosen, example)
     if held_out is not None:
         alone = {
@@ -278,13 +279,16 @@ def _dense_network(
     return _dense_shapes(graph), sum(parameter.numel() for parameter in dense.parameters())
 
 
+def _some_inputs(example: Batch) -> tuple[Tensor, ...]:
+    """A few inputs, as what is stored takes them, in single precision."""
+    parts = (part[:_EXAMPLES].cpu() for part in tensors_of(example))
+    return tuple(part.float() if part.is_floating_point() else part for part in parts)
+
+
 @on_cpu
 def _check_not_constant(small: CompressedNetwork, pruned: PrunedNetwork, example: Batch) -> None:
     """:raises EmptyNetworkError: where what is left computes the same for every input."""
-    x = tuple(part[:_EXAMPLES].cpu() for part in tensors_of(example))
-    x = tuple(
-        part.float() if part.is_floating_point() else part for part in x
-    )  # what is stored computes in single precision
+    x = _some_inputs(example)
     if not _differ(x) or not _is_constant(small.network(), x):
         return
     zero = [layer.name for layer in small.layers if not layer.weight.codes.any()]
@@ -308,10 +312,10 @@ def _check_same(
 
     :raises UnsupportedNetworkError: where it has not.
     """
-    x = moved(head(example, _EXAMPLES), "cpu")
+    x = _some_inputs(example)
     expected = outputs_of(graph, posterior, x)
     with torch.no_grad():
-        outputs = small.network()(*(part.float() if part.is_floating_point() else part for part in tensors_of(x)))
+        outputs = small.network()(*x)
     spread = float(expected.double().std()) if expected.numel() > 1 else 0.0
     if bool(expected.isfinite().all()) and float((outputs - expected).abs().max()) > _SAME * max(spread, 1.0):
         raise UnsupportedNetworkError(

@@ -17,9 +17,15 @@ from ..posterior.guides import Posterior, posterior_of
 from ..posterior.in_place import all_compressed_in_place, network_with
 from ..posterior.judged import Judged, judge, where_they_are
 from ..posterior.summary import LayerPosterior, summarize
-from ..priors.cells import Cell
 from .compress import compress
 from .reading import Reading, read_posterior
+
+
+def compressed_quietly(model: BayesianNetwork, reading: Reading, **options: Any) -> CompressedNetwork:
+    """What compression makes of a posterior in the middle of a training; its warnings were said, or are to come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compress(model, reading, **options)
 
 
 class Look:
@@ -51,11 +57,6 @@ class Look:
         """The posterior of every layer."""
         return summarize(self.fitted)
 
-    @property
-    def has_codes(self) -> bool:
-        """Whether the prior makes codes of weights."""
-        return Cell in self.guide.families.values()
-
     @cached_property
     def mean(self) -> nn.Module:
         """The network with every weight at its posterior mean."""
@@ -65,9 +66,7 @@ class Look:
     def compressed(self) -> CompressedNetwork | None:
         """What would be stored; None where nothing is left, or no file can hold it, which is no reason to end a fit."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return compress(self.model, self.reading)
+            return compressed_quietly(self.model, self.reading)
         except (EmptyNetworkError, UnsupportedNetworkError):
             return None
 
@@ -79,7 +78,7 @@ class Look:
         if small is None:
             return network_with(self.model, *all_compressed_in_place(self.layers)), own, 0
         size = len(small.to_bytes())
-        if self.has_codes and not self.is_rounded:
+        if self.fitted.has_codes and not self.is_rounded:
             return self.mean, own, size
         return small.network(), None, size
 

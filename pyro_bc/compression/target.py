@@ -32,14 +32,13 @@ from ..posterior.judged import Judged, checked, computed, figure, judge, scored,
 from ..posterior.standing import Standing
 from ..posterior.summary import ChannelPosterior, summarize
 from ..posterior.thresholds import choose_threshold
-from ..priors.cells import Cell
 from ..priors.standard_normal import StandardNormal
 from ..quantisation.fixed_point import FixedPoint
 from ..runtime.devices import device_of
 from ..runtime.gradients import check_differentiates
 from ..runtime.html import paragraph, picture
 from .compress import compress
-from .look import Look
+from .look import Look, compressed_quietly
 from .made_up import inputs_at_mean
 from .reading import Reading, read_posterior
 from .recoded import recoder
@@ -57,7 +56,7 @@ _GENTLE_PRICES = (0.004, 0.0008)
 _FINE, _COARSE = 1e-4, 0.8
 
 # Rounding noise that is tried while a network is trained, until an error is kept.
-_NOISES = (0.8, 0.2, 0.05, 0.0125, _FINE)
+_NOISES = (0.8, 0.2, 0.05, 0.0125)
 
 # Bytes of a file that are there before any weight, and about which part of the others a search leaves that has to. More
 # of a small file by the KL, and less of it by rounding, costs more error. Of numbers without a posterior, such as gains
@@ -144,7 +143,7 @@ class Target:
         count = sum(len(y) for _, y in batches)
 
         def look(now: Look) -> Standing:
-            fitted, has_codes = now.fitted, now.has_codes
+            fitted, has_codes = now.fitted, now.fitted.has_codes
             dense = scored(before, batches, model.likelihood, fitted)
             lost = _lost_from(dense, before, batches, model.likelihood, fitted)
 
@@ -152,33 +151,13 @@ class Target:
                 return found.error > lost if self.max_bytes is not None else self.excess(found, dense) > 0
 
             found: Judged | None = None
-            if has_codes:
+            if not has_codes:
+                found = _best_cut(now, batches, examples, is_missed, self.max_bytes is not None)
+            elif now.compressed is not None:  # codes are as they will be; what has none is rounded by the search
                 found = now.judged(batches)
-                if now.compressed is not None:  # codes are as they will be; what has none is rounded by the search
-                    size = found.file_bytes - round((1 - _LEFT_OF_FLOATS) * _floats(now.compressed))
-                    found = replace(found, file_bytes=size)
-            else:
-                readings = [now.reading]
-                if examples:
-                    readings = _made_up_or_not(now.reading, model.likelihood, examples)
-                looks: list[Judged] = []
-                # What stands in the way may be where groups are cut, and that is for the search to choose.
-                for price in (None, _GENTLE_PRICES[-1]):
-                    cut = _cut_now(model, readings, batches, price)
-                    if cut is None:
-                        continue
-                    left, noise = cut.judged, _COARSE
-                    if self.max_bytes is None and not is_missed(left):
-                        size, noise = cut.kept(lambda own: not is_missed(own))
-                        left = replace(left, file_bytes=size)
-                    looks.append(left)
-                    if not is_missed(left) and noise >= _FIRST_NOISE:
-                        break
-                kept = [own.file_bytes for own in looks if not is_missed(own)]
-                found = min(looks, key=_rank, default=None)
-                if found is not None and kept:
-                    found = replace(found, file_bytes=min(kept))
-            if found is None or not found.file_bytes:
+                size = found.file_bytes - round((1 - _LEFT_OF_FLOATS) * _floats(now.compressed))
+                found = replace(found, file_bytes=size)
+            if found is None:
                 return Standing(-math.inf, math.nan, 0, False)
             if self.max_bytes is not None:
                 size = found.file_bytes
@@ -528,56 +507,70 @@ def _blamed(model: BayesianNetwork, fitted: Posterior, found: Judged, held_out: 
     return f"{said[:1].upper()}{said[1:]}."
 
 
-@dataclass(frozen=True)
 class _Cut:
     """What pruning would leave of a network now.
 
-    :param judged: before anything is rounded, with about the bytes that a search for a size would come to.
-    :param compressed: the network with so much noise of rounding.
-    """
-
-    judged: Judged
-    compressed: Callable[[float], tuple[Judged, int]]
-
-    def kept(self, is_kept: Callable[[Judged], bool]) -> tuple[int, float]:
-        """Bytes of the file with the most noise of rounding, of a few steps, that keeps a target, and that noise."""
-        size = self.judged.file_bytes
-        coarsest = 0.0
-        for noise in _NOISES:
-            own, size = self.compressed(noise)
-            if is_kept(own):
-                coarsest = noise
-                break
-        return size, coarsest
-
-
-def _cut_now(model: BayesianNetwork, readings: list[Reading], batches: list[Any], price: float | None) -> _Cut | None:
-    """What pruning would leave of a network now; None where that is nothing.
-
+    :param readings: of its posterior, of which the best counts.
+    :param batches: that judge it.
     :param price: of a bit, at which groups are weighed; None for the rule of signal and noise.
+    :raises EmptyNetworkError: where that is nothing.
     """
 
-    def judged(reading: Reading, noise: float) -> tuple[Judged, CompressedNetwork]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said when the guide was set up
-            small = compress(model, reading, noise_ratio=noise, group_nats_per_bit=price)
-        return judge(where_they_are(small.network(), batches), model.likelihood, batches, reading.fitted), small
+    def __init__(self, model: BayesianNetwork, readings: list[Reading], batches: list[Any], price: float | None):
+        self.model, self.readings, self.batches, self.price = model, readings, batches, price
+        tried = [(*self._rounded(own, _FINE), own) for own in readings]
+        #: before anything is rounded, and the reading that it comes of.
+        self.judged, self.fine, self.best = min(tried, key=lambda item: _rank(item[0]))
 
-    def compressed(noise: float) -> tuple[Judged, int]:
+    def _rounded(self, reading: Reading, noise: float) -> tuple[Judged, CompressedNetwork]:
+        small = compressed_quietly(self.model, reading, noise_ratio=noise, group_nats_per_bit=self.price)
+        network = where_they_are(small.network(), self.batches)
+        return judge(network, self.model.likelihood, self.batches, reading.fitted), small
+
+    def searched(self) -> int:
+        """About the bytes that a search for a size would come to."""
+        options = {"noise_ratio": _COARSE, "group_nats_per_bit": self.price}
+        return _searched(compressed_quietly(self.model, self.readings[0], **options))
+
+    def kept(self, is_missed: Callable[[Judged], bool]) -> tuple[int, float]:
+        """Bytes of the file with the most noise of rounding, of a few steps, that keeps a target, and that noise."""
+        for noise in _NOISES:
+            with contextlib.suppress(EmptyNetworkError):
+                own, small = self._rounded(self.best, noise)
+                if not is_missed(own):
+                    return len(small.to_bytes()), noise
+        return len(self.fine.to_bytes()), _FINE
+
+
+def _best_cut(
+    now: Look, batches: list[Any], examples: list[Any], is_missed: Callable[[Judged], bool], is_of_size: bool
+) -> Judged | None:
+    """The best of what pruning would leave now, and the least bytes that keep a target; None where nothing is left.
+
+    What stands in the way may be where groups are cut, and that is for the search to choose.
+
+    :param examples: by which what pruning takes is made up for.
+    :param is_of_size: whether the target is a size.
+    """
+    readings = [now.reading]
+    if examples:
+        readings = _made_up_or_not(now.reading, now.model.likelihood, examples)
+    left, kept = [], []
+    for price in (None, _GENTLE_PRICES[-1]):
         try:
-            own, small = judged(best, noise)
+            cut = _Cut(now.model, readings, batches, price)
+            size, noise = cut.searched(), _COARSE
         except EmptyNetworkError:
-            return replace(pruned, error=math.inf, loss=math.inf), 0
-        return own, len(small.to_bytes())
-
-    try:
-        pruned, best = min(((judged(own, _FINE)[0], own) for own in readings), key=lambda item: _rank(item[0]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            coarse = compress(model, readings[0], noise_ratio=_COARSE, group_nats_per_bit=price)
-    except EmptyNetworkError:
-        return None
-    return _Cut(replace(pruned, file_bytes=_searched(coarse)), compressed)
+            continue
+        if not is_missed(cut.judged):
+            if not is_of_size:
+                size, noise = cut.kept(is_missed)
+            kept.append(size)
+        left.append(replace(cut.judged, file_bytes=size))
+        if kept and noise >= _FIRST_NOISE:
+            break
+    best = min(left, key=_rank, default=None)
+    return replace(best, file_bytes=min(kept)) if best is not None and kept else best
 
 
 def _made_up_or_not(read: Reading, likelihood: Likelihood, loader: Iterable[Any], seed: int = 0) -> list[Reading]:
@@ -603,10 +596,6 @@ def _floats(small: CompressedNetwork) -> int:
     """Bytes of numbers that nothing is known of."""
     stored = (own for own in small.tensors.values() if isinstance(own, Floats | FixedPoint))
     return sum(own.codes.numel() * own.bits // 8 for own in stored if own.bits > _OF_FLOATS)
-
-
-def _has_codes(fitted: Posterior) -> bool:
-    return any(isinstance(q, Cell) for q in fitted.marginals.values())
 
 
 def _search(target: Target, excess: Any, first: float) -> None:
@@ -660,7 +649,7 @@ def _ways(
     """
     others = dict(options)
     read = read_posterior(model, fitted, others.pop("net", None))
-    if fitted.curvature is not None or _has_codes(fitted):
+    if fitted.curvature is not None or fitted.has_codes:
         if group_prices is not None:
             return  # no groups are weighed
         if fitted.curvature is not None:

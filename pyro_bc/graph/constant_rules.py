@@ -171,14 +171,17 @@ def through_moves(node: Node, graph: Graph, constants: list[Constant], index: in
         return compute(*args, **kwargs)
 
     result = moved(lambda values: values)
-    # Where constants are all alike, only numbers that are not say along which axis they are.
-    for numbers in (moved(lambda values: values * 0 + torch.arange(len(values))), result):
-        axes = [axis for axis, size in enumerate(graph.shape(index) or ()) if isinstance(size, int)]
-        along = {axis: np.isfinite(_same_along(numbers, axis)).mean() for axis in axes}
-        axis = max(axes, key=lambda own: along[own], default=None)  # the first of those that are level
-        if axis is not None and along[axis] > 0:
-            return axis, _same_along(result, axis)
-    return None
+    axes = [axis for axis, size in enumerate(graph.shape(index) or ()) if isinstance(size, int)]
+    best = _fullest(result, axes)
+    if len(best) > 1:  # constants are all alike, and only numbers that are not say along which axis they are
+        best = _fullest(moved(lambda values: values * 0 + torch.arange(len(values))), best)
+    return (best[0], _same_along(result, best[0])) if best else None
+
+
+def _fullest(numbers: Tensor, axes: list[int]) -> list[int]:
+    """The axes of most of whose entries all places say the same."""
+    along = {axis: np.isfinite(_same_along(numbers, axis)).mean() for axis in axes}
+    return [axis for axis in axes if along[axis] == max(along.values())]
 
 
 def _same_along(numbers: Tensor, axis: int) -> np.ndarray:

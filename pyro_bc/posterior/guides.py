@@ -103,6 +103,11 @@ class Posterior:
         return {name: _centre(q) for name, q in self.marginals.items()}
 
     @property
+    def has_codes(self) -> bool:
+        """Whether weights are codes."""
+        return any(isinstance(q, Cell) for q in self.marginals.values())
+
+    @property
     def device(self) -> torch.device:
         """Where the posterior is."""
         return _centre(next(iter(self.marginals.values()))).device

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import train
 from torch import nn
 
 import pyro_bc
@@ -33,11 +34,7 @@ def coded():
     )
     x = 3 * nn.functional.avg_pool2d(torch.randn(400, 1, 10, 10), 3, 1)  # neighbours are alike
     y = (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 0).long()
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, 60)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.LearnedCode(), num_data=400)
     guide = pyro_bc.FactorizedGuide(model)
     guide(x, y)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import train
 from torch import nn
 
 import pyro_bc
@@ -54,11 +55,7 @@ def classes():
     new_y = torch.arange(5).repeat(200)
     held = held_out_batches(centres[new_y] + 0.8 * torch.randn(1000, 20), new_y)
     net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, 150)
     return net.eval(), x, y, held
 
 
@@ -161,11 +158,7 @@ def test_a_rise_is_counted_from_the_network_as_it_was_whatever_a_fit_has_made_of
     _, x, y, held = classes
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 40), nn.LayerNorm(40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 5))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(100):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, 100)
     before = judge(net.eval(), pyro_bc.likelihoods.Categorical(), held)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
     guide, target = pyro_bc.FactorizedGuide(model), Target(max_error_rise=2.0)
@@ -203,12 +196,8 @@ def test_a_network_that_was_trained_on_the_held_out_examples_is_no_measure(class
     noise = torch.randint(0, 2, (40,), generator=torch.Generator().manual_seed(0))
     own = copy.deepcopy(net)  # knows labels by heart that nothing says
     seen = torch.randn(40, x.shape[1])
-    with_them = [(torch.cat([x, seen]), torch.cat([y, noise]))]
-    optimizer = torch.optim.Adam(own.parameters(), 2e-2)
-    for _ in range(400):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(own(with_them[0][0]), with_them[0][1]).backward()
-        optimizer.step()
+    with_them = torch.cat([x, seen]), torch.cat([y, noise])
+    train(own, *with_them, 400, 2e-2)
     held = [(seen, noise)]
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=len(x))
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
@@ -219,13 +208,19 @@ def test_a_network_that_was_trained_on_the_held_out_examples_is_no_measure(class
     assert reached.is_met and reached.found.way.startswith("the network before the fit")
 
 
-def test_what_a_fit_cannot_keep_the_network_before_it_does_and_that_is_said(classes):
-    net, x, y, held = classes
+def that_lost_everything(net, x, y):
+    """A fit of a network at its weights, but for the last layer's, which are turned."""
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
     guide(x, y)
     with torch.no_grad():
-        guide.locs.net.get_submodule("2").weight.mul_(-1)  # a fit that lost everything
+        guide.locs.net.get_submodule("2").weight.mul_(-1)
+    return model, guide
+
+
+def test_what_a_fit_cannot_keep_the_network_before_it_does_and_that_is_said(classes):
+    net, x, y, held = classes
+    model, guide = that_lost_everything(net, x, y)
     target = Target(max_error_rise=0.5)
     with pytest.warns(UserWarning, match="no network of this fit keeps the target; what does is the network before"):
         reached = compress_to(model, guide, target, [(x, y)], held, progress=False)
@@ -300,11 +295,7 @@ def test_a_rise_above_a_network_that_was_not_trained_to_its_end_is_said(classes,
     _, x, y, held = classes
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, steps)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
     guide = pyro_bc.FactorizedGuide(model)
     loader = pyro_bc.data.Batches(x, y, 100)
@@ -401,11 +392,7 @@ def test_a_recurrent_layer_whose_cut_costs_much_stays_whole_under_its_name_in_th
     x = torch.randn(80, 5, 3)
     y = (x[:, -1, 0] > 0).long()
     net = Last()
-    optimizer = torch.optim.Adam(net.parameters(), 2e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, 60, 2e-2)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupNormalJeffreys(), num_data=80)
     guide = pyro_bc.FactorizedGuide(model, init_log_variance=2.0)  # no group has more signal than noise
     guide(x, y)
@@ -456,11 +443,7 @@ def test_what_belongs_to_no_layer_is_rounded_beside_codes(classes):
     _, x, y, held = classes
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 40), nn.LayerNorm(40), nn.ReLU(), nn.Linear(40, 5))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(100):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    train(net, x, y, 100)
     model = pyro_bc.BayesianNetwork(net, pyro_bc.LearnedCode(), num_data=1000)
     guide = pyro_bc.FactorizedGuide(model)
     pyro_bc.fit(model, guide, [(x, y)], epochs=60, kl_weight=0.1, progress=False)
@@ -474,11 +457,7 @@ def test_what_belongs_to_no_layer_is_rounded_beside_codes(classes):
 
 def test_a_size_that_leaves_little_of_what_a_network_knew_is_said(classes):
     net, x, y, held = classes
-    model = pyro_bc.BayesianNetwork(net, pyro_bc.GroupHorseshoe(), num_data=1000)
-    guide = pyro_bc.FactorizedGuide(model, init_log_variance=-8.0)
-    guide(x, y)
-    with torch.no_grad():
-        guide.locs.net.get_submodule("2").weight.mul_(-1)
+    model, guide = that_lost_everything(net, x, y)
     with pytest.warns(UserWarning, match="bytes keep little of what the network knew: error % .*, and .* before"):
         reached = compress_to(model, guide, Target(max_bytes=4000), [x], held, progress=False)
     assert reached.is_met and reached.found.error > 50

@@ -1,6 +1,7 @@
 """Held-out data without a target: what would be stored is looked at, and nothing of the fit changes."""
 
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,21 +99,22 @@ def test_the_history_shows_itself(capsys):
     assert "compressed network" in shown
 
 
+def watched_by(look):
+    """A target that says of every look what a function does."""
+    return SimpleNamespace(watch=lambda model, guide, held_out, examples: look)
+
+
 @pytest.mark.parametrize("kept_at", [0, 4])
 def test_a_fit_goes_back_to_what_kept_its_target_however_early_that_was(kept_at):
     """Of looks in the first half those that were kept count where no later one was."""
     states = []
 
-    class Kept:
-        def watch(self, model, guide, held_out, examples):
-            def look(now):
-                states.append({name: value.clone() for name, value in guide.state_dict().items()})
-                is_kept = len(states) == 1 + kept_at
-                return Standing(0.5 if is_kept else -0.5, 1.0, 100, is_kept, cost=100)
+    def look(now):
+        states.append({name: value.clone() for name, value in now.guide.state_dict().items()})
+        is_kept = len(states) == 1 + kept_at
+        return Standing(0.5 if is_kept else -0.5, 1.0, 100, is_kept, cost=100)
 
-            return look
-
-    guide, history = fit(fresh(two_layers()), held_out=[two_of_six()], target=Kept())
+    guide, history = fit(fresh(two_layers()), held_out=[two_of_six()], target=watched_by(look))
     assert len(states) == len(history) == 6
     end = guide.state_dict()
     assert all(torch.equal(value, end[name]) for name, value in states[kept_at].items())
@@ -122,15 +124,12 @@ def test_a_fit_goes_back_to_what_kept_its_target_however_early_that_was(kept_at)
 def test_codes_that_are_not_rounded_are_nothing_to_go_back_to():
     looks = []
 
-    class KeptUntilRounded:
-        def watch(self, model, guide, held_out, examples):
-            def look(now):
-                looks.append(now.is_rounded)
-                return Standing(-0.1 if now.is_rounded else 0.5, 1.0, 100, not now.is_rounded, cost=100)
+    def look(now):
+        looks.append(now.is_rounded)
+        return Standing(-0.1 if now.is_rounded else 0.5, 1.0, 100, not now.is_rounded, cost=100)
 
-            return look
-
-    guide, history = fit(fresh(two_layers(), pyro_bc.LearnedCode()), held_out=[two_of_six()], target=KeptUntilRounded())
+    coded = fresh(two_layers(), pyro_bc.LearnedCode())
+    guide, history = fit(coded, held_out=[two_of_six()], target=watched_by(look))
     assert set(looks) == {True, False} and guide.kl_weight == history[-1].kl_weight
 
 
