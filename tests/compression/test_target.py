@@ -117,7 +117,7 @@ def test_a_fit_with_a_target_ends_at_it(classes, prior):
     assert reached.found.file_bytes < 900  # 4,180 bytes dense
 
 
-@OF_EACH_PRIOR
+@pytest.mark.parametrize("prior", [pyro_bc.GroupNormalJeffreys(), pyro_bc.LearnedCode()], ids=["gnj", "codes"])
 def test_a_size_that_no_network_has_leaves_one_that_knows_something(classes, prior, monkeypatch):
     monkeypatch.setattr("pyro_bc.compression.target._EVALUATIONS", 4)  # a few of all networks
     net, x, y, held = classes

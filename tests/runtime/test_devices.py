@@ -34,7 +34,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("fit", "tolerance"),
-    [("dense-gnj", 1e-6), ("dense-svd", 1e-6), ("convolutional-ghs", 1e-2), ("attention-gnj", 1e-2)],
+    [("dense-svd", 1e-6), ("convolutional-ghs", 1e-2), ("attention-gnj", 1e-2)],
 )
 def test_a_fit_is_the_same_there_and_stays_there(found, fit, tolerance):
     fit = found["fits"][fit]
@@ -133,7 +133,8 @@ def test_the_main_jobs_run_there_and_go_on_on_the_cpu(found, job):
     assert result["error"] == result["evaluated"] < 60  # chance is 90
     assert result["dense"][0] == result["dense"][1]  # the dense network was read back on both devices
     assert result["resumed"] < 60
-    assert {"metrics.json", "network.pbc", "report.html", "posterior.nc"} <= set(result["files"])
+    assert {"metrics.json", "network.pbc", "posterior.nc"} <= set(result["files"])
+    assert ("report.html" in result["files"]) is (job == "keep")
 
 
 def test_a_device_that_is_not_there_is_one_clear_error_before_anything_is_written(found):

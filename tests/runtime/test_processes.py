@@ -9,7 +9,6 @@ import distributed_worker as worker
 import pytest
 import torch
 import torch.distributed as distributed
-from helpers import needs_compiler
 
 import pyro_bc
 from pyro_bc.inference.elbo import elbo_terms
@@ -78,10 +77,9 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(found):
         assert process["resumed_end"] == process["whole_end"]
 
 
-@needs_compiler
-def test_compiled_steps_of_two_processes_come_to_the_same(found):
+def test_traced_steps_of_two_processes_come_to_the_same(found):
     for process in found[:2]:
-        assert process["compiled"] == pytest.approx(process["whole"], rel=1e-4)
+        assert process["traced"] == pytest.approx(process["whole"], rel=1e-4)
 
 
 def test_groups_leave_two_processes_alike_and_a_resumed_run_goes_on_without_them(found):
