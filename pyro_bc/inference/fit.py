@@ -47,7 +47,7 @@ from .history import Epoch, FitResult
 from .left import Left, left_of, whose_parameters
 from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, nearest_look, usual_weight
 from .rest import is_at_rest
-from .schedule import Schedule, set_rates
+from .schedule import Schedule, measure_scales_, set_rates
 from .shrinking import can_shrink, cut_of, is_time
 from .step import PRECISIONS, FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
@@ -230,6 +230,8 @@ def fit(
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and not resume and processes.from_first(checkpoint.exists):
         raise CheckpointError(f"'{checkpoint}' exists; resume it, or choose another path")
+    if schedule.kl_weight is None:
+        guide.balance_()
     whole = Training.of(model, guide, schedule)
     with (
         pyro.validation_enabled(False), torch.enable_grad(), whole.flat,
@@ -282,6 +284,7 @@ def fit(
                     if _is_compiled(compile, model, (until - since) * steps, x):  # also where few of them are left
                         bar(state="compiling")
                         fast = _compiled(compile, plain, now.model, now.guide, now.flat, *first, precision)
+                measure_scales_(now.optimizer)
                 sums = torch.zeros(2 + len(now.guide.families), device=whole.flat.vectors[0].device)
                 for step, (x, y) in enumerate(train_loader):
                     if epoch == first_epoch:

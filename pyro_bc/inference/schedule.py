@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
+from ..priors.base import GroupPrior
 from ..priors.cells import Cell
 from ..priors.learned_code import Code
 
@@ -23,6 +24,10 @@ _OF_STEPS, _OF_CODE_PRIOR = 0.2, 0.5
 _RISE, _END = 0.02, 0.002
 # Adam's memory of squared gradients, of codes: their gradients change when rounding begins.
 _SECOND_MOMENT = 0.99
+# What is learned at rates that end in a line.
+_LINEAR = ("means", "logs", "scales", "weights")
+# Learning rate of means of which the size is known, over that of the others, which are as small as weights are.
+_OF_SIZE, _MOST_OF_SIZE = 20, 5e-2
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class Trained(NamedTuple):
 
     :param parameters: of one kind.
     :param rate: the largest of their learning rate.
-    :param kind: ``means``, ``logs``, ``codes``, ``steps`` or ``code priors``.
+    :param kind: ``means``, ``logs``, ``scales`` and ``weights`` of balanced layers, ``codes``, ``steps`` or
+        ``code priors``; of scales the rate is a part of their own size.
     """
 
     parameters: list[Any]
@@ -116,9 +122,13 @@ def trained_parameters(model: Any, guide: FactorizedGuide, schedule: Schedule) -
     by_family = {dist.LogNormal: logs, Cell: centres}
     for name, family in guide.families.items():
         by_family.get(family, means).append(attrgetter(name)(guide.locs))
-    rate = schedule.code_learning_rate
+    scales, weights = _balanced(guide) if schedule.kl_weight is None else ([], [])
+    apart = {id(parameter) for parameter in (*scales, *weights)}
+    rate, of_size = schedule.code_learning_rate, min(_MOST_OF_SIZE, _OF_SIZE * schedule.learning_rate)
     found = (
-        Trained(means, schedule.learning_rate, "means"),
+        Trained([p for p in means if id(p) not in apart], schedule.learning_rate, "means"),
+        *(Trained([scale], of_size, "scales") for scale in scales),
+        Trained(weights, of_size, "weights"),
         Trained(logs, schedule.log_learning_rate, "logs"),
         Trained(centres, rate, "codes"),
         Trained(steps, _OF_STEPS * rate, "steps"),
@@ -127,12 +137,23 @@ def trained_parameters(model: Any, guide: FactorizedGuide, schedule: Schedule) -
     return [trained for trained in found if trained.parameters]
 
 
+def _balanced(guide: FactorizedGuide) -> tuple[list[Any], list[Any]]:
+    """Locations of the scales of balanced layers (:meth:`FactorizedGuide.balance_`), and of what they scale."""
+    scales: list[Any] = []
+    weights: list[Any] = []
+    for name, layer in guide.layers.items():
+        for role in layer.prior.balanced_roles(layer.type) if isinstance(layer.prior, GroupPrior) else ():
+            if f"{name}.{role}" in guide.families:
+                (scales if role == "scale" else weights).append(guide.parameters_of(f"{name}.{role}")[0])
+    return scales, weights
+
+
 def optimizer_of(vectors: Iterable[Tensor], trained: Iterable[Trained]) -> Any:
     """Adam of the flat parameters, one vector a kind."""
     groups = []
     for vector, (_, rate, kind) in zip(vectors, trained, strict=True):
         group = {"params": [vector], "lr": rate, "initial_lr": rate, "kind": kind}
-        groups.append(group if kind in ("means", "logs") else {**group, "betas": (0.9, _SECOND_MOMENT)})
+        groups.append(group if kind in _LINEAR else {**group, "betas": (0.9, _SECOND_MOMENT)})
     return torch.optim.Adam(groups, fused=True)
 
 
@@ -142,10 +163,18 @@ def set_rates(optimizer: Any, schedule: Schedule, progress: float, epochs: int, 
     part = progress / epochs
     cosine = min(1.0, part / _RISE) * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * part)))
     for group in optimizer.param_groups:
-        factor = linear if group["kind"] in ("means", "logs") else cosine
+        factor = linear if group["kind"] in _LINEAR else cosine
         if is_rounding and group["kind"] == "steps":  # powers of two by then
             factor = 0.0
-        group["lr"] = factor * group["initial_lr"]
+        group["lr"] = factor * group["initial_lr"] * group.get("size", 1.0)
+
+
+@torch.no_grad()
+def measure_scales_(optimizer: Any) -> None:
+    """Note the size of scales, of which their learning rates are a part until it is measured again; at most 1."""
+    for group in optimizer.param_groups:
+        if group["kind"] == "scales":
+            group["size"] = min(1.0, float(group["params"][0].square().mean().sqrt()))
 
 
 def log_variance_bounds(guide: FactorizedGuide, max_scale: Mapping[str, float]) -> list[tuple[Tensor, float]]:

@@ -32,7 +32,7 @@ from torch.distributions import constraints
 
 from ..errors import UnsupportedSiteError, UsageError
 from ..graph.module import same_statistics
-from ..priors.base import LayerSites, base_distribution, find_layers
+from ..priors.base import GroupPrior, LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
 from ..priors.mean_field_normal import MeanFieldNormal
 from ..priors.shared import SharedScale, find_shared, initial_scale
@@ -190,6 +190,19 @@ class FactorizedGuide(AutoGuide):
     def _trees(self, name: str) -> list[Any]:
         """The modules that hold the parameters of one site."""
         return [self.locs] if self.families[name] is Cell else [self.locs, self.log_variances]
+
+    @torch.no_grad()
+    def balance_(self) -> None:
+        """Let scales have the size of their groups' weights, in place: the same posterior of the network's weights.
+
+        Trained weights are small beside the N(0, 1) of which priors are made, and scales start at 1. As a product they
+        stay what they are, and the KL of weights falls at once by what a training would need thousands of steps for
+        (:meth:`~pyro_bc.priors.base.GroupPrior.balance_`).
+        """
+        for name, layer in self.layers.items():
+            if isinstance(layer.prior, GroupPrior):
+                roles = (*layer.prior.roles, *["bias"] * (f"{name}.bias" in self.families))
+                layer.prior.balance_({role: self.parameters_of(f"{name}.{role}") for role in roles}, layer.type)
 
     def parameters_of(self, name: str) -> tuple[Tensor, ...]:
         """Location and, but for a cell, log-variance of one site, read without ``pyro.param`` statements."""

@@ -256,6 +256,18 @@ class GroupPrior(Prior):
     def weight_statistic(self, q: Mapping[str, Any]) -> Tensor | None:
         return self.weights.statistic(q)
 
+    def balanced_roles(self, layer: LayerType) -> tuple[str, ...]:
+        """Normal sites that :meth:`balance_` gives their size: what a scale multiplies that of 1, beside the scale."""
+        return ()
+
+    def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
+        """Give the scales the size of what they multiply, in place: the same posterior of weights, and a smaller KL.
+
+        Nothing where the prior has no such freedom.
+
+        :param parameters: location and log-variance of the guide's site of every role, ``bias`` among them.
+        """
+
 
 def described_prior(description: Mapping[str, Any]) -> Prior:
     """The prior that :meth:`Prior.description` describes.
@@ -275,6 +287,37 @@ def initial_weight(shape: Sequence[int], layer: LayerType) -> Tensor:
     """Random weights as ``torch.nn.Linear`` and ``torch.nn.Conv`` start with."""
     bound = 1 / math.sqrt(layer.fan_in(shape))
     return torch.empty(tuple(shape)).uniform_(-bound, bound)
+
+
+def scaled_roles(layer: LayerType) -> tuple[str, ...]:
+    """What a group's scale multiplies."""
+    return ("weight", "bias") if layer.scales_outputs else ("weight",)
+
+
+def group_sizes(parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> Tensor:
+    """Root of the mean square of what each group's scale multiplies, ``(groups,)``: where the KL from N(0, 1) is least.
+
+    :param parameters: location and log-variance by role.
+    """
+    squares, groups = _squares(parameters["weight"]), len(parameters["scale"][0])
+    of = layer.over_groups(torch.arange(groups, device=squares.device), squares.shape).expand(squares.shape)
+    total = squares.new_zeros(groups).index_add(0, of.reshape(-1), squares.reshape(-1))
+    count = torch.bincount(of.reshape(-1), minlength=groups).to(total)
+    if layer.scales_outputs and "bias" in parameters:
+        total, count = total + _squares(parameters["bias"]), count + 1
+    return (total / count).sqrt()
+
+
+def _squares(parameters: tuple[Tensor, ...]) -> Tensor:
+    loc, log_variance = parameters
+    return loc.square() + log_variance.exp()
+
+
+def divide_(parameters: tuple[Tensor, ...], size: Tensor) -> None:
+    """Divide a normal's variable, of location and log-variance, in place."""
+    loc, log_variance = parameters
+    loc.div_(size)
+    log_variance.sub_(2 * size.log())
 
 
 def scaled_moments(value: Any, scale_mean: Tensor, scale_variance: Tensor) -> tuple[Tensor, Tensor]:

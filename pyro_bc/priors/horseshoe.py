@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
-from .base import GroupPrior, Prior, base_distribution, recognised_prior
+from ..graph.layer_types import LayerType
+from .base import GroupPrior, Prior, base_distribution, divide_, recognised_prior, scaled_roles
 from .standard_normal import STANDARD_NORMAL
 
 
@@ -131,3 +132,17 @@ class GroupHorseshoe(GroupPrior):
     def statistic(self, q: Mapping[str, Any]) -> Tensor:
         scale = self.group_scale(q)
         return scale.scale.square() - scale.loc
+
+    def balanced_roles(self, layer: LayerType) -> tuple[str, ...]:
+        return scaled_roles(layer) if self.weights == STANDARD_NORMAL else ()
+
+    def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
+        if not self.balanced_roles(layer):
+            return
+        # One size for all: that of a single group has a prior of its own.
+        loc, log_variance = parameters["weight"]
+        size = (loc.square() + log_variance.exp()).mean().sqrt()
+        parameters["global_b"][0].add_(2 * size.log())
+        divide_(parameters["weight"], size)
+        if layer.scales_outputs and "bias" in parameters:
+            divide_(parameters["bias"], size)

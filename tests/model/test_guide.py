@@ -22,6 +22,7 @@ from pyro_bc import (
     fit,
 )
 from pyro_bc.errors import UnsupportedSiteError
+from pyro_bc.inference.elbo import elbo_terms
 from pyro_bc.model.likelihoods import Normal
 from pyro_bc.priors.normal_jeffreys import NormalJeffreys
 
@@ -311,3 +312,64 @@ def test_what_is_only_looked_at_keeps_its_running_statistics(what):
     assert int(model.skeleton[1].num_batches_tracked) == counted
     assert bool((model.skeleton[1].running_mean != 0).any()) == counted
     assert model.skeleton[1].training
+
+
+class Encoder(nn.Module):
+    """Heads are groups of an attention's output, and words those of an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(7, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 6, 0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.block(self.words(x)).mean(1))
+
+
+@pytest.mark.parametrize("prior", [GroupNormalJeffreys(), GroupHorseshoe()], ids=["gnj", "ghs"])
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (lambda: network(None)[0], torch.rand(4, 4)),
+        (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.ConvTranspose2d(3, 2, 3)), torch.rand(4, 1, 6, 6)),
+        (Encoder, torch.randint(7, (4, 5))),
+    ],
+    ids=["linear", "convolutions", "attention"],
+)
+def test_balancing_leaves_the_posterior_of_weights_as_it_is_and_lowers_the_kl(prior, net, x):
+    model = BayesianNetwork(net(), prior, num_data=60, likelihood=Normal())
+    guide = FactorizedGuide(model, init_log_variance=-7.0)
+    y = torch.zeros_like(model.original(x))
+    guide(x, y)
+    weights = [guide.parameters_of(f"{name}.weight")[0] for name in guide.layers]
+    with torch.no_grad():  # groups of different sizes
+        for own in weights:
+            own.mul_(torch.logspace(-1, 0, len(own)).reshape(-1, *[1] * (own.dim() - 1)))
+
+    def moments():
+        found = {}
+        for name, layer in guide.layers.items():
+            q = {role: guide.posterior()[f"{name}.{role}"] for role in layer.prior.roles}
+            found[name] = layer.prior.moments(q, layer.type)
+            if f"{name}.bias" in guide.families:
+                q["bias"] = guide.posterior()[f"{name}.bias"]
+                found[f"{name} bias"] = layer.prior.bias_moments(q, layer.type)
+        return found
+
+    def kl():
+        torch.manual_seed(0)
+        return float(elbo_terms(model, guide, x, y).total_kl().detach())
+
+    before, paid = moments(), kl()
+    guide.balance_()
+    after = moments()
+    for name, (mean, variance) in before.items():
+        torch.testing.assert_close(after[name][0], mean, rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(after[name][1], variance, rtol=1e-4, atol=1e-9, msg=name)
+    assert kl() < paid
+    again = kl()
+    guide.balance_()
+    assert kl() == pytest.approx(again, rel=1e-4)
+    for own in weights:
+        assert 0.2 < float(own.detach().square().mean()) <= 1.1  # the variance, and a convolution's bias, are the rest
