@@ -116,6 +116,10 @@ def fit(
     smallest network of the second half that cost less, where the last one does not. What it came to is in
     ``guide.kl_weight`` and in the history. ``kl_weight=1`` is the ELBO, and any number stays what it is.
 
+    Where the weight of the KL is found, so is the size of scales: before the first step, groups' scales take over the
+    size of what they multiply (:meth:`FactorizedGuide.balance_`), which changes no weight of the network, and
+    both are learned at rates that are a part of it.
+
     Where weights are codes (:class:`~pyro_bc.LearnedCode`), the last part of the training computes with rounded ones,
     in steps that are powers of two (:func:`~pyro_bc.rounded_codes`).
 

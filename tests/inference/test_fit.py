@@ -67,6 +67,7 @@ def test_the_two_learning_rates_reach_their_parameters():
         epochs=1,
         learning_rate=1e-3,
         log_learning_rate=1e-1,
+        kl_weight=1.0,
         decay=0,
         progress=False,
     )
@@ -257,3 +258,24 @@ def test_a_data_set_in_place_of_batches_is_refused():
     model, guide = fresh()
     with pytest.raises(UsageError, match="single examples, no batches: put the TensorDataset into a DataLoader"):
         pyro_bc.fit(model, guide, TensorDataset(*problem()), epochs=1, progress=False)
+
+
+def test_a_found_weight_starts_from_balanced_scales_whose_rates_are_a_part_of_their_size():
+    sizes = []
+    for epochs in (1, 2):
+        model, guide = fresh(prior=pyro_bc.GroupNormalJeffreys())
+        guide(*problem())
+        guide.balance_()
+        start = {name: value.detach().clone() for name, value in guide.locs.named_parameters()}
+        loader = pyro_bc.data.Batches(*problem(), 200)
+        pyro_bc.fit(model, guide, loader, epochs=epochs, learning_rate=1e-3, decay=0, progress=False)
+        for layer in ("net.0", "net.2"):
+            size = float(start[f"{layer}.scale"].square().mean().sqrt())
+            moved = {role: (guide.parameters_of(f"{layer}.{role}")[0] - start[f"{layer}.{role}"]).abs().median().item()
+                     for role in ("scale", "weight", "bias")}  # fmt: skip
+            if epochs == 1:
+                sizes.append(size)
+                assert moved == pytest.approx({"scale": 0.02 * size, "weight": 0.02, "bias": 1e-3}, rel=0.05)
+            else:
+                assert moved["scale"] < 0.05 * size
+    assert all(size < 0.5 for size in sizes)  # of weights as torch draws them
