@@ -47,7 +47,7 @@ from .history import Epoch, FitResult
 from .left import Left, left_of, whose_parameters
 from .multiplier import Watch, best_look, guarded_weight, is_looked_at, learned_weight, nearest_look, usual_weight
 from .rest import is_at_rest
-from .schedule import Schedule, measure_scales_, set_rates
+from .schedule import Schedule, measure_, set_rates
 from .shrinking import can_shrink, cut_of, is_time
 from .step import PRECISIONS, FlatParameters, Step, StepResult, compiled_step, eager_step, has_compiler
 from .straight_through import rounded_codes, settle_codes_
@@ -288,7 +288,7 @@ def fit(
                     if _is_compiled(compile, model, (until - since) * steps, x):  # also where few of them are left
                         bar(state="compiling")
                         fast = _compiled(compile, plain, now.model, now.guide, now.flat, *first, precision)
-                measure_scales_(now.optimizer)
+                measure_(now.optimizer, epochs * steps)
                 sums = torch.zeros(2 + len(now.guide.families), device=whole.flat.vectors[0].device)
                 for step, (x, y) in enumerate(train_loader):
                     if epoch == first_epoch:

@@ -28,6 +28,8 @@ _SECOND_MOMENT = 0.99
 _LINEAR = ("means", "logs", "scales", "weights")
 # Learning rate of means of which the size is known, over that of the others, which are as small as weights are.
 _OF_SIZE, _MOST_OF_SIZE = 20, 5e-2
+# Steps of a training up to which that is the rate.
+_STEPS = 4000
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Schedule:
     r"""How a training goes. What is not given comes from the prior.
 
     :param learning_rate: Adam's, of the means (and of deterministic parameters of the network). Where the KL's weight
-        is found, that of balanced weights and scales is 20 times as large a part of their size, and at most 0.05.
+        is found, that of balanced weights and scales is 20 times as large a part of their size, at most 0.05, and
+        less where there are more than 4,000 steps.
     :param log_learning_rate: Adam's, of all that lives on a log scale: log-variances, and the locations of log-normal
         sites.
     :param code_learning_rate: Adam's, of the codes of :class:`~pyro_bc.LearnedCode`, in steps of the quantiser; it
@@ -171,11 +174,20 @@ def set_rates(optimizer: Any, schedule: Schedule, progress: float, epochs: int, 
 
 
 @torch.no_grad()
-def measure_scales_(optimizer: Any) -> None:
-    """Note the size of scales, of which their learning rates are a part until it is measured again; at most 1."""
+def measure_(optimizer: Any, steps: int) -> None:
+    """Note the sizes of which learning rates are a part until they are measured again.
+
+    Scales have their own, at most 1, and the weights that they multiply have 1. Both have a way to go that is about
+    as long in any training: where there are more steps for it, these are smaller.
+
+    :param steps: of the whole training.
+    """
+    part = min(1.0, _STEPS / steps)
     for group in optimizer.param_groups:
+        if group["kind"] == "weights":
+            group["size"] = part
         if group["kind"] == "scales":
-            group["size"] = min(1.0, float(group["params"][0].square().mean().sqrt()))
+            group["size"] = part * min(1.0, float(group["params"][0].square().mean().sqrt()))
 
 
 def log_variance_bounds(guide: FactorizedGuide, max_scale: Mapping[str, float]) -> list[tuple[Tensor, float]]:
