@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..model.guide import FactorizedGuide
-from ..priors.base import GroupPrior
 from ..priors.cells import Cell
 from ..priors.learned_code import Code
 
@@ -145,10 +144,10 @@ def _balanced(guide: FactorizedGuide) -> tuple[list[Any], list[Any]]:
     """Locations of the scales of balanced layers (:meth:`FactorizedGuide.balance_`), and of what they scale."""
     scales: list[Any] = []
     weights: list[Any] = []
-    for name, layer in guide.layers.items():
-        for role in layer.prior.balanced_roles(layer.type) if isinstance(layer.prior, GroupPrior) else ():
-            if f"{name}.{role}" in guide.families:
-                (scales if role == "scale" else weights).append(guide.parameters_of(f"{name}.{role}")[0])
+    for prior, kind, parameters in guide.balanced():
+        for role in prior.balanced_roles(kind):
+            if role in parameters:
+                (scales if role == "scale" else weights).append(parameters[role][0])
     return scales, weights
 
 

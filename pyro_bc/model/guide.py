@@ -14,7 +14,7 @@ learning rate of its own (:func:`pyro_bc.fit`).
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any, cast
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..errors import UnsupportedSiteError, UsageError
+from ..graph.layer_types import LayerType
 from ..graph.module import same_statistics
 from ..priors.base import GroupPrior, LayerSites, base_distribution, find_layers
 from ..priors.cells import Cell, LaplaceCells
@@ -199,10 +200,19 @@ class FactorizedGuide(AutoGuide):
         stay what they are, and the KL of weights falls at once by what a training would need thousands of steps for
         (:meth:`~pyro_bc.priors.base.GroupPrior.balance_`).
         """
-        for name, layer in self.layers.items():
-            if isinstance(layer.prior, GroupPrior):
-                roles = (*layer.prior.roles, *["bias"] * (f"{name}.bias" in self.families))
-                layer.prior.balance_({role: self.parameters_of(f"{name}.{role}") for role in roles}, layer.type)
+        for prior, kind, parameters in self.balanced():
+            prior.balance_(parameters, kind)
+
+    def balanced(self) -> Iterator[tuple[GroupPrior, LayerType, dict[str, tuple[Tensor, ...]]]]:
+        """Of layers whose product :meth:`balance_` knows: prior, type, and the parameters of their sites by role.
+
+        Those are what a prior made: whoever writes ``pyro.sample`` statements for scale and weight multiplies them by
+        a rule of their own.
+        """
+        for name, (prior, densities, kind) in self.layers.items():
+            own = [role for role, density in densities.items() if hasattr(density, "of_layer")]
+            if "weight" in own and isinstance(prior, GroupPrior) and prior.balanced_roles(kind):
+                yield prior, kind, {role: self.parameters_of(f"{name}.{role}") for role in own}
 
     def parameters_of(self, name: str) -> tuple[Tensor, ...]:
         """Location and, but for a cell, log-variance of one site, read without ``pyro.param`` statements."""

@@ -257,15 +257,18 @@ class GroupPrior(Prior):
         return self.weights.statistic(q)
 
     def balanced_roles(self, layer: LayerType) -> tuple[str, ...]:
-        """Normal sites that :meth:`balance_` gives their size: what a scale multiplies that of 1, beside the scale."""
+        """Normal sites that :meth:`balance_` gives a size: what a scale multiplies that of 1, and the scale its own.
+
+        None where the prior has no such freedom, or :meth:`balance_` does not know it.
+        """
         return ()
 
     def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
         """Give the scales the size of what they multiply, in place: the same posterior of weights, and a smaller KL.
 
-        Nothing where the prior has no such freedom.
+        Called where there are :meth:`balanced_roles`.
 
-        :param parameters: location and log-variance of the guide's site of every role, ``bias`` among them.
+        :param parameters: location and log-variance of the guide's site of every role, ``bias`` where it is scaled.
         """
 
 
@@ -292,6 +295,12 @@ def initial_weight(shape: Sequence[int], layer: LayerType) -> Tensor:
 def scaled_roles(layer: LayerType) -> tuple[str, ...]:
     """What a group's scale multiplies."""
     return ("weight", "bias") if layer.scales_outputs else ("weight",)
+
+
+def is_product_of(kind: type[Prior], prior: Prior) -> bool:
+    """Whether a prior's weights are the product that they are in this class, and not one of a subclass's own."""
+    own = ("scale_sites", "sites", "scale", "weight", "bias", "group_scale", "moments", "bias_moments")
+    return all(getattr(type(prior), name) is getattr(kind, name) for name in own)
 
 
 def group_sizes(parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> Tensor:

@@ -15,7 +15,7 @@ from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
 from ..graph.layer_types import LayerType
-from .base import GroupPrior, Prior, base_distribution, divide_, recognised_prior, scaled_roles
+from .base import GroupPrior, Prior, base_distribution, divide_, is_product_of, recognised_prior, scaled_roles
 from .standard_normal import STANDARD_NORMAL
 
 
@@ -134,11 +134,11 @@ class GroupHorseshoe(GroupPrior):
         return scale.scale.square() - scale.loc
 
     def balanced_roles(self, layer: LayerType) -> tuple[str, ...]:
-        return scaled_roles(layer) if self.weights == STANDARD_NORMAL else ()
+        if self.weights != STANDARD_NORMAL or not is_product_of(GroupHorseshoe, self):
+            return ()
+        return scaled_roles(layer)
 
     def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
-        if not self.balanced_roles(layer):
-            return
         # One size for all: that of a single group has a prior of its own.
         loc, log_variance = parameters["weight"]
         size = (loc.square() + log_variance.exp()).mean().sqrt()

@@ -21,7 +21,16 @@ from torch.distributions.kl import register_kl
 
 from ..errors import ImproperPriorError
 from ..graph.layer_types import LayerType
-from .base import GroupPrior, Prior, base_distribution, divide_, group_sizes, recognised_prior, scaled_roles
+from .base import (
+    GroupPrior,
+    Prior,
+    base_distribution,
+    divide_,
+    group_sizes,
+    is_product_of,
+    recognised_prior,
+    scaled_roles,
+)
 from .mean_field_normal import MeanFieldNormal
 from .standard_normal import STANDARD_NORMAL
 
@@ -150,12 +159,11 @@ class GroupNormalJeffreys(GroupPrior):
         return log_dropout_rate(scale.loc, 2 * scale.scale.log())
 
     def balanced_roles(self, layer: LayerType) -> tuple[str, ...]:
-        # Of log-uniform weights all sizes cost the same.
-        return ("scale", *scaled_roles(layer)) if self.weights == STANDARD_NORMAL else ()
+        if self.weights != STANDARD_NORMAL or not is_product_of(GroupNormalJeffreys, self):
+            return ()  # of log-uniform weights all sizes cost the same
+        return ("scale", *scaled_roles(layer))
 
     def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
-        if not self.balanced_roles(layer):
-            return
         size = group_sizes(parameters, layer)
         divide_(parameters["scale"], 1 / size)  # whose own divergence knows no size
         divide_(parameters["weight"], layer.over_groups(size, parameters["weight"][0].shape))

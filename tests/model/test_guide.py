@@ -373,3 +373,28 @@ def test_balancing_leaves_the_posterior_of_weights_as_it_is_and_lowers_the_kl(pr
     assert kl() == pytest.approx(again, rel=1e-4)
     for own in weights:
         assert 0.2 < float(own.detach().square().mean()) <= 1.1  # the variance, and a convolution's bias, are the rest
+
+
+class ScaledOutputs(GroupNormalJeffreys):
+    """A rule of its own for what its scales multiply."""
+
+    def weight(self, values, layer=None):
+        return 2 * super().weight(values, layer)
+
+
+def test_what_multiplies_by_a_rule_of_its_own_is_not_balanced():
+    def by_hand(x, y=None):
+        scale = pyro.sample("fc.scale", NormalJeffreys().expand([4]).to_event(1))
+        weight = pyro.sample("fc.weight", dist.Normal(torch.zeros(4, 4), 1.0).to_event(2))
+        with pyro.plate("data", 60, subsample=x):
+            pyro.sample("y", dist.Categorical(logits=x @ (scale[:, None] * weight).T), obs=y)
+
+    for model in (by_hand, network(ScaledOutputs())[1]):
+        pyro.clear_param_store()
+        guide = FactorizedGuide(model)
+        guide(X, Y)
+        before = {name: value.detach().clone() for name, value in guide.named_parameters()}
+        guide.balance_()
+        assert "fc" in guide.layers or "net.0" in guide.layers
+        assert not list(guide.balanced())
+        assert all(torch.equal(value, before[name]) for name, value in guide.named_parameters())
