@@ -308,16 +308,17 @@ def group_sizes(parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) 
 
     :param parameters: location and log-variance by role.
     """
-    squares, groups = _squares(parameters["weight"]), len(parameters["scale"][0])
-    of = layer.over_groups(torch.arange(groups, device=squares.device), squares.shape).expand(squares.shape)
-    total = squares.new_zeros(groups).index_add(0, of.reshape(-1), squares.reshape(-1))
+    own, groups = squares(parameters["weight"]), len(parameters["scale"][0])
+    of = layer.over_groups(torch.arange(groups, device=own.device), own.shape).expand(own.shape)
+    total = own.new_zeros(groups).index_add(0, of.reshape(-1), own.reshape(-1))
     count = torch.bincount(of.reshape(-1), minlength=groups).to(total)
     if layer.scales_outputs and "bias" in parameters:
-        total, count = total + _squares(parameters["bias"]), count + 1
+        total, count = total + squares(parameters["bias"]), count + 1
     return (total / count).sqrt()
 
 
-def _squares(parameters: tuple[Tensor, ...]) -> Tensor:
+def squares(parameters: tuple[Tensor, ...]) -> Tensor:
+    """Expected square of a normal's variable, of location and log-variance."""
     loc, log_variance = parameters
     return loc.square() + log_variance.exp()
 

@@ -15,7 +15,7 @@ from torch.distributions.kl import register_kl
 
 from ..errors import UsageError
 from ..graph.layer_types import LayerType
-from .base import GroupPrior, Prior, base_distribution, divide_, is_product_of, recognised_prior, scaled_roles
+from .base import GroupPrior, Prior, base_distribution, divide_, is_product_of, recognised_prior, scaled_roles, squares
 from .standard_normal import STANDARD_NORMAL
 
 
@@ -140,8 +140,7 @@ class GroupHorseshoe(GroupPrior):
 
     def balance_(self, parameters: Mapping[str, tuple[Tensor, ...]], layer: LayerType) -> None:
         # One size for all: that of a single group has a prior of its own.
-        loc, log_variance = parameters["weight"]
-        size = (loc.square() + log_variance.exp()).mean().sqrt()
+        size = squares(parameters["weight"]).mean().sqrt()
         parameters["global_b"][0].add_(2 * size.log())
         divide_(parameters["weight"], size)
         if layer.scales_outputs and "bias" in parameters:
